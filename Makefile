@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= cluster/configs/demo.yaml
+
+.PHONY: help setup serve test check bench docs clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed  ## Make .venv and install everything, pinned
+
+$(VENV)/.installed: requirements-cpu.txt pyproject.toml
+	@echo "Installing into $(VENV) (about two minutes, 4 GB) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for another)
+	@exec $(BIN)/pdserve up $(CONFIG)
+
+test: setup  ## The whole test suite, real engines included
+	$(BIN)/python -m pytest
+
+check: setup  ## What CI runs: formatting, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: setup  ## Compare with bare vLLM and Ray Serve LLM; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.compare
+
+docs: setup  ## Write the generated parts of README.md anew
+	$(BIN)/pdserve config-reference --into README.md
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
