@@ -1,0 +1,113 @@
+"""The comparison with bare vLLM and Ray Serve LLM: rounds, progress, verdict.
+
+Owns the order of things and the command line. `python -m benchmarks.compare --help` is the command.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.chart import write_chart
+from benchmarks.load import LoadError
+from benchmarks.machine import observe_machine
+from benchmarks.measure import Metrics, measure, wait_until_ready
+from benchmarks.systems import SYSTEMS, SystemFailedError, adopt_orphans, started
+
+_ROOT = Path(__file__).resolve().parent.parent
+_START_S = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Prints a line of progress, with the minutes and seconds since the start."""
+    minutes, seconds = divmod(int(time.monotonic() - _START_S), 60)
+    print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
+
+
+def take_turn(name: str, config: Path, *, seed: int) -> Metrics:
+    """Starts, measures and stops one system.
+
+    Raises:
+        SystemFailedError: it did not start, ended, or failed a request.
+    """
+    with started(name, config) as system:
+        try:
+            say(f"    ready after {wait_until_ready(system):.0f} s, warming up")
+            return measure(system, seed=seed, report=lambda line: say(f"    {line}"))
+        except (LoadError, OSError) as error:
+            system.check_alive()
+            raise SystemFailedError(f"{error}; the end of its log:\n{system.log_tail()}") from error
+
+
+def compare(systems: list[str], config: Path, *, num_rounds: int) -> dict[str, list[Metrics]]:
+    """All rounds. The same round puts the same prompts on each system.
+
+    Raises:
+        SystemFailedError: one did not start, ended, or failed a request; the text names it.
+    """
+    rounds: dict[str, list[Metrics]] = {name: [] for name in systems}
+    for index in range(num_rounds):
+        for name in systems:
+            say(f"round {index + 1} of {num_rounds}: {name}")
+            try:
+                rounds[name].append(take_turn(name, config, seed=index))
+            except SystemFailedError as failure:
+                raise SystemFailedError(f"{name}: {failure}") from failure
+    return rounds
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description="Measures pdserve beside bare vLLM and Ray Serve LLM's prefill/decode app, one"
+        " at a time on this machine, and writes compare.md, compare.json and compare.png."
+        " Takes about five minutes a round; use the machine for nothing else meanwhile.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=_positive, default=3, help="turns of each system")
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="which, in which order"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=_ROOT / "benchmarks" / "results",
+        help="the folder for the results",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=_ROOT / "cluster" / "configs" / "demo.yaml",
+        help="the file for pdserve, which must serve the demo model under its own name",
+    )
+    options = parser.parse_args()
+
+    adopt_orphans()
+    try:
+        rounds = compare(options.systems, options.config, num_rounds=options.rounds)
+    except SystemFailedError as failure:
+        print(f"no comparison: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what was started has been stopped", file=sys.stderr)
+        return 130
+    report.write(rounds, observe_machine(), options.out)
+    write_chart(rounds, options.out / "compare.png")
+    print(f"\n{report.median_table(rounds)}\n")
+    if verdicts := report.judge(rounds):
+        print(f"{report.ratio_table(verdicts)}\n")
+    say(f"written to {options.out}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

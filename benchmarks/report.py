@@ -1,0 +1,253 @@
+"""The comparison's verdict: medians, ratios, targets, and the files that say so.
+
+Owns what the result files look like. Pure but for `write`; never measures, never draws.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from benchmarks.load import Load
+from benchmarks.machine import Machine
+from benchmarks.measure import CLIENTS_8, CLIENTS_32, LONG_PROMPT, SHORT_PROMPT, Metrics
+from benchmarks.systems import MAX_MODEL_LEN
+
+Rounds = Mapping[str, Sequence[Metrics]]
+"""The metrics of each system, one for each round."""
+
+METRICS: tuple[str, ...] = tuple(field.name for field in fields(Metrics))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """How a metric is shown: its value times `scale` in `unit`, with so many digits."""
+
+    title: str
+    unit: str = "ms"
+    scale: float = 1e3
+    digits: int = 1
+
+    def format(self, value: float) -> str:
+        """The value alone."""
+        return f"{value * self.scale:,.{self.digits}f}"
+
+
+def _throughput(title: str) -> Shown:
+    return Shown(title=title, unit="tokens/s", scale=1, digits=0)
+
+
+SHOWN: Mapping[str, Shown] = {
+    "ttft_s_p50_20": Shown(title="TTFT p50, one client, 20-token prompt"),
+    "ttft_s_p50_500": Shown(title="TTFT p50, one client, 500-token prompt"),
+    "itl_s_mean": Shown(title="mean ITL, one client"),
+    "handover_s_p50": Shown(title="first token to second p50, one client"),
+    "tokens_per_s_c8": _throughput("output, 8 clients, 200 in / 32 out"),
+    "ttft_s_p50_c8": Shown(title="TTFT p50, 8 clients"),
+    "ttft_s_p90_c8": Shown(title="TTFT p90, 8 clients"),
+    "tokens_per_s_c32": _throughput("output, 32 clients, 200 in / 32 out"),
+    "ttft_s_p50_c32": Shown(title="TTFT p50, 32 clients"),
+    "ttft_s_p90_c32": Shown(title="TTFT p90, 32 clients"),
+    "idle_cores": Shown(title="idle, all processes", unit="cores", scale=1, digits=2),
+    "client_cores_c32": Shown(title="load generator, 32 clients", unit="cores", scale=1, digits=2),
+}
+
+SUBJECT = "pdserve"
+PEER_TITLES: Mapping[str, str] = {
+    "vllm": "bare vLLM",
+    "ray-llm": "Ray Serve LLM P/D",
+    "ray-llm-tuned": "tuned Ray Serve LLM P/D",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A bound on this project's `metric`, divided by `over`.
+
+    That is a peer, of which the same metric is meant, or another metric of this project.
+    """
+
+    metric: str
+    over: str
+    bound: Literal["at most", "at least"]
+    limit: float
+
+    @property
+    def over_peer(self) -> bool:
+        """Whether `over` names a system, and not a metric."""
+        return self.over in PEER_TITLES
+
+
+TARGETS = (
+    Target(metric="ttft_s_p50_20", over="vllm", bound="at most", limit=1.5),
+    Target(metric="ttft_s_p50_20", over="ray-llm-tuned", bound="at most", limit=0.3),
+    Target(metric="ttft_s_p50_500", over="vllm", bound="at most", limit=1.3),
+    Target(metric="ttft_s_p50_500", over="ray-llm-tuned", bound="at most", limit=0.5),
+    Target(metric="itl_s_mean", over="vllm", bound="at most", limit=1.3),
+    Target(metric="itl_s_mean", over="ray-llm-tuned", bound="at most", limit=1.0),
+    Target(metric="tokens_per_s_c8", over="ray-llm-tuned", bound="at least", limit=1.8),
+    Target(metric="tokens_per_s_c32", over="vllm", bound="at least", limit=0.75),
+    Target(metric="tokens_per_s_c32", over="ray-llm-tuned", bound="at least", limit=1.6),
+    Target(metric="handover_s_p50", over="itl_s_mean", bound="at most", limit=3.0),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A target and the median, over the rounds, of what was measured in each."""
+
+    target: Target
+    ratio: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio is within the limit."""
+        if self.target.bound == "at most":
+            return self.ratio <= self.target.limit
+        return self.ratio >= self.target.limit
+
+
+def values_of(rounds: Rounds, system: str, metric: str) -> tuple[float, ...]:
+    """One metric of one system, round by round."""
+    return tuple(float(getattr(metrics, metric)) for metrics in rounds[system])
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """The median of each round's ratio: what drifts from round to round cancels out."""
+    return median(
+        numerator / denominator
+        for numerator, denominator in zip(numerators, denominators, strict=True)
+    )
+
+
+def judge(rounds: Rounds) -> tuple[Verdict, ...]:
+    """The verdict on each target whose systems were measured."""
+    return tuple(
+        Verdict(
+            target=target,
+            ratio=median_ratio(
+                values_of(rounds, SUBJECT, target.metric),
+                values_of(rounds, target.over, target.metric)
+                if target.over_peer
+                else values_of(rounds, SUBJECT, target.over),
+            ),
+        )
+        for target in TARGETS
+        if SUBJECT in rounds and (target.over in rounds or not target.over_peer)
+    )
+
+
+def ratio_table(verdicts: Sequence[Verdict]) -> str:
+    """What was measured, the target, and whether it is met, a column for each 1; Markdown."""
+    cells = {(verdict.target.metric, verdict.target.over): verdict for verdict in verdicts}
+    overs = tuple(dict.fromkeys(over for _, over in cells))
+    ones = {**PEER_TITLES, **{metric: f"its own {shown.title}" for metric, shown in SHOWN.items()}}
+    rows = [[SUBJECT, *(f"{ones[over]} = 1" for over in overs)]]
+    rows += [
+        [SHOWN[metric].title, *(_verdict_cell(cells.get((metric, over))) for over in overs)]
+        for metric in dict.fromkeys(metric for metric, _ in cells)
+    ]
+    return _markdown(rows)
+
+
+def median_table(rounds: Rounds) -> str:
+    """Each metric's median for each system, with the range over the rounds; Markdown."""
+    rows = [["", *(PEER_TITLES.get(system, system) for system in rounds)]]
+    rows += [
+        [
+            f"{shown.title}, {shown.unit}",
+            *(_range_cell(values_of(rounds, system, metric), shown) for system in rounds),
+        ]
+        for metric, shown in SHOWN.items()
+    ]
+    return _markdown(rows)
+
+
+def compare_json(rounds: Rounds) -> str:
+    """`{system: {metric: {median, min, max}}}`."""
+    summary = {
+        system: {
+            metric: {"median": median(values), "min": min(values), "max": max(values)}
+            for metric in METRICS
+            for values in [values_of(rounds, system, metric)]
+        }
+        for system in rounds
+    }
+    return json.dumps(summary, indent=2) + "\n"
+
+
+def compare_markdown(rounds: Rounds, machine: Machine) -> str:
+    """The whole report."""
+    num_rounds = min(len(metrics) for metrics in rounds.values())
+    verdicts = judge(rounds)
+    sections = [
+        "# Comparison\n\nWritten by `make bench`; do not edit.",
+        f"## Ratios, and what they must be\n\n{ratio_table(verdicts)}" if verdicts else None,
+        f"## Medians of {num_rounds} rounds (lowest to highest)\n\n{median_table(rounds)}",
+        "![The same as a chart](compare.png)",
+        f"## How it was measured\n\n{_METHOD.rstrip()}",
+        f"## Machine\n\n{machine.markdown()}",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def write(rounds: Rounds, machine: Machine, folder: Path) -> None:
+    """Writes `compare.json` and `compare.md`, making the folder if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compare.json").write_text(compare_json(rounds))
+    (folder / "compare.md").write_text(compare_markdown(rounds, machine))
+
+
+def _describe(load: Load) -> str:
+    clients = "one client" if load.num_clients == 1 else f"{load.num_clients} clients"
+    return (
+        f"{load.num_requests} requests of {load.prompt_tokens} tokens in and {load.output_tokens}"
+        f" out from {clients}"
+    )
+
+
+_METHOD = f"""\
+In each round every system in turn is started, alone on the machine, warmed up, put under the same
+loads, and stopped. A ratio is taken within a round; the tables show the median over the rounds. All
+serve the demo model (float32, eager, {MAX_MODEL_LEN} positions) with one thread an engine and 1 GiB
+of KV cache; the split systems have one prefill and one decode engine.
+
+- Requests: streamed completions of random token prompts, so that no prefix cache answers; greedy,
+  and going on past an end of sequence, so that all answers have the same length. Each client sends
+  its next request when one is answered.
+- Loads: {_describe(SHORT_PROMPT)}, which also give ITL and the time from first token to second;
+  {_describe(LONG_PROMPT)}; {_describe(CLIENTS_8)}; {_describe(CLIENTS_32)}.
+- TTFT runs from the request written to the first token read. Mean ITL is the time from a request's
+  first token to its last, by the tokens after the first. Ray Serve LLM as shipped sends what 50 ms
+  brought in one piece, so first and second token often arrive together.
+- Ray Serve LLM samples the first token in decode: what moving the KV takes lies in its TTFT. In
+  pdserve the first token comes from prefill, and it lies between first token and second.
+- Tuned Ray Serve LLM: direct streaming, HAProxy, unbatched stream, and a NIXL progress thread that
+  waits instead of spinning.
+- The load generator shares the cores with the system. It runs at real-time priority where it may:
+  the engines' queues spin, and would keep it from reading what has arrived.
+- Idle: CPU use of all of a system's processes, Ray's included, from two seconds after the last
+  answer.
+"""
+
+
+def _verdict_cell(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    sign = "≤" if verdict.target.bound == "at most" else "≥"
+    met = "yes" if verdict.met else "**no**"
+    return f"{verdict.ratio:.2f} ({sign} {verdict.target.limit:g}: {met})"
+
+
+def _range_cell(values: Sequence[float], shown: Shown) -> str:
+    middle, low, high = (
+        shown.format(value) for value in (median(values), min(values), max(values))
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])

@@ -1,0 +1,95 @@
+"""What a config would run, and where: the report of `pdserve check`.
+
+Owns the text of that report. Never starts or contacts anything.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.config import POOLS, ClusterConfig, Pool
+from cluster.serve_file import ServeFile
+
+_HEADINGS = ("deployment", "replicas", "GPUs each", "CPUs each", "tensor parallel", "placed on")
+
+
+def describe(file: ServeFile) -> str:
+    """The deployments of a config, what they need in all, and where they will be reached."""
+    config = file.config
+    lines = [
+        *_table([_HEADINGS, _router_row(config), *(_pool_row(config, name) for name in POOLS)]),
+        "",
+        *_table(
+            [
+                *((f"{name} engine", _options(config, name)) for name in POOLS),
+                ("model", f"{config.model}, served as {config.public_name}"),
+                (
+                    "transfer",
+                    f"{config.transfer.connector} over {', '.join(config.transfer.backends)}",
+                ),
+                ("policy", config.router.policy),
+                ("needs", _totals(config)),
+                ("SLO", _slo(config)),
+                ("URL", f"{file.url}/v1"),
+            ]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _router_row(config: ClusterConfig) -> tuple[str, ...]:
+    router = config.router
+    return ("router", str(router.replicas), "0", f"{router.cpus:g}", "-", "any node")
+
+
+def _pool_row(config: ClusterConfig, name: Pool) -> tuple[str, ...]:
+    pool = config.pool(name)
+    places = [f"{key}={value}" for key, value in pool.labels.items()]
+    places += [f"{amount:g} {resource}" for resource, amount in pool.resources.items()]
+    tensor_parallel = config.pool_engine(name).get("tensor_parallel_size", 1)
+    return (
+        name,
+        str(pool.replicas),
+        str(pool.gpus),
+        f"{pool.cpus:g}",
+        str(tensor_parallel),
+        ", ".join(places) or ("any node with GPUs" if pool.gpus else "any node"),
+    )
+
+
+def _options(config: ClusterConfig, name: Pool) -> str:
+    pool = config.pool(name)
+    parts = _assignments(config.pool_engine(name))
+    if not pool.gpus:
+        parts.append(f"{pool.kv_cache_gib:g} GiB of KV cache")
+    return ", ".join([*parts, *_assignments(pool.env)]) or "vLLM's defaults"
+
+
+def _assignments(options: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in options.items()]
+
+
+def _totals(config: ClusterConfig) -> str:
+    pools = [config.pool(name) for name in POOLS]
+    gpus = sum(pool.replicas * pool.gpus for pool in pools)
+    cpus = sum(pool.replicas * pool.cpus for pool in pools)
+    cpus += config.router.replicas * config.router.cpus
+    custom: defaultdict[str, float] = defaultdict(float)
+    for pool in pools:
+        for resource, amount in pool.resources.items():
+            custom[resource] += pool.replicas * amount
+    parts = [f"{gpus} GPU{'' if gpus == 1 else 's'}", f"{cpus:g} CPUs"]
+    return ", ".join(parts + [f"{amount:g} {resource}" for resource, amount in custom.items()])
+
+
+def _slo(config: ClusterConfig) -> str:
+    slo = config.slo
+    return f"TTFT {slo.ttft_s:g} s and ITL {slo.itl_s:g} s for {slo.percentile:g} % of requests"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,124 @@
+"""The `pdserve` command.
+
+Owns the command line and exit statuses: 0 done, 1 could not be done here, 2 the input is wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from cluster.errors import ClusterError, ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+    except ClusterError as error:
+        print(f"pdserve: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        print(f"pdserve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pdserve",
+        description="Serves a language model through separate prefill and decode pools on Ray "
+        "Serve.",
+    )
+    version = f"pdserve {metadata.version('pdserve')}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    check = _command(commands, "check", _check, "validate a config and print what would run where")
+    check.description = (
+        "Validates a Serve config file and prints what it would run where. Needs no GPU and starts "
+        "nothing. A wrong value gets one line that names the field and what it may be, and exit "
+        "status 2."
+    )
+    _add_file(check)
+
+    serve = _command(commands, "up", _up, "serve a config on this machine until Ctrl-C")
+    serve.description = (
+        "Starts Ray and Serve on this machine, waits until the API can be used, and stays in the "
+        "foreground. Ctrl-C ends everything it started; a second one at once."
+    )
+    _add_file(serve)
+
+    demo = _command(commands, "demo-model", _demo_model, "write the small model of the demo")
+    demo.description = (
+        "Writes a small Llama checkpoint with random weights, the same bytes every time."
+    )
+    demo.add_argument(
+        "folder", metavar="DIR", nargs="?", type=Path, help="where to; default: the user's cache"
+    )
+
+    reference = _command(
+        commands, "config-reference", _config_reference, "print the table of all config fields"
+    )
+    reference.description = "Prints a Markdown table of every field a config may have."
+    reference.add_argument(
+        "--into", metavar="FILE", type=Path, help="write it between the markers in FILE instead"
+    )
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="a Serve config file, e.g. in cluster/configs/"
+    )
+
+
+# Each command imports what it needs: Ray and vLLM take seconds.
+
+
+def _check(options: argparse.Namespace) -> None:
+    from cluster.check import describe
+    from cluster.serve_file import load_serve_file
+
+    print(describe(load_serve_file(options.file)))
+
+
+def _up(options: argparse.Namespace) -> None:
+    from cluster.up import up
+
+    up(options.file)
+
+
+def _demo_model(options: argparse.Namespace) -> None:
+    from engine.demo_model import default_demo_dir, write_demo_model
+
+    folder = options.folder or default_demo_dir()
+    write_demo_model(folder)
+    print(f"wrote the demo model to {folder}")
+
+
+def _config_reference(options: argparse.Namespace) -> None:
+    from cluster.reference import config_reference, write_reference
+
+    if options.into is None:
+        print(config_reference())
+    else:
+        write_reference(options.into)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

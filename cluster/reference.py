@@ -1,0 +1,79 @@
+"""The config reference: a Markdown table of every field, made from the pydantic models.
+
+Owns the generated part of README.md between the two markers, and nothing else of it.
+"""
+
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cluster.config import ClusterConfig
+from cluster.errors import ClusterError
+
+BEGIN = "<!-- config-reference:begin -->"
+END = "<!-- config-reference:end -->"
+
+
+def config_reference() -> str:
+    """The table, one line per field in the order of the models."""
+    lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*lines, *_rows(ClusterConfig, "")])
+
+
+def replace_reference(text: str) -> str:
+    """`text` with the table between its markers made anew.
+
+    Raises:
+        ClusterError: the markers are missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ClusterError(f"no {BEGIN} and {END} to write the reference between")
+    return f"{before}{BEGIN}\n{config_reference()}\n{END}{after}"
+
+
+def write_reference(path: Path) -> None:
+    """Makes the reference in a Markdown file anew; raises as `replace_reference` does."""
+    path.write_text(replace_reference(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    told: dict[type[BaseModel], str] = {}
+    for name, field in model.model_fields.items():
+        hint = field.annotation
+        if not (isinstance(hint, type) and issubclass(hint, BaseModel)):
+            cells = (f"`{prefix}{name}`", _type(hint), _default(field), field.description or "")
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        elif hint in told:
+            yield f"| `{prefix}{name}.*` | | | The same fields as `{told[hint]}.*`. |"
+        else:
+            told[hint] = f"{prefix}{name}"
+            yield from _rows(hint, f"{prefix}{name}.")
+
+
+def _type(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in inner if part is not type(None))
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin is dict:
+        return "mapping"
+    if origin is tuple:
+        return "list"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None:
+        return "unset"
+    if isinstance(default, tuple):
+        return f"`[{', '.join(default)}]`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"

@@ -1,0 +1,226 @@
+"""`pdserve up`: Ray and Serve on this machine, in the foreground, until Ctrl-C.
+
+Owns a Ray cluster of its own, from the first process to the last; it neither uses nor disturbs one
+that runs already. For a cluster of several machines use `ray start` and `serve run` instead.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import ports
+from cluster.errors import ConfigError, StartError
+from cluster.processes import Child, ProcessTree
+from cluster.progress import Progress, is_healthy, observe_progress
+from cluster.serve_file import ServeFile, load_serve_file
+from engine.demo_model import DEMO_MODEL, default_demo_dir, resolve_model
+
+POLL_S = 1.0
+"""How often to look whether the cluster is ready; asking costs it a few milliseconds."""
+REPEAT_S = 10.0
+"""How long to be silent at most while the cluster starts."""
+GRACE_S = 4.0
+"""How long processes may take to end before they are killed. Serve's own shutdown takes over 30 s
+(its proxy drains); who presses Ctrl-C does not want that."""
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Tokens and KV blocks never go through Ray's object store; its default is a third of the RAM."""
+TAIL_LINES = 15
+"""How much of a log or a traceback to show; its end says what went wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayPorts:
+    """Where our Ray and Serve listen, besides the API, each free when chosen."""
+
+    gcs: int
+    dashboard: int
+    client: int
+    fallback_proxy: int
+    haproxy_metrics: int
+    haproxy_stats: int
+
+    @classmethod
+    def choose(cls) -> "RayPorts":
+        """The usual port of the dashboard if it is free; for the others any will do."""
+        dashboard, gcs, client, fallback, metrics, stats = ports.pick_free([8265, *[None] * 5])
+        return cls(
+            gcs=gcs,
+            dashboard=dashboard,
+            client=client,
+            fallback_proxy=fallback,
+            haproxy_metrics=metrics,
+            haproxy_stats=stats,
+        )
+
+
+def up(path: Path) -> None:
+    """Serves a config until a signal ends it.
+
+    Raises:
+        ConfigError: the config is wrong; nothing was started.
+        StartError: the cluster does not start, or has ended by itself; nothing of it is left.
+    """
+    began_s = time.monotonic()
+    file = load_serve_file(path)
+    _check_model_folder(file)
+    _check_port(file)
+    log = _log_path(file)
+    # Short: the paths of Ray's Unix sockets lie under it and may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="pdserve-", dir="/tmp"))
+    try:
+        with ProcessTree(log=log, grace_s=GRACE_S) as tree:
+            try:
+                _serve(file, tree=tree, folder=folder, log=log, began_s=began_s)
+            except KeyboardInterrupt:
+                _say("stopping ...")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    _say("stopped")
+
+
+def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began_s: float) -> None:
+    if file.config.model == DEMO_MODEL and not default_demo_dir().exists():
+        _say(f"building the demo model in {default_demo_dir()}")
+    resolve_model(file.config.model)
+    chosen = RayPorts.choose()
+    dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
+    environment = _environment(chosen, folder)
+    _say(f"starting Ray and Serve; their log is {log}")
+    ray = tree.start(_ray_command(chosen, folder), environment)
+    if ray.wait() != 0:
+        raise StartError(
+            f"Ray does not start; the end of {log}:\n{_tail(log.read_text(errors='replace'))}"
+        )
+    serve = tree.start(_serve_command(chosen, file), environment)
+    _await_ready(file, serve=serve, dashboard_url=dashboard_url, log=log, began_s=began_s)
+    _say(f"ready in {time.monotonic() - began_s:.0f} s")
+    _say(f"  API        {file.url}/v1")
+    _say(f"  dashboard  {dashboard_url}")
+    _say(f"  try        {_curl(file)}")
+    while serve.wait(timeout_s=60) is None:
+        tree.reap_orphans(known=serve)
+    raise StartError(
+        f"Serve has ended; the end of {log}:\n{_tail(log.read_text(errors='replace'))}"
+    )
+
+
+def _await_ready(
+    file: ServeFile, *, serve: Child, dashboard_url: str, log: Path, began_s: float
+) -> None:
+    said: Progress | None = None
+    said_s = began_s
+    while not is_healthy(file.url, timeout_s=POLL_S):
+        if serve.wait(timeout_s=POLL_S) is not None:
+            raise StartError(
+                f"Serve has ended; the end of {log}:\n{_tail(log.read_text(errors='replace'))}"
+            )
+        progress = observe_progress(dashboard_url, file.app_name, timeout_s=5 * POLL_S)
+        if progress.failed:
+            reason = _tail(progress.trouble or "")
+            raise StartError(f"Serve has given up; the whole log is {log}\n{reason}")
+        now_s = time.monotonic()
+        if progress != said or now_s - said_s > REPEAT_S:
+            _say(f"{now_s - began_s:4.0f} s  {progress.summary}")
+            if progress.trouble and (said is None or progress.trouble != said.trouble):
+                _say(f"        {progress.trouble.splitlines()[-1]}")
+            said, said_s = progress, now_s
+
+
+def _check_model_folder(file: ServeFile) -> None:
+    model = file.config.model
+    if model.startswith(("/", "./", "../")) and not Path(model).is_dir():
+        raise ConfigError(f"{file.path}: model: {model!r} is not a folder on this machine")
+
+
+def _check_port(file: ServeFile) -> None:
+    try:
+        free = ports.is_free(file.port, host=file.host)
+    except OSError as error:
+        raise StartError(f"cannot listen on {file.host}:{file.port}: {error.strerror}") from None
+    if not free:
+        who = ports.owner(file.port)
+        raise StartError(
+            f"port {file.port} is in use{f' by {who}' if who else ''}; "
+            "end that, or set http_options.port"
+        )
+
+
+def _log_path(file: ServeFile) -> Path:
+    path = default_demo_dir().parent / f"serve-{file.port}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def _environment(chosen: RayPorts, folder: Path) -> dict[str, str]:
+    inherited = {
+        # Whatever Ray cluster this shell talks to, it is not the one we start.
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+    }
+    haproxy = folder / "haproxy"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # On two busy cores the dashboard takes its time; Ray would rather fail after a minute.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+        # In spite of its name: 0 keeps Ray on the loopback interface, on Linux as well. Whoever
+        # can reach a Ray cluster can run code on it.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # `ray start`'s own default, said outright: a token file that another cluster left in the
+        # home folder would turn authentication on in Ray but not in what talks to it.
+        "RAY_AUTH_MODE": "disabled",
+        # By default these are the same for every cluster on a machine.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(chosen.fallback_proxy),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(chosen.haproxy_metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(chosen.haproxy_stats),
+        **inherited,
+    }
+
+
+def _ray_command(chosen: RayPorts, folder: Path) -> list[str]:
+    return [
+        _program("ray"),
+        "start",
+        "--head",
+        f"--node-ip-address={ports.LOCALHOST}",
+        f"--port={chosen.gcs}",
+        f"--dashboard-port={chosen.dashboard}",
+        f"--ray-client-server-port={chosen.client}",
+        f"--temp-dir={folder}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--include-dashboard=true",
+        "--disable-usage-stats",
+    ]
+
+
+def _serve_command(chosen: RayPorts, file: ServeFile) -> list[str]:
+    address = f"{ports.LOCALHOST}:{chosen.gcs}"
+    return [_program("serve"), "run", f"--address={address}", str(file.path)]
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def _curl(file: ServeFile) -> str:
+    body = f'{{"model": "{file.config.public_name}", "prompt": "Once upon", "max_tokens": 32}}'
+    url, kind = f"{file.url}/v1/completions", "Content-Type: application/json"
+    return shlex.join(["curl", url, "-H", kind, "-d", body])
+
+
+def _tail(text: str) -> str:
+    return "\n".join([line for line in text.splitlines() if line.strip()][-TAIL_LINES:])
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

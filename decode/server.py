@@ -1,0 +1,9 @@
+"""The decode pool's Serve deployment."""
+
+from engine.server import EngineServer
+
+
+class DecodeServer(EngineServer):
+    """A replica that decodes. The engine's connector does the pulling; nothing is added here."""
+
+    phase = "decode"

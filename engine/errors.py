@@ -1,0 +1,33 @@
+"""The errors of the engine package.
+
+EngineError
+├── ChannelError            the channel between a router and a replica
+│   ├── ChannelClosed       the other side went away, or this side closed
+│   └── ProtocolError       the other side sent what the protocol does not allow
+├── EngineStalled           the engine core does not answer, though its process is alive
+└── EngineInternalsChanged  vLLM is not the version whose internals we call
+"""
+
+
+class EngineError(Exception):
+    """Any error of this package."""
+
+
+class ChannelError(EngineError):
+    """The channel cannot be used."""
+
+
+class ChannelClosed(ChannelError):
+    """The connection has ended; what was in flight on it will not be answered."""
+
+
+class ProtocolError(ChannelError):
+    """A frame that the protocol does not allow: the connection is closed."""
+
+
+class EngineStalled(EngineError):
+    """The engine core did not answer within its time limit."""
+
+
+class EngineInternalsChanged(EngineError):
+    """A name inside vLLM that this package relies on is missing."""

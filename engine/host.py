@@ -1,0 +1,102 @@
+"""One vLLM engine core: its start, its health, its end.
+
+Owns the `EngineCoreClient` and the processes behind it. Never looks into requests or outputs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import AsyncEngineArgs
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.executor.abstract import Executor
+
+from engine.errors import EngineStalled
+from engine.executor import INLINE_EXECUTOR
+from engine.guardian import start_guardian
+from engine.internals import check_internals
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine turned out to be once it runs."""
+
+    max_model_len: int
+    block_size: int
+    num_kv_blocks: int
+
+
+def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
+    """vLLM's engine arguments for a model, with what this project decides where nobody else did."""
+    defaults: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        # Compilation costs minutes of start on a CPU and gains little on models that fit one.
+        defaults["enforce_eager"] = True
+        single_rank = options.get("tensor_parallel_size", 1) == 1
+        if single_rank and options.get("pipeline_parallel_size", 1) == 1:
+            defaults["distributed_executor_backend"] = INLINE_EXECUTOR
+    return AsyncEngineArgs(model=model, **(defaults | dict(options)))
+
+
+class EngineHost:
+    """Runs one engine core in processes of its own. Owns them: `stop` or our death ends them."""
+
+    def __init__(self, core: AsyncMPClient, config: VllmConfig) -> None:
+        self.core = core
+        self.config = config
+
+    @classmethod
+    async def start(cls, args: AsyncEngineArgs) -> "EngineHost":
+        """Starts the engine core and waits until it has loaded the model.
+
+        Raises:
+            EngineInternalsChanged: this vLLM is not the one we call into.
+            ValueError, RuntimeError: vLLM refused the arguments or could not start.
+        """
+        check_internals()
+        start_guardian()
+        # In a thread: it takes many seconds and the caller's event loop has other work.
+        return await asyncio.to_thread(cls._start, args)
+
+    @classmethod
+    def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
+        config = args.create_engine_config()
+        core = EngineCoreClient.make_async_mp_client(
+            vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
+        )
+        return cls(core, config)
+
+    def facts(self) -> EngineFacts:
+        cache = self.config.cache_config
+        return EngineFacts(
+            max_model_len=self.config.model_config.max_model_len,
+            block_size=cache.block_size,
+            num_kv_blocks=cache.num_gpu_blocks or 0,
+        )
+
+    @property
+    def is_dead(self) -> bool:
+        return bool(self.core.resources.engine_dead)
+
+    async def check(self, timeout_s: float) -> None:
+        """Asks the engine core for a sign of life, answered between two steps.
+
+        Raises:
+            EngineDeadError: one of its processes has ended.
+            EngineStalled: it did not answer within `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.core.is_scheduler_paused_async()
+        except TimeoutError:
+            raise EngineStalled(f"the engine core did not answer for {timeout_s:g} s") from None
+
+    def stop(self) -> None:
+        """Ends the engine's processes; whatever is still running in them is lost."""
+        self.core.shutdown(timeout=0)

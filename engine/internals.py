@@ -1,0 +1,44 @@
+"""The names inside vLLM that this package relies on, checked before an engine starts.
+
+vLLM is pinned exactly (pyproject.toml). Whoever moves the pin reads this list first.
+"""
+
+from importlib import import_module
+
+from engine.errors import EngineInternalsChanged
+
+VLLM_VERSION = "0.32.0"
+
+RELIED_ON = {
+    "vllm.v1.engine.core_client:EngineCoreClient": ("make_async_mp_client",),
+    "vllm.v1.engine.core_client:AsyncMPClient": (
+        "abort_requests_async",
+        "add_request_async",
+        "collective_rpc_async",
+        "get_output_async",
+        "is_scheduler_paused_async",
+        "shutdown",
+    ),
+    "vllm.v1.engine:EngineCoreRequest": ("sampling_params", "prompt_token_ids"),
+    "vllm.v1.engine:EngineCoreOutput": ("kv_transfer_params", "prefill_stats", "finish_reason"),
+    "vllm.v1.serial_utils:MsgpackEncoder": ("encode",),
+    "vllm.v1.serial_utils:MsgpackDecoder": ("decode",),
+    "vllm.v1.executor.uniproc_executor:UniProcExecutor": ("execute_model",),
+}
+
+
+def check_internals() -> None:
+    """Raises EngineInternalsChanged, in one line, where vLLM lacks a name we call."""
+    for place, names in RELIED_ON.items():
+        module_name, _, class_name = place.partition(":")
+        try:
+            owner = getattr(import_module(module_name), class_name)
+        except (ImportError, AttributeError):
+            raise EngineInternalsChanged(
+                f"vLLM has no {place}: pdserve needs vLLM {VLLM_VERSION}"
+            ) from None
+        for name in names:
+            if not hasattr(owner, name):
+                raise EngineInternalsChanged(
+                    f"vLLM's {place} has no {name}: pdserve needs vLLM {VLLM_VERSION}"
+                )

@@ -1,0 +1,209 @@
+"""An engine behind a channel: requests in from routers, each step's outputs back to who asked.
+
+Owns which router each running request belongs to. Never knows which phase it serves: prefill and
+decode say what is special about them in a `PhaseHooks`.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.metrics.stats import SchedulerStats
+
+from engine.channel import RouterEnd, listen
+from engine.host import EngineHost
+from engine.wire import Kind, LoadReport, Rejection, ReplicaFacts, StepOutputs
+
+logger = logging.getLogger(__name__)
+
+LOAD_INTERVAL_S = 1.0
+"""How often routers that get no outputs hear of a changed load."""
+
+
+class PhaseHooks(Protocol):
+    """What a phase does beside running requests. Called in the replica's event loop."""
+
+    def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None: ...
+    def output_orphaned(self, output: EngineCoreOutput) -> None: ...
+    def released(self, request_ids: list[str]) -> None: ...
+    def router_gone(self, router: RouterEnd) -> None: ...
+    def stats_seen(self, stats: SchedulerStats) -> None: ...
+
+
+@dataclass(slots=True)
+class _Running:
+    router: RouterEnd
+    work_s: float
+
+
+@dataclass(slots=True)
+class _Load:
+    """The replica's own view of its load; `work_s` by router, to tell each of the others' work."""
+
+    work_s: dict[RouterEnd, float] = field(default_factory=lambda: defaultdict(float))
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage_fraction: float = 0.0
+
+    def report_to(self, router: RouterEnd) -> LoadReport:
+        return LoadReport(
+            others_work_s=max(0.0, sum(self.work_s.values()) - self.work_s.get(router, 0.0)),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            kv_usage_fraction=self.kv_usage_fraction,
+        )
+
+
+class EngineReplica:
+    """Relays between one engine core and its routers. Owns both ends' tasks; `close` ends them."""
+
+    def __init__(self, host: EngineHost, engine_id: str, hooks: PhaseHooks) -> None:
+        self.host = host
+        self.engine_id = engine_id
+        self.address: tuple[str, int] | None = None
+        self._hooks = hooks
+        self._running: dict[str, _Running] = {}
+        self._routers: set[RouterEnd] = set()
+        self._load = _Load()
+        self._load_changed = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.AbstractServer | None = None
+        # The engine core takes messages in the order they were sent; tasks that are kept here are
+        # only those that still wait for the socket to take their message.
+        self._sends: set[asyncio.Task[None]] = set()
+
+    async def open(self, host_ip: str, secret: str) -> tuple[str, int]:
+        """Starts relaying and lets routers in; returns the address they connect to."""
+        self._server, port = await listen(host_ip, secret, self)
+        self.address = (host_ip, port)
+        self._tasks = [
+            asyncio.create_task(self._relay(), name="engine-relay"),
+            asyncio.create_task(self._tell_load(), name="engine-load"),
+        ]
+        return self.address
+
+    def close(self, reason: str) -> None:
+        """Ends every connection, which tells the routers at once. The engine is not touched."""
+        for task in self._tasks:
+            task.cancel()
+        if self._server is not None:
+            self._server.close()
+        for router in list(self._routers):
+            router.close(reason)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._running)
+
+    @property
+    def kv_usage_fraction(self) -> float:
+        return self._load.kv_usage_fraction
+
+    # What routers send (engine.channel.RouterRequests).
+
+    def facts(self) -> ReplicaFacts:
+        facts = self.host.facts()
+        return ReplicaFacts(
+            engine_id=self.engine_id,
+            max_model_len=facts.max_model_len,
+            block_size=facts.block_size,
+            num_kv_blocks=facts.num_kv_blocks,
+        )
+
+    def add(self, router: RouterEnd, request: EngineCoreRequest, work_s: float) -> None:
+        self._routers.add(router)
+        if request.request_id in self._running:
+            router.send(Kind.REJECT, Rejection(request.request_id, "this id is already running"))
+            return
+        self._running[request.request_id] = _Running(router, work_s)
+        self._load.work_s[router] += work_s
+        self._load_changed = True
+        self._send(self._add(router, request))
+
+    async def _add(self, router: RouterEnd, request: EngineCoreRequest) -> None:
+        try:
+            await self.host.core.add_request_async(request)
+        except Exception as error:
+            # Whatever is wrong with this request must not reach the others: it alone is refused.
+            logger.exception("the engine did not take request %s", request.request_id)
+            self._forget(request.request_id)
+            router.send(Kind.REJECT, Rejection(request.request_id, str(error)))
+
+    def abort(self, router: RouterEnd, request_ids: list[str]) -> None:
+        running = [request_id for request_id in request_ids if self._forget(request_id)]
+        if running:
+            self._send(self.host.core.abort_requests_async(running))
+
+    def release(self, router: RouterEnd, request_ids: list[str]) -> None:
+        self._hooks.released(request_ids)
+
+    def router_gone(self, router: RouterEnd) -> None:
+        self._routers.discard(router)
+        mine = [key for key, running in self._running.items() if running.router is router]
+        logger.info("router %s left, %d requests aborted", router.router_id, len(mine))
+        self.abort(router, mine)
+        self._hooks.router_gone(router)
+        self._load.work_s.pop(router, None)
+
+    def _send(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    def _forget(self, request_id: str) -> bool:
+        running = self._running.pop(request_id, None)
+        if running is None:
+            return False
+        self._load.work_s[running.router] -= running.work_s
+        self._load_changed = True
+        return True
+
+    # What the engine core sends.
+
+    async def _relay(self) -> None:
+        try:
+            while True:
+                self._step(await self.host.core.get_output_async())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # The engine core is gone: every router learns it now, Serve at its next health check.
+            logger.exception("the engine core ended")
+            self.close(f"the engine core ended: {error}")
+
+    def _step(self, step: EngineCoreOutputs) -> None:
+        if step.scheduler_stats is not None:
+            self._observe(step.scheduler_stats)
+        by_router: defaultdict[RouterEnd, list[EngineCoreOutput]] = defaultdict(list)
+        for output in step.outputs:
+            running = self._running.get(output.request_id)
+            if running is None:
+                self._hooks.output_orphaned(output)
+                continue
+            by_router[running.router].append(output)
+            self._hooks.output_sent(running.router, output)
+            if output.finished:
+                self._forget(output.request_id)
+        for router, outputs in by_router.items():
+            router.send(Kind.STEP, StepOutputs(outputs, self._load.report_to(router)))
+
+    def _observe(self, stats: SchedulerStats) -> None:
+        load = self._load
+        seen = (stats.num_running_reqs, stats.num_waiting_reqs + stats.num_skipped_waiting_reqs)
+        if seen != (load.num_running, load.num_waiting):
+            self._load_changed = True
+        load.num_running, load.num_waiting = seen
+        load.kv_usage_fraction = stats.kv_cache_usage
+        self._hooks.stats_seen(stats)
+
+    async def _tell_load(self) -> None:
+        while True:
+            await asyncio.sleep(LOAD_INTERVAL_S)
+            if not self._load_changed:
+                continue
+            self._load_changed = False
+            for router in self._routers:
+                router.send(Kind.STEP, StepOutputs([], self._load.report_to(router)))

@@ -1,0 +1,151 @@
+"""What the Serve deployments of both phases have in common: an engine, its channel, its health.
+
+Owns the life of one replica from Serve's point of view. What a phase adds is in its own package.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.release import RELEASE_EXTENSION
+from kvtransfer.stats import pair_deltas
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from ray import serve
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.metrics.stats import SchedulerStats
+
+from engine.channel import RouterEnd
+from engine.demo_model import resolve_model
+from engine.host import EngineHost, engine_args
+from engine.metrics import RayExporter
+from engine.replica import EngineReplica
+from engine.secret import application_secret
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What a replica needs to start its engine."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments, as configured."""
+    lease_s: float = 30.0
+    backends: tuple[str, ...] = ("UCX",)
+    stall_timeout_s: float = 10.0
+    """An engine core that gives no sign of life for this long is replaced."""
+
+
+class EngineMetrics:
+    """The metrics of one replica. Owns its registry."""
+
+    def __init__(self, pool: str, replica_id: str) -> None:
+        self.registry = CollectorRegistry()
+        own = {"pool": pool, "replica": replica_id}
+        pair = ("prefill_engine", "decode_engine")
+        self.replica_id = replica_id
+
+        def gauge(name: str, text: str) -> Any:
+            return Gauge(name, text, tuple(own), registry=self.registry).labels(**own)
+
+        def pair_counter(name: str, text: str) -> Counter:
+            return Counter(name, text, pair, registry=self.registry)
+
+        self.running = gauge("pdserve_engine_running", "Requests in the engine's batch.")
+        self.waiting = gauge("pdserve_engine_waiting", "Requests that wait in the engine.")
+        self.kv_usage = gauge("pdserve_engine_kv_usage_fraction", "Share of KV blocks in use.")
+        self.transfers = pair_counter("pdserve_kv_transfers", "KV transfers completed.")
+        self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes moved.")
+        self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent moving KV.")
+        self.failures = pair_counter("pdserve_kv_transfer_failures", "KV transfers that failed.")
+
+    def observe(self, stats: SchedulerStats) -> None:
+        self.running.set(stats.num_running_reqs)
+        self.waiting.set(stats.num_waiting_reqs + stats.num_skipped_waiting_reqs)
+        self.kv_usage.set(stats.kv_cache_usage)
+        if not stats.kv_connector_stats:
+            return
+        # Decode does the reading, so it is this replica.
+        for moved in pair_deltas(stats.kv_connector_stats):
+            pair = (moved.remote_engine_id, self.replica_id)
+            self.transfers.labels(*pair).inc(moved.num_transfers)
+            self.bytes.labels(*pair).inc(moved.num_bytes)
+            self.seconds.labels(*pair).inc(moved.seconds)
+            self.failures.labels(*pair).inc(moved.num_failures)
+
+
+class EngineServer:
+    """A Serve replica that owns one engine. Subclasses are the deployments of the two phases."""
+
+    phase: Literal["prefill", "decode"]
+
+    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+        # Serve awaits an async constructor.
+        context = serve.get_replica_context()
+        self.settings = settings
+        self.engine_id = context.replica_id.unique_id
+        self.metrics = EngineMetrics(context.deployment, self.engine_id)
+        host_ip = ray.util.get_node_ip_address()
+        os.environ.update(side_channel_env(host_ip))
+        transfer = kv_transfer_config(
+            self.phase,
+            engine_id=self.engine_id,
+            lease_s=int(settings.lease_s),
+            backends=settings.backends,
+        )
+        args = engine_args(
+            resolve_model(settings.model),
+            {
+                **settings.options,
+                "kv_transfer_config": transfer,
+                "worker_extension_cls": RELEASE_EXTENSION,
+            },
+        )
+        self.host = await EngineHost.start(args)
+        self.replica = EngineReplica(self.host, self.engine_id, self)
+        await self.replica.open(host_ip, application_secret(context.app_name))
+        self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
+
+    # What Serve calls.
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """What routers learn of this replica, through Serve."""
+        assert self.replica.address is not None
+        host, port = self.replica.address
+        return {"host": host, "port": port, "engine_id": self.engine_id}
+
+    async def check_health(self) -> None:
+        """Raises where the engine is dead or gives no sign of life: Serve replaces the replica."""
+        try:
+            await self.host.check(self.settings.stall_timeout_s)
+        except Exception as error:
+            self.replica.close(f"unhealthy: {error}")
+            raise
+
+    def __del__(self) -> None:
+        if hasattr(self, "replica"):
+            self.replica.close("the replica was stopped")
+            self.host.stop()
+
+    # What the phases may add to (engine.replica.PhaseHooks).
+
+    def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None:
+        pass
+
+    def output_orphaned(self, output: EngineCoreOutput) -> None:
+        pass
+
+    def released(self, request_ids: list[str]) -> None:
+        pass
+
+    def router_gone(self, router: RouterEnd) -> None:
+        pass
+
+    def stats_seen(self, stats: SchedulerStats) -> None:
+        self.metrics.observe(stats)

@@ -1,0 +1,152 @@
+"""What travels between router and replica, and how it is laid out in bytes.
+
+A frame is one kind and one msgpack message, which vLLM's encoder may split into several buffers so
+that arrays are not copied into the message:
+
+    4 bytes  length of the rest
+    1 byte   kind
+    1 byte   number of buffers b
+    4·b      length of each buffer
+    ...      the buffers
+
+Integers are big-endian. Nothing is pickled. Owns no socket and no state of a connection.
+"""
+
+import enum
+import hashlib
+import hmac
+import struct
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+
+from engine.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+MAX_GREETING_BYTES = 4096
+"""No frame before authentication may be longer."""
+
+_HEAD = struct.Struct(">IBB")
+
+
+class Kind(enum.IntEnum):
+    """What a frame holds; the comment names the message type and who sends it."""
+
+    CHALLENGE = 1  # Challenge, replica
+    HELLO = 2  # Hello, router
+    WELCOME = 3  # ReplicaFacts, replica
+    ADD = 4  # AddRequest, router
+    ABORT = 5  # list[str] of request ids, router
+    RELEASE = 6  # list[str] of request ids whose handed-over KV nobody will pull, router
+    STEP = 7  # StepOutputs, replica
+    REJECT = 8  # Rejection, replica
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    version: int
+    nonce: bytes
+
+
+class Hello(msgspec.Struct, frozen=True):
+    router_id: str
+    proof: bytes
+
+
+class ReplicaFacts(msgspec.Struct, frozen=True):
+    """What a replica says of itself once a router is let in."""
+
+    engine_id: str
+    max_model_len: int
+    block_size: int
+    num_kv_blocks: int
+
+
+class AddRequest(msgspec.Struct, frozen=True):
+    request: EngineCoreRequest
+    work_s: float
+    """Predicted seconds of engine time, as the sending router counts it in its own ledger."""
+
+
+class LoadReport(msgspec.Struct, frozen=True):
+    """How loaded a replica is, beside what the reading router has sent it itself."""
+
+    others_work_s: float = 0.0
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage_fraction: float = 0.0
+
+
+class StepOutputs(msgspec.Struct, frozen=True):
+    """One engine step's outputs for one router. Empty when only the load is reported."""
+
+    outputs: list[EngineCoreOutput]
+    load: LoadReport
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A request that this replica's engine did not take."""
+
+    request_id: str
+    reason: str
+
+
+def prove(secret: str, nonce: bytes) -> bytes:
+    """The answer to a challenge: the secret itself never travels."""
+    return hmac.new(secret.encode(), nonce, hashlib.sha256).digest()
+
+
+def pack_frame(kind: Kind, buffers: Sequence[bytes | memoryview]) -> bytes:
+    """One frame, ready to be written."""
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    lengths = struct.pack(f">{len(views)}I", *(view.nbytes for view in views))
+    length = 2 + len(lengths) + sum(view.nbytes for view in views)
+    if length > MAX_FRAME_BYTES or len(views) > 255:
+        raise ProtocolError(f"a {kind.name} of {length} bytes in {len(views)} buffers is too large")
+    return b"".join((_HEAD.pack(length, kind, len(views)), lengths, *views))
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames. Owns the bytes of the frame that is not complete yet."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self.max_bytes = MAX_GREETING_BYTES
+        """Raised by the owner once the other side is known."""
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[Kind, list[bytes]]]:
+        """Yields each frame that `chunk` completes.
+
+        Raises:
+            ProtocolError: a frame is over the limit, malformed, or of an unknown kind.
+        """
+        self._pending += chunk
+        while len(self._pending) >= 4:
+            length = int.from_bytes(self._pending[:4], "big")
+            if not 2 <= length <= self.max_bytes:
+                raise ProtocolError(f"a frame of {length} bytes (at most {self.max_bytes})")
+            if len(self._pending) < 4 + length:
+                return
+            frame = bytes(self._pending[: 4 + length])
+            del self._pending[: 4 + length]
+            yield _unpack_frame(frame)
+
+
+def _unpack_frame(frame: bytes) -> tuple[Kind, list[bytes]]:
+    length, kind, num_buffers = _HEAD.unpack_from(frame)
+    start = _HEAD.size + 4 * num_buffers
+    if start > len(frame):
+        raise ProtocolError("a frame ends within its buffer lengths")
+    sizes = struct.unpack_from(f">{num_buffers}I", frame, _HEAD.size)
+    if start + sum(sizes) != len(frame) or num_buffers == 0:
+        raise ProtocolError(f"a frame of {length} bytes does not hold what its lengths say")
+    try:
+        known = Kind(kind)
+    except ValueError:
+        raise ProtocolError(f"a frame of unknown kind {kind}") from None
+    buffers = []
+    for size in sizes:
+        buffers.append(frame[start : start + size])
+        start += size
+    return known, buffers

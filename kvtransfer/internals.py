@@ -1,0 +1,69 @@
+"""The names inside vLLM and NIXL that this package relies on, checked before an engine starts.
+
+Both are pinned exactly (pyproject.toml). Whoever moves a pin reads this list first.
+"""
+
+from importlib import import_module
+
+from kvtransfer.errors import InternalsChanged
+
+VLLM_VERSION = "0.32.0"
+NIXL_VERSION = "1.5"
+
+_CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1"
+
+RELIED_ON = {
+    "vllm.config:KVTransferConfig": ("kv_load_failure_policy", "kv_connector_module_path"),
+    "vllm.distributed.kv_transfer:get_kv_transfer_group": (),
+    "vllm.v1.engine.core_client:AsyncMPClient": ("abort_requests_async", "collective_rpc_async"),
+    "vllm.v1.request:RequestStatus": ("FINISHED_STOPPED",),
+    f"{_CONNECTOR}.base:KVConnectorRole": ("SCHEDULER", "WORKER"),
+    f"{_CONNECTOR}.nixl.connector:NixlPullConnector": ("build_kv_connector_stats",),
+    f"{_CONNECTOR}.nixl.pull_scheduler:NixlPullConnectorScheduler": (
+        "get_num_new_matched_tokens",
+        "request_finished",
+        "set_xfer_handshake_metadata",
+        "shutdown",
+    ),
+    f"{_CONNECTOR}.nixl.pull_worker:NixlPullConnectorWorker": (
+        "_get_new_notifs",
+        "_handle_failed_transfer",
+        "_pop_done_transfers",
+    ),
+    f"{_CONNECTOR}.nixl.stats:NixlKVConnectorStats": (
+        "aggregate",
+        "clone_and_reset",
+        "is_empty",
+        "record_transfer",
+        "reset",
+    ),
+    "nixl._api:nixl_agent": ("create_backend",),
+    "nixl._bindings:nixlAgent": ("createBackend",),
+    "nixl._bindings:nixlAgentConfig": (
+        "captureTelemetry",
+        "pthrDelay",
+        "syncMode",
+        "useListenThread",
+        "useProgThread",
+    ),
+    "nixl._bindings:NIXL_THREAD_SYNC_NONE": (),
+}
+
+
+def check_internals() -> None:
+    """Raises InternalsChanged, in one line, where vLLM or NIXL lacks a name we rely on."""
+    for place, names in RELIED_ON.items():
+        module_name, _, owner_name = place.partition(":")
+        try:
+            owner = getattr(import_module(module_name), owner_name)
+        except (ImportError, AttributeError):
+            raise InternalsChanged(f"{place} does not exist: {_pins(place)}") from None
+        for name in names:
+            if not hasattr(owner, name):
+                raise InternalsChanged(f"{place} has no {name}: {_pins(place)}")
+
+
+def _pins(place: str) -> str:
+    if place.startswith("nixl"):
+        return f"pdserve needs nixl {NIXL_VERSION}"
+    return f"pdserve needs vLLM {VLLM_VERSION}"

@@ -1,0 +1,85 @@
+"""What moved between which engines: vLLM's NIXL transfer stats, with a sum for each pair.
+
+Owns the format in which pair sums travel inside vLLM's step stats. Never exports a metric: the
+replica does, from `pair_deltas`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
+
+PAIRS_KEY = "pairs"
+_BYTES, _SECONDS, _TRANSFERS, _FAILURES = range(4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairDelta:
+    """What one engine read from another since its last report."""
+
+    remote_engine_id: str
+    num_bytes: int
+    seconds: float
+    num_transfers: int
+    num_failures: int
+
+
+def pair_deltas(kv_connector_stats: Mapping[str, Any] | None) -> tuple[PairDelta, ...]:
+    """Reads `SchedulerStats.kv_connector_stats`: increments since the engine's step before."""
+    if kv_connector_stats is None:
+        return ()
+    return tuple(
+        PairDelta(
+            remote_engine_id=remote_engine_id,
+            num_bytes=sums[_BYTES],
+            seconds=sums[_SECONDS],
+            num_transfers=sums[_TRANSFERS],
+            num_failures=sums[_FAILURES],
+        )
+        for remote_engine_id, sums in kv_connector_stats.get(PAIRS_KEY, {}).items()
+    )
+
+
+class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
+    """vLLM's lists of observations, and under `pairs` their sums for each remote engine.
+
+    Lists and dicts of numbers only, so that it passes vLLM's pickling between processes and its
+    msgpack to the client. One record call is one increment; `clone_and_reset` hands over a delta.
+    """
+
+    remote_engine_id: str
+    """Whose transfers are recorded next; the worker sets it."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.data[PAIRS_KEY] = {}
+
+    def record_transfer(self, res: Any) -> None:
+        """Adds a finished read; `res` is NIXL's telemetry of it (bytes, microseconds)."""
+        super().record_transfer(res)
+        sums = self._sums(self.remote_engine_id)
+        sums[_BYTES] += res.totalBytes
+        sums[_SECONDS] += res.xferDuration / 1e6
+        sums[_TRANSFERS] += 1
+
+    def record_pair_failure(self, remote_engine_id: str) -> None:
+        """Adds a read that failed, for whatever reason."""
+        self._sums(remote_engine_id)[_FAILURES] += 1
+
+    def is_empty(self) -> bool:
+        return not self.data[PAIRS_KEY] and bool(super().is_empty())
+
+    def aggregate(self, other: Any) -> "PairStats":
+        for key, observed in other.data.items():
+            if key == PAIRS_KEY:
+                for remote_engine_id, sums in observed.items():
+                    mine = self._sums(remote_engine_id)
+                    mine[:] = [a + b for a, b in zip(mine, sums, strict=True)]
+            else:
+                self.data[key].extend(observed)
+        return self
+
+    def _sums(self, remote_engine_id: str) -> list[Any]:
+        sums: list[Any] = self.data[PAIRS_KEY].setdefault(remote_engine_id, [0, 0.0, 0, 0])
+        return sums

@@ -1,0 +1,54 @@
+"""The prefill pool's Serve deployment."""
+
+import asyncio
+import logging
+
+from engine.channel import RouterEnd
+from engine.server import EngineServer, EngineSettings
+from kvtransfer.release import release
+from vllm.v1.engine import EngineCoreOutput
+
+logger = logging.getLogger(__name__)
+
+
+class PrefillServer(EngineServer):
+    """A replica that prefills. Owns the list of handed-over requests, by router, for their lease.
+
+    Blocks that a decode replica will never pull are freed at once: when the router says so, when
+    the router is gone, or when the request was aborted while its last step ran.
+    """
+
+    phase = "prefill"
+
+    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+        self._handed_over: dict[str, RouterEnd] = {}
+        self._releases: set[asyncio.Task[None]] = set()
+        await super().__init__(settings)  # type: ignore[misc]
+
+    def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None:
+        if output.kv_transfer_params is None:
+            return
+        request_id = output.request_id
+        self._handed_over[request_id] = router
+        # After the lease the engine has freed the blocks itself.
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.settings.lease_s, self._handed_over.pop, request_id, None)
+
+    def output_orphaned(self, output: EngineCoreOutput) -> None:
+        if output.kv_transfer_params is not None:
+            self._release([output.request_id])
+
+    def released(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self._handed_over.pop(request_id, None)
+        self._release(request_ids)
+
+    def router_gone(self, router: RouterEnd) -> None:
+        self.released([key for key, owner in self._handed_over.items() if owner is router])
+
+    def _release(self, request_ids: list[str]) -> None:
+        if not request_ids:
+            return
+        task = asyncio.create_task(release(self.host.core, request_ids))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)

@@ -1,0 +1,86 @@
+"""vLLM's OpenAI app over the two pools.
+
+Owns the making of the app; every route, check and answer in it is vLLM's own.
+"""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from engine.host import engine_args
+from starlette.types import ASGIApp
+from vllm.config import VllmConfig
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor.abstract import Executor
+
+from router.core_client import ClusterCoreClient
+from router.limits import BodyLimit
+
+TASKS = ("generate",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendSettings:
+    """What the OpenAI endpoint needs to know."""
+
+    model: str
+    served_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments: those of the decode pool."""
+    frontend: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM front-end arguments, such as a tool call parser."""
+    max_body_bytes: int = 8 * 1024 * 1024
+
+
+class ClusterLLM(AsyncLLM):  # type: ignore[misc]
+    """vLLM's front end with the cluster where its engine would be."""
+
+    def __init__(self, config: VllmConfig, core: ClusterCoreClient) -> None:
+        # AsyncLLM makes its engine-core client itself; there is no argument for another one.
+        with mock.patch(
+            "vllm.v1.engine.async_llm.EngineCoreClient.make_async_mp_client",
+            lambda **_: core,
+        ):
+            super().__init__(
+                vllm_config=config,
+                executor_class=Executor.get_class(config),
+                log_stats=False,
+                log_requests=False,
+            )
+        self._core = core
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError, which is status 503 on /health, while a pool has no replica."""
+        await super().check_health()
+        if not (self._core.prefill.candidates and self._core.decode.candidates):
+            raise EngineDeadError
+
+
+def frontend_args(settings: FrontendSettings) -> Namespace:
+    """vLLM's server arguments with their defaults, and ours where they differ."""
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    engine = engine_args(settings.model, settings.options)
+    values = {name: getattr(engine, name) for name in settings.options} | dict(settings.frontend)
+    for name, value in values.items():
+        setattr(args, name, value)
+    args.model = settings.model
+    args.served_model_name = [settings.served_name]
+    args.disable_log_stats = True
+    return args
+
+
+async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) -> ASGIApp:
+    """The app that answers clients."""
+    args = frontend_args(settings)
+    config = engine_args(settings.model, settings.options).create_engine_config()
+    llm = ClusterLLM(config, core)
+    app = build_app(args, TASKS, config.model_config)
+    await init_app_state(llm, app.state, args, TASKS)
+    return BodyLimit(app, settings.max_body_bytes)

@@ -1,0 +1,227 @@
+"""The cluster's face towards vLLM's front end: an engine-core client over two pools.
+
+vLLM's AsyncLLM adds requests here and reads token outputs here, as it would from one engine. Owns
+every running request of this router: which replica has it, what comes next, and how it ends. A
+request that was accepted always ends in a final output, an error output, or an abort.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from engine.wire import Rejection, StepOutputs
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
+from vllm.v1.engine.core_client import EngineCoreClient
+
+from router.costs import CostModel
+from router.errors import NoReplica
+from router.handoff import Route, plan_handoff
+from router.metrics import RouterMetrics
+from router.policies import Policy
+from router.pool import Pool, PoolEvents, Replica
+from router.request import (
+    KV_PARAMS,
+    RequestPhase,
+    RequestState,
+    decode_request,
+    prefill_request,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _Resources:
+    """The part of an engine's resources that AsyncLLM asks about: single replicas die, we do not."""
+
+    engine_dead = False
+
+
+class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
+    """Requests in, token outputs out, across the prefill and decode pools."""
+
+    resources = _Resources()
+    engine_ranks_managed = (0,)
+
+    def __init__(self, policy: Policy, metrics: RouterMetrics) -> None:
+        events = PoolEvents(stepped=self._stepped, rejected=self._rejected, gone=self._gone)
+        self.prefill = Pool("prefill", policy, events)
+        self.decode = Pool("decode", policy, events)
+        self._costs = CostModel()
+        self._metrics = metrics
+        self._requests: dict[str, RequestState] = {}
+        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+
+    # What AsyncLLM calls.
+
+    async def get_supported_tasks_async(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Sends a request on its way.
+
+        Raises:
+            NoReplica: a pool has no live replica.
+        """
+        params = request.sampling_params
+        assert params is not None, "only generation is served"
+        if params.extra_args:
+            # Where KV comes from is decided here, never by a client.
+            params.extra_args.pop(KV_PARAMS, None)
+        request.data_parallel_rank = None
+        state = RequestState(request=request, plan=plan_handoff(params))
+        for pool in (self.prefill, self.decode):
+            if not pool.candidates:
+                raise NoReplica(pool.name)
+        self._requests[request.request_id] = state
+        self._metrics.routed(state)
+        if state.plan.route is Route.DECODE_ONLY:
+            self._to_decode(state, request)
+        else:
+            self._to_prefill(state)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        return await self._outputs.get()
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            state = self._requests.get(request_id)
+            if state is None:
+                continue
+            if state.replica is not None:
+                state.replica.abort(request_id)
+            # A decode engine that is told so frees what prefill keeps for it, in any state.
+            self._end(state, "abort")
+
+    def get_kv_event_sources(self) -> dict[int, object]:
+        return {}
+
+    def dp_engines_running(self) -> bool:
+        return bool(self._requests)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        for pool in (self.prefill, self.decode):
+            for replica in pool.candidates:
+                if replica.end is not None:
+                    replica.end.close("the router was stopped")
+
+    # The way of a request.
+
+    def _to_prefill(self, state: RequestState) -> None:
+        route = state.plan.route
+        samples = route is not Route.DECODE_FIRST
+        hands_over = route is not Route.PREFILL_ONLY
+        request = prefill_request(state, samples=samples, hands_over=hands_over)
+        num_tokens = len(state.request.prompt_token_ids or ())
+        state.prefill = self.prefill.pick()
+        self._enter(state, RequestPhase.PREFILLING)
+        state.prefill.add(request, self._costs.prefill_s(num_tokens))
+
+    def _to_decode(self, state: RequestState, request: EngineCoreRequest) -> None:
+        num_prompt = len(request.prompt_token_ids or ())
+        num_output = self._metrics.expected_output_tokens(state.params.max_tokens)
+        work_s = self._costs.decode_s(num_prompt, num_output)
+        if state.plan.route is Route.DECODE_ONLY:
+            work_s += self._costs.prefill_s(num_prompt)
+        state.decode = self.decode.pick()
+        self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
+        state.decode.add(request, work_s)
+
+    def _enter(self, state: RequestState, phase: RequestPhase) -> None:
+        self._metrics.phase_entered(state, phase)
+        state.phase = phase
+        state.phase_since_s = time.monotonic()
+
+    def _end(self, state: RequestState, outcome: str) -> None:
+        if self._requests.pop(state.request_id, None) is None:
+            return
+        self._enter(state, RequestPhase.ENDED)
+        self._metrics.ended(state, outcome)
+
+    # What the replicas say.
+
+    def _stepped(self, replica: Replica, step: StepOutputs) -> None:
+        outputs = []
+        for output in step.outputs:
+            state = self._requests.get(output.request_id)
+            if output.finished:
+                replica.settle(output.request_id)
+            if state is None or state.replica is not replica:
+                # Aborted while this was under way; what was handed over is nobody's now.
+                if output.kv_transfer_params is not None:
+                    replica.release(output.request_id)
+            elif state.phase is RequestPhase.PREFILLING:
+                outputs += self._prefilled(state, output)
+            else:
+                outputs.append(self._decoded(state, output))
+        self._deliver(outputs)
+
+    def _prefilled(self, state: RequestState, output: EngineCoreOutput) -> list[EngineCoreOutput]:
+        """Prefill is done: the request ends here or goes on to decode."""
+        self._metrics.queued(state, output)
+        state.prefill_stats = output.prefill_stats
+        if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
+            return [self._forward(state, output)]
+        forwarded = []
+        if state.plan.route is Route.PREFILL_FIRST:
+            first = output.__copy__()
+            first.finish_reason = None
+            forwarded.append(self._forward(state, first))
+        try:
+            self._to_decode(state, decode_request(state, output))
+        except NoReplica as error:
+            assert state.prefill is not None
+            state.prefill.release(state.request_id)
+            forwarded.append(self._failed(state, str(error)))
+        return forwarded
+
+    def _decoded(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
+        if state.phase is RequestPhase.TRANSFERRING:
+            self._metrics.queued(state, output)
+            self._enter(state, RequestPhase.DECODING)
+        if state.prefill is not None:
+            # Decode's own count would call the whole prompt cached.
+            is_first = state.num_output_tokens == 0
+            output.prefill_stats = state.prefill_stats if is_first else None
+        return self._forward(state, output)
+
+    def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
+        """The output as the client's front end gets it; ends the request if it is the last."""
+        output.kv_transfer_params = None
+        self._metrics.tokens_out(state, len(output.new_token_ids))
+        if output.finished:
+            self._end(state, str(output.finish_reason))
+        return output
+
+    def _release_handover(self, state: RequestState) -> None:
+        """Frees what prefill keeps for a decode that has died. Harmless once it was pulled."""
+        if state.phase is RequestPhase.TRANSFERRING and state.prefill is not None:
+            state.prefill.release(state.request_id)
+
+    def _failed(self, state: RequestState, reason: str) -> EngineCoreOutput:
+        logger.warning("request %s failed: %s", state.request_id, reason)
+        self._end(state, "error")
+        return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)
+
+    def _rejected(self, replica: Replica, rejection: Rejection) -> None:
+        state = self._requests.get(rejection.request_id)
+        if state is not None and state.replica is replica:
+            self._deliver([self._failed(state, rejection.reason)])
+
+    def _gone(self, replica: Replica, reason: str) -> None:
+        lost = [state for state in self._requests.values() if state.replica is replica]
+        outputs = []
+        for state in lost:
+            self._release_handover(state)
+            outputs.append(self._failed(state, f"{replica.pool.name} replica lost: {reason}"))
+        self._deliver(outputs)
+
+    def _deliver(self, outputs: Iterable[EngineCoreOutput]) -> None:
+        batch = list(outputs)
+        if batch:
+            self._outputs.put_nowait(EngineCoreOutputs(outputs=batch, timestamp=time.monotonic()))

@@ -1,0 +1,35 @@
+"""The names inside vLLM and Ray that the router relies on, checked before it starts.
+
+Both are pinned exactly (pyproject.toml). Whoever moves a pin reads this list first.
+"""
+
+from importlib import import_module
+
+from router.errors import RouterInternalsChanged
+
+RELIED_ON = {
+    "vllm.v1.engine.async_llm": ("AsyncLLM", "EngineCoreClient"),
+    "vllm.v1.engine.core_client": ("EngineCoreClient",),
+    "vllm.entrypoints.launchers.app": ("build_app",),
+    "vllm.entrypoints.launchers.api_server.app_state": ("init_app_state",),
+    "vllm.entrypoints.launchers.cli_args": ("make_arg_parser",),
+    "vllm.v1.executor.abstract": ("Executor",),
+    "ray.serve._private.common": ("DeploymentID",),
+    "ray.serve._private.long_poll": ("LongPollClient", "LongPollNamespace"),
+    "ray.serve.context": ("_get_global_client",),
+    "ray.experimental.internal_kv": ("_internal_kv_get", "_internal_kv_put"),
+}
+
+
+def check_internals() -> None:
+    """Raises RouterInternalsChanged, in one line, where vLLM or Ray lacks a name we call."""
+    for module_name, names in RELIED_ON.items():
+        try:
+            module = import_module(module_name)
+        except ImportError as error:
+            raise RouterInternalsChanged(f"cannot import {module_name}: {error}") from None
+        for name in names:
+            if not hasattr(module, name):
+                raise RouterInternalsChanged(
+                    f"{module_name} has no {name}: see the pinned versions in pyproject.toml"
+                )

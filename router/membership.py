@@ -1,0 +1,96 @@
+"""Which replicas are alive, as Ray Serve says, and a connection to each of them.
+
+Owns the subscription to Serve's list of running replicas and the tasks that connect. The list is
+Serve's; a connection that breaks is known at once, several seconds before the list says so.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import ray
+from engine.channel import connect
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
+from ray.serve.context import _get_global_client
+
+from router.pool import Pool, Replica
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_S = 1.0
+
+
+class Membership:
+    """Keeps pools in step with Serve. Owns one connecting task per listed, unconnected replica."""
+
+    def __init__(self, pools: tuple[Pool, ...], *, application: str, secret: str) -> None:
+        self._secret = secret
+        self._router_id = ray.get_runtime_context().get_worker_id()
+        self._listed: dict[str, dict[str, dict[str, Any]]] = {pool.name: {} for pool in pools}
+        self._connecting: dict[str, asyncio.Task[None]] = {}
+        controller = _get_global_client()._controller
+        listeners = {
+            (
+                LongPollNamespace.DEPLOYMENT_TARGETS,
+                DeploymentID(name=pool.name, app_name=application),
+            ): self._listener(pool)
+            for pool in pools
+        }
+        self._subscription = LongPollClient(
+            controller,
+            listeners,
+            call_in_event_loop=asyncio.get_running_loop(),
+            client_id=f"pdserve-router:{self._router_id}",
+        )
+
+    def close(self) -> None:
+        self._subscription.stop()
+        for task in self._connecting.values():
+            task.cancel()
+
+    def _listener(self, pool: Pool) -> Any:
+        def update(targets: Any) -> None:
+            self._update(
+                pool,
+                {
+                    info.replica_id.unique_id: info.replica_metadata
+                    for info in targets.running_replicas
+                    if info.replica_metadata
+                },
+            )
+
+        return update
+
+    def _update(self, pool: Pool, listed: dict[str, dict[str, Any]]) -> None:
+        """Serve's list has changed."""
+        self._listed[pool.name] = listed
+        for replica in pool.candidates:
+            replica.is_leaving = replica.replica_id not in listed
+        connected = {replica.replica_id for replica in pool}
+        for replica_id, metadata in listed.items():
+            if replica_id not in connected and replica_id not in self._connecting:
+                task = asyncio.create_task(self._connect(pool, replica_id, metadata))
+                self._connecting[replica_id] = task
+                task.add_done_callback(lambda _, key=replica_id: self._connecting.pop(key, None))
+
+    async def _connect(self, pool: Pool, replica_id: str, metadata: dict[str, Any]) -> None:
+        """Connects to a replica, again and again, for as long as Serve lists it."""
+        while replica_id in self._listed[pool.name]:
+            replica = Replica(replica_id, pool, on_gone=self._lost)
+            try:
+                address = (metadata["host"], metadata["port"])
+                replica.end, replica.facts = await connect(
+                    address, secret=self._secret, router_id=self._router_id, owner=replica
+                )
+            except Exception as error:
+                # Whatever keeps this one away, the others must still be reached: try again.
+                logger.warning("%s replica %s: %s", pool.name, replica_id, error)
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            pool.insert(replica)
+            return
+
+    def _lost(self, replica: Replica) -> None:
+        """A connection broke: if Serve still lists the replica, it is tried again."""
+        self._update(replica.pool, self._listed[replica.pool.name])

@@ -1,0 +1,115 @@
+"""What a router measures of the requests that pass through it.
+
+Owns the router's prometheus_client metrics (the text of `/metrics`) and the running mean of answer
+lengths. TTFT runs from the router's receipt of the parsed request to the first token handed on.
+"""
+
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
+
+from router.handoff import Route
+from router.pool import Pool
+from router.request import RequestPhase, RequestState
+
+_LATENCY_BUCKETS_S = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
+    0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+
+
+class RouterMetrics:
+    """Counters and histograms of one router."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str, labels: Iterable[str] = ()) -> Histogram:
+            return Histogram(name, text, labels, buckets=_LATENCY_BUCKETS_S, registry=registry)
+
+        self._ttft = histogram("pdserve_ttft_seconds", "Receipt to first token.").observe
+        self._itl = histogram("pdserve_itl_seconds", "From one token to the next.").observe
+        self._handover = histogram(
+            "pdserve_handover_seconds", "From prefill's first token to decode's first."
+        ).observe
+        phase = histogram("pdserve_phase_seconds", "Time in each phase.", ("phase",))
+        self._phase = {each: phase.labels(each.value).observe for each in RequestPhase}
+        queue = histogram("pdserve_queue_seconds", "Waiting in an engine's queue.", ("pool",))
+        self._queue = {pool: queue.labels(pool).observe for pool in ("prefill", "decode")}
+        self._routes = Counter(
+            "pdserve_routes", "Requests by route and why.", ("route", "reason"), registry=registry
+        )
+        self._ended = Counter("pdserve_requests", "Requests ended.", ("end",), registry=registry)
+        self._tokens = Counter("pdserve_output_tokens", "Tokens handed on.", registry=registry)
+        self._inflight = Gauge("pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry)
+        self._replicas = Gauge("pdserve_replicas", "Live replicas.", ("pool",), registry=registry)
+        per_replica = ("pool", "replica")
+        self._work = Gauge(
+            "pdserve_replica_work_seconds",
+            "Predicted outstanding work of a replica, as this router sees it.",
+            per_replica,
+            registry=registry,
+        )
+        self._usage = Gauge(
+            "pdserve_replica_kv_usage_fraction",
+            "Share of a replica's KV blocks in use, as last reported.",
+            per_replica,
+            registry=registry,
+        )
+        self._mean_output_tokens = 128.0
+
+    def expected_output_tokens(self, max_tokens: int | None) -> int:
+        """How long an answer is likely to be: what recent ones were, at most `max_tokens`."""
+        expected = int(self._mean_output_tokens) or 1
+        return expected if max_tokens is None else min(expected, max_tokens)
+
+    def routed(self, state: RequestState) -> None:
+        self._routes.labels(state.plan.route.name.lower(), state.plan.reason).inc()
+
+    def phase_entered(self, state: RequestState, phase: RequestPhase) -> None:
+        now_s = time.monotonic()
+        if state.phase is not RequestPhase.RECEIVED:
+            self._inflight.labels(state.phase.value).dec()
+            self._phase[state.phase](now_s - state.phase_since_s)
+        if phase is not RequestPhase.ENDED:
+            self._inflight.labels(phase.value).inc()
+
+    def queued(self, state: RequestState, output: EngineCoreOutput) -> None:
+        """Takes the engine's own times of queueing from a phase's first output."""
+        times = {event.type: event.timestamp for event in output.events or ()}
+        start = times.get(EngineCoreEventType.QUEUED)
+        end = times.get(EngineCoreEventType.SCHEDULED)
+        if start is not None and end is not None and state.replica is not None:
+            self._queue[state.replica.pool.name](end - start)
+
+    def tokens_out(self, state: RequestState, num_tokens: int) -> None:
+        if num_tokens == 0:
+            return
+        now_s = time.monotonic()
+        if state.last_token_s is None:
+            self._ttft(now_s - state.received_s)
+        else:
+            gap_s = now_s - state.last_token_s
+            self._itl(gap_s / num_tokens)
+            if state.num_output_tokens == 1 and state.plan.route is Route.PREFILL_FIRST:
+                self._handover(gap_s)
+        state.last_token_s = now_s
+        state.num_output_tokens += num_tokens
+        self._tokens.inc(num_tokens)
+
+    def ended(self, state: RequestState, outcome: str) -> None:
+        self._ended.labels(outcome).inc()
+        if outcome in ("stop", "length"):
+            self._mean_output_tokens += 0.02 * (state.num_output_tokens - self._mean_output_tokens)
+
+    def observe_pools(self, pools: Iterable[Pool]) -> None:
+        """Brings the gauges of replicas up to date; those of replicas that left vanish."""
+        self._work.clear()
+        self._usage.clear()
+        for pool in pools:
+            self._replicas.labels(pool.name).set(len(pool.candidates))
+            for replica in pool.candidates:
+                self._work.labels(pool.name, replica.replica_id).set(replica.work_s)
+                self._usage.labels(pool.name, replica.replica_id).set(
+                    replica.load.kv_usage_fraction
+                )

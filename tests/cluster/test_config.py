@@ -1,0 +1,113 @@
+"""What a config may say, and the one line about what it may not."""
+
+from typing import Any
+
+import pytest
+
+from cluster.config import ClusterConfig, parse_args
+from cluster.errors import ConfigError
+
+WRONG = [
+    ("policy", {"router": {"policy": "p3c"}},
+     "router.policy: 'p3c' is not one of p2c, least_work, round_robin, random"),
+    ("connector", {"transfer": {"connector": "tcp"}},
+     "transfer.connector: 'tcp' is not one of nixl"),
+    ("unknown", {"prefil": {}}, "prefil: no such field; did you mean prefill?"),
+    ("unknown-inside", {"router": {"polcy": "p2c"}},
+     "router.polcy: no such field; did you mean policy?"),
+    ("unknown-far", {"slo": {"zzz": 1}},
+     "slo.zzz: no such field; known are itl_s, percentile, ttft_s"),
+    ("not-a-mapping", {"prefill": 3}, "prefill: 3 is not a mapping"),
+    ("count-as-text", {"prefill": {"replicas": "2"}},
+     "prefill.replicas: '2' is not a whole number"),
+    ("count-zero", {"decode": {"replicas": 0}}, "decode.replicas: 0 is not at least 1"),
+    ("count-as-bool", {"router": {"replicas": True}},
+     "router.replicas: True is not a whole number"),
+    ("negative", {"slo": {"ttft_s": -1}}, "slo.ttft_s: -1 is not greater than 0"),
+    ("not-finite", {"slo": {"itl_s": float("nan")}}, "slo.itl_s: nan is not a finite number"),
+    ("percentile", {"slo": {"percentile": 100}}, "slo.percentile: 100 is not less than 100"),
+    ("body", {"router": {"max_body_mib": 0}}, "router.max_body_mib: 0 is not greater than 0"),
+    ("model-empty", {"model": ""}, "model: '' is not a non-empty text"),
+    ("model-null", {"model": None}, "model: None is not a text"),
+    ("backends-text", {"transfer": {"backends": "UCX"}}, "transfer.backends: 'UCX' is not a list"),
+    ("backends-none", {"transfer": {"backends": []}},
+     "transfer.backends: [] is not a list of at least 1"),
+    ("env-number", {"decode": {"env": {"DEBUG": 1}}}, "decode.env.DEBUG: 1 is not a text"),
+    ("resource-gpu", {"decode": {"resources": {"GPU": 1}}},
+     "decode.resources.GPU: may not be set here: use gpus of the pool"),
+    ("engine-owned", {"engine": {"model": "other"}},
+     "engine.model: may not be set here: set by the top-level model"),
+    ("engine-owned-in-pool", {"prefill": {"engine": {"kv_transfer_config": {}}}},
+     "prefill.engine.kv_transfer_config: may not be set here: set from transfer"),
+    ("too-few-gpus", {"prefill": {"gpus": 1, "engine": {"tensor_parallel_size": 2}}},
+     "prefill.gpus: 1 is not 2, its engine's tensor_parallel_size times pipeline_parallel_size: "
+     "each rank has a GPU of its own"),
+    ("too-many-gpus", {"decode": {"gpus": 4}, "engine": {"pipeline_parallel_size": 2}},
+     "decode.gpus: 4 is not 2, its engine's tensor_parallel_size times pipeline_parallel_size: "
+     "each rank has a GPU of its own"),
+    ("ranks-text", {"engine": {"tensor_parallel_size": "2"}},
+     "engine.tensor_parallel_size: '2' is not a whole number from 1"),
+    ("ranks-zero", {"decode": {"engine": {"pipeline_parallel_size": 0}}},
+     "decode.engine.pipeline_parallel_size: 0 is not a whole number from 1"),
+    ("pools-differ", {"prefill": {"engine": {"max_model_len": 64}}},
+     "engine.max_model_len: 64 in prefill and unset in decode must be the same; set it once, in "
+     "the shared engine"),
+    ("cpu-cache-on-gpu", {"decode": {"gpus": 1, "kv_cache_gib": 2}},
+     "decode.kv_cache_gib: is for pools on CPU; with gpus set "
+     "decode.engine.gpu_memory_utilization"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "line"), [row[1:] for row in WRONG], ids=[row[0] for row in WRONG]
+)
+def test_wrong_value_is_told_in_one_line(args: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_args(args)
+    assert str(caught.value) == line
+
+
+def test_nothing_need_be_set() -> None:
+    config = parse_args({})
+    assert config.public_name == "demo"
+    assert config.prefill == config.decode
+    assert config.transfer.backends == ("UCX",)
+
+
+def test_pool_options_go_over_shared_ones() -> None:
+    config = parse_args(
+        {
+            "engine": {"max_model_len": 512, "max_num_seqs": 8},
+            "decode": {"engine": {"max_num_seqs": 64, "enforce_eager": False}},
+        }
+    )
+    assert config.pool_engine("prefill") == {
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 8,
+    }
+    assert config.pool_engine("decode") == {
+        "enforce_eager": False,
+        "max_model_len": 512,
+        "max_num_seqs": 64,
+    }
+
+
+def test_pools_may_differ_in_parallelism() -> None:
+    config = parse_args(
+        {"prefill": {"gpus": 2, "engine": {"tensor_parallel_size": 2}}, "decode": {"gpus": 1}}
+    )
+    assert [config.num_ranks("prefill"), config.num_ranks("decode")] == [2, 1]
+    assert config.pool_engine("decode") == {}
+
+
+def test_every_field_has_a_description() -> None:
+    def missing(schema: Any) -> list[str]:
+        return [
+            name
+            for section in [schema, *schema["$defs"].values()]
+            for name, field in section["properties"].items()
+            if not field.get("description")
+        ]
+
+    assert missing(ClusterConfig.model_json_schema()) == []

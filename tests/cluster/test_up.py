@@ -1,0 +1,85 @@
+"""`pdserve up` where it must not start anything, and the ending of process trees."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import ports
+from cluster.cli import main
+
+CONFIG = """\
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+  - import_path: cluster.app:build
+    args: {{model: {model}}}
+"""
+
+# Starts a shell that leaves an orphan, one that ignores SIGTERM.
+SUPERVISOR = """\
+import os, sys
+from pathlib import Path
+from cluster.processes import ProcessTree
+
+folder = Path(sys.argv[1])
+shell = f"(trap '' TERM; exec sleep 1000) & echo $! > {folder}/orphan"
+with ProcessTree(log=folder / "log", grace_s=0.2) as tree:
+    try:
+        tree.start(["sh", "-c", shell], os.environ).wait()
+        print("up", flush=True)
+        tree.start(["sleep", "1000"], os.environ).wait()
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+print("stopped", flush=True)
+"""
+
+
+def test_busy_port_is_named_with_its_owner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        path.write_text(CONFIG.format(port=port, model="demo"))
+        assert main(["up", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"pdserve: port {port} is in use by ")
+    assert f"process {os.getpid()}; end that, or set http_options.port" in err
+
+
+def test_missing_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(port=8000, model="/no/such/folder"))
+    assert main(["up", str(path)]) == 2
+    line = f"pdserve: {path}: model: '/no/such/folder' is not a folder on this machine\n"
+    assert capsys.readouterr().err == line
+
+
+def test_free_ports_differ_and_avoid_a_taken_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert not ports.is_free(taken)
+        chosen = ports.pick_free([taken, None, None])
+    assert taken not in chosen
+    assert len(set(chosen)) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_orphans_too(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "up\n"
+        orphan = psutil.Process(int((tmp_path / "orphan").read_text()))
+        assert orphan.ppid() == supervisor.pid
+        supervisor.send_signal(number)
+        assert supervisor.stdout.read() == "stopping\nstopped\n"
+    assert supervisor.returncode == 0
+    assert not orphan.is_running()

@@ -1,0 +1,170 @@
+"""Real engine cores for these tests, driven as a replica drives its own."""
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvtransfer.config import Role, kv_transfer_config, side_channel_env
+from kvtransfer.release import RELEASE_EXTENSION
+from kvtransfer.stats import PairDelta, pair_deltas
+
+ENGINE_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    **side_channel_env("127.0.0.1"),
+}
+PREFILL_ONLY = {"do_remote_decode": True, "do_remote_prefill": False}
+
+
+@dataclass
+class Answer:
+    """What an engine made of one request, so far."""
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: Any = None
+    kv_transfer_params: dict[str, Any] | None = None
+    prefill_stats: Any = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Engine:
+    """One engine core. Owns its client, its answers and the sums of what it reported."""
+
+    def __init__(self, core: Any, engine_id: str) -> None:
+        self.core = core
+        self.engine_id = engine_id
+        self.stats: Any = None
+        self.transfers: list[PairDelta] = []
+        self.answers: dict[str, Answer] = {}
+        self._stepped = asyncio.Event()
+        self._reader = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        await asyncio.to_thread(self.core.shutdown)
+        # vLLM's client leaves its sockets' contexts to the garbage collector, which warns.
+        self.core.ctx.destroy(linger=0)
+        await asyncio.to_thread(self.core.resources.ctx.destroy, linger=0)
+
+    @property
+    def pid(self) -> int:
+        process_id: int = self.core.resources.engine_manager.processes[0].pid
+        return process_id
+
+    @property
+    def num_bytes_read(self) -> int:
+        return sum(delta.num_bytes for delta in self.transfers)
+
+    async def start(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 1,
+        kv: dict[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine import EngineCoreRequest
+
+        request_id = uuid.uuid4().hex
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            extra_args=None if kv is None else {"kv_transfer_params": kv},
+            output_kind=RequestOutputKind.DELTA,
+            **({"ignore_eos": True} | sampling),
+        )
+        answer = self.answers[request_id] = Answer(request_id)
+        await self.core.add_request_async(
+            EngineCoreRequest(
+                request_id=request_id,
+                prompt_token_ids=list(prompt),
+                mm_features=None,
+                sampling_params=params,
+                pooling_params=None,
+                arrival_time=time.time(),
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            )
+        )
+        return answer
+
+    async def generate(self, prompt: Sequence[int], **how: Any) -> Answer:
+        answer = await self.start(prompt, **how)
+        await asyncio.wait_for(answer.ended.wait(), 20)
+        return answer
+
+    async def until(self, condition: Callable[[Any], bool], within_s: float) -> None:
+        """Waits for a step whose stats satisfy the condition."""
+        async with asyncio.timeout(within_s):
+            while self.stats is None or not condition(self.stats):
+                self._stepped.clear()
+                await self._stepped.wait()
+
+    async def _read(self) -> None:
+        while True:
+            outputs = await self.core.get_output_async()
+            if outputs.scheduler_stats is not None:
+                self.stats = outputs.scheduler_stats
+                self.transfers += pair_deltas(self.stats.kv_connector_stats)
+                self._stepped.set()
+            for output in outputs.outputs:
+                answer = self.answers[output.request_id]
+                answer.token_ids += output.new_token_ids
+                answer.prefill_stats = output.prefill_stats or answer.prefill_stats
+                if output.finish_reason is not None:
+                    answer.finish_reason = output.finish_reason
+                    answer.kv_transfer_params = output.kv_transfer_params
+                    answer.ended.set()
+
+
+@contextlib.asynccontextmanager
+async def running_engines(
+    model: str, *roles: Role, **overrides: Any
+) -> AsyncIterator[list[Engine]]:
+    """Engine cores of these roles, started side by side."""
+    os.environ.update(ENGINE_ENV)
+    engines = await asyncio.gather(
+        *(asyncio.to_thread(_start_core, model, role, overrides) for role in roles)
+    )
+    running = [Engine(core, engine_id) for core, engine_id in engines]
+    try:
+        yield running
+    finally:
+        await asyncio.gather(*(engine.close() for engine in running))
+
+
+def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any, str]:
+    from vllm import AsyncEngineArgs
+    from vllm.config import KVTransferConfig
+    from vllm.v1.engine.core_client import EngineCoreClient
+    from vllm.v1.executor.abstract import Executor
+
+    engine_id = f"{role}-{uuid.uuid4().hex[:8]}"
+    kv = kv_transfer_config(role, engine_id=engine_id, lease_s=30, backends=["UCX"])
+    config = AsyncEngineArgs(
+        model=model,
+        dtype="float32",
+        max_model_len=4096,
+        enforce_eager=True,
+        kv_transfer_config=KVTransferConfig(**kv),
+        distributed_executor_backend="engine.executor.InlineExecutor",
+        worker_extension_cls=RELEASE_EXTENSION,
+        **overrides,
+    ).create_engine_config()
+    core = EngineCoreClient.make_async_mp_client(
+        vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
+    )
+    return core, engine_id

@@ -1,0 +1,220 @@
+"""The connector between two real engines: what decode computes, what moves, what is given back."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+from kv_engines import PREFILL_ONLY, Answer, Engine, running_engines
+
+from engine.demo_model import MODEL_CONFIG, resolve_model
+from kvtransfer.release import release
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BLOCK_SIZES = (128, 32)
+DEFAULT_BLOCK_SIZE = pytest.mark.parametrize("pair", BLOCK_SIZES[:1], indirect=True)
+EVERY_BLOCK_SIZE = pytest.mark.parametrize("pair", BLOCK_SIZES, indirect=True)
+
+FLOAT32_BYTES = 4
+BYTES_PER_TOKEN: int = FLOAT32_BYTES * prod(
+    (
+        MODEL_CONFIG["num_hidden_layers"],
+        2,  # keys and values
+        MODEL_CONFIG["num_key_value_heads"],
+        MODEL_CONFIG["head_dim"],
+    )  # type: ignore[arg-type]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    prefill: Engine
+    decode: Engine
+    block_size: int
+
+    async def plain(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """What one engine answers that computes everything itself."""
+        await self.decode.core.reset_prefix_cache_async()
+        answer = await self.decode.generate(prompt, max_tokens=max_tokens)
+        await self.decode.core.reset_prefix_cache_async()
+        return answer.token_ids
+
+    async def prefilled(self, prompt: list[int], **how: Any) -> Answer:
+        return await self.prefill.generate(prompt, kv=dict(PREFILL_ONLY), **how)
+
+    async def holds_nothing(self, within_s: float = 1.0) -> None:
+        for engine in (self.prefill, self.decode):
+            await engine.until(lambda stats: stats.kv_cache_usage == 0, within_s)
+
+    def num_bytes(self, num_blocks: int) -> int:
+        return num_blocks * self.block_size * BYTES_PER_TOKEN
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    model = resolve_model("demo")
+    async with running_engines(model, "prefill", "decode", block_size=request.param) as engines:
+        yield Pair(prefill=engines[0], decode=engines[1], block_size=request.param)
+
+
+def random_prompt(num_tokens: int) -> list[int]:
+    return random.Random(num_tokens).choices(range(4, 700), k=num_tokens)
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_decode_gone_before_the_pairs_first_handshake(pair: Pair) -> None:
+    """The engine must not go idle with the notification still to be sent."""
+    prompt = random_prompt(300)
+    first = await pair.prefilled(prompt)
+    gone = await pair.decode.start(prompt + first.token_ids, kv=first.kv_transfer_params)
+    await pair.decode.core.abort_requests_async([gone.request_id])
+    # A pair's first handshake also loads NIXL's transports.
+    await pair.holds_nothing(within_s=5)
+
+
+@EVERY_BLOCK_SIZE
+@pytest.mark.parametrize(
+    ("blocks", "past_boundary"), [(0, 1), (1, -1), (1, 0), (1, 1), (3, -1), (3, 0), (3, 1)]
+)
+async def test_decode_goes_on_from_prefills_first_token(
+    pair: Pair, blocks: int, past_boundary: int
+) -> None:
+    num_tokens = blocks * pair.block_size + past_boundary
+    prompt = random_prompt(num_tokens)
+    expected = await pair.plain(prompt, 6)
+
+    first = await pair.prefilled(prompt)
+    before = pair.decode.num_bytes_read
+    rest = await pair.decode.generate(
+        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+    )
+
+    assert first.token_ids + rest.token_ids == expected
+    assert rest.prefill_stats.num_external_cached_tokens == num_tokens
+    assert rest.prefill_stats.num_computed_tokens == 1
+    num_blocks = ceil(num_tokens / pair.block_size)
+    assert pair.decode.num_bytes_read - before == pair.num_bytes(num_blocks)
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+@pytest.mark.parametrize("past_boundary", [-1, 0, 1])
+async def test_decode_reads_only_the_blocks_it_lacks(pair: Pair, past_boundary: int) -> None:
+    num_tokens = 2 * pair.block_size + past_boundary
+    prompt = random_prompt(num_tokens)
+    expected = await pair.plain(prompt, 6)
+    for _ in range(2):
+        first = await pair.prefilled(prompt)
+        before = pair.decode.num_bytes_read
+        rest = await pair.decode.generate(
+            prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+        )
+        assert first.token_ids + rest.token_ids == expected
+
+    num_full_blocks, num_tail_tokens = divmod(num_tokens, pair.block_size)
+    assert rest.prefill_stats.num_local_cached_tokens == num_full_blocks * pair.block_size
+    assert rest.prefill_stats.num_external_cached_tokens == num_tail_tokens
+    assert rest.prefill_stats.num_computed_tokens == 1
+    assert pair.decode.num_bytes_read - before == pair.num_bytes(int(num_tail_tokens > 0))
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+@pytest.mark.parametrize("num_tokens", [2, 127, 128, 129])
+async def test_decode_of_the_same_prompt_recomputes_its_last_token(
+    pair: Pair, num_tokens: int
+) -> None:
+    prompt = random_prompt(num_tokens)
+    expected = await pair.plain(prompt, 5)
+    first = await pair.prefilled(prompt)
+    answer = await pair.decode.generate(prompt, max_tokens=5, kv=first.kv_transfer_params)
+    assert answer.token_ids == expected
+    assert answer.prefill_stats.num_external_cached_tokens == num_tokens
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_prefill_that_stops_at_its_first_token_keeps_nothing(pair: Pair) -> None:
+    prompt = random_prompt(200)
+    (token_id,) = await pair.plain(prompt, 1)
+    first = await pair.prefilled(prompt, stop_token_ids=[token_id])
+    assert first.finish_reason.name == "STOP"
+    assert first.kv_transfer_params is None
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_release_frees_what_waits_for_a_decode(pair: Pair) -> None:
+    answers = [await pair.prefilled(random_prompt(num_tokens)) for num_tokens in (100, 200, 300)]
+    await pair.prefill.until(lambda stats: stats.kv_cache_usage > 0, 1)
+    await release(pair.prefill.core, [answer.request_id for answer in answers])
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_release_ends_a_running_prefill(pair: Pair) -> None:
+    running = await pair.prefill.start(random_prompt(4000), kv=dict(PREFILL_ONLY))
+    await pair.prefill.until(lambda stats: stats.kv_cache_usage > 0, 10)
+    await release(pair.prefill.core, [running.request_id, "of no request"])
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_release_at_any_moment(pair: Pair) -> None:
+    """Around the end of a prefill the lease moves from scheduler to worker: none slips through."""
+    await pair.prefill.core.reset_prefix_cache_async()
+    for delay_ms in range(12):
+        running = await pair.prefill.start(random_prompt(20), kv=dict(PREFILL_ONLY))
+        await asyncio.sleep(delay_ms / 1000)
+        await release(pair.prefill.core, [running.request_id])
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_abort_while_decode_reads(pair: Pair) -> None:
+    """Whether it waits, reads or decodes when its client goes: both engines are free of it."""
+    prompt = random_prompt(2000)
+    await pair.decode.core.reset_prefix_cache_async()
+    for delay_ms in range(8):
+        first = await pair.prefilled(prompt)
+        reading = await pair.decode.start(
+            prompt + first.token_ids, max_tokens=500, kv=first.kv_transfer_params
+        )
+        await asyncio.sleep(delay_ms / 1000)
+        await pair.decode.core.abort_requests_async([reading.request_id])
+        await pair.holds_nothing()
+        await pair.decode.core.reset_prefix_cache_async()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_decode_computes_what_it_cannot_read(pair: Pair) -> None:
+    prompt = random_prompt(300)
+    expected = await pair.plain(prompt, 6)
+    first = await pair.prefilled(prompt)
+    assert first.kv_transfer_params is not None
+    nobody = {"remote_engine_id": "nobody", "remote_port": 1}
+    rest = await pair.decode.generate(
+        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params | nobody
+    )
+    assert first.token_ids + rest.token_ids == expected
+    failures = [delta for delta in pair.decode.transfers if delta.remote_engine_id == "nobody"]
+    assert [delta.num_failures for delta in failures] == [1]
+    await release(pair.prefill.core, [first.request_id])
+    await pair.holds_nothing()
+
+
+@DEFAULT_BLOCK_SIZE
+async def test_idle_engines_use_no_core(pair: Pair) -> None:
+    processes = [psutil.Process(engine.pid) for engine in (pair.prefill, pair.decode)]
+    for process in processes:
+        process.cpu_percent()
+    await asyncio.sleep(2)
+    assert sum(process.cpu_percent() for process in processes) < 10
+    every_core = psutil.Process().cpu_affinity()
+    assert [process.cpu_affinity() for process in processes] == [every_core] * 2
