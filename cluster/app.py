@@ -6,15 +6,22 @@ Turns a cluster config into three deployments. Never touches a request.
 from collections.abc import Mapping
 from typing import Any
 
+from ray import serve
+from ray.serve import Application
+
+from cluster.config import ClusterConfig, Pool, parse_args
 from decode.server import DecodeServer
 from engine.server import EngineSettings
 from prefill.server import PrefillServer
-from ray import serve
-from ray.serve import Application
 from router.app import FrontendSettings
 from router.server import Router, RouterSettings
 
-from cluster.config import ClusterConfig, PoolConfig, parse_args
+SERVE_ENV = {
+    # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
+    # between two threads. None of our code blocks its loop, so one will do.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+}
 
 CPU_ENGINE_ENV = {
     # One thread per engine, left to the scheduler of the operating system: engines share cores.
@@ -42,30 +49,40 @@ def build(args: Mapping[str, Any]) -> Application:
         policy=config.router.policy,
     )
     router = serve.deployment(
-        Router,  # type: ignore[arg-type]
+        Router,
         name="router",
         num_replicas=config.router.replicas,
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
+        # A line in a file for every request costs more than routing it.
+        logging_config={"enable_access_log": False},
         ray_actor_options={
             "num_cpus": config.router.cpus,
-            "runtime_env": {"env_vars": CPU_ENGINE_ENV},
+            "runtime_env": {"env_vars": SERVE_ENV | CPU_ENGINE_ENV},
         },
     )
     return router.bind(settings, prefill, decode)
 
 
-def _pool_app(server: type, config: ClusterConfig, name: str) -> Application:
-    pool: PoolConfig = getattr(config, name)
+def _engine_options(config: ClusterConfig, name: Pool) -> dict[str, Any]:
+    pool = config.pool(name)
+    options: dict[str, Any] = {}
+    if pool.gpus == 0:
+        options["kv_cache_memory_bytes"] = int(pool.kv_cache_gib * 2**30)
+    return options | config.pool_engine(name)
+
+
+def _pool_app(server: type, config: ClusterConfig, name: Pool) -> Application:
+    pool = config.pool(name)
     settings = EngineSettings(
         model=config.model,
-        options=config.pool_engine(name),  # type: ignore[arg-type]
+        options=_engine_options(config, name),
         lease_s=config.transfer.lease_s,
         backends=config.transfer.backends,
     )
-    env = dict(pool.env)
+    env = SERVE_ENV | pool.env
     if pool.gpus == 0:
-        env = CPU_ENGINE_ENV | {"VLLM_CPU_KVCACHE_SPACE": f"{pool.kv_cache_gib:g}"} | env
+        env = CPU_ENGINE_ENV | env
     actor_options: dict[str, Any] = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,

@@ -55,7 +55,7 @@ class ProcessTree:
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> "Child":
         """Starts a command that writes to the log, out of reach of the terminal's Ctrl-C."""
         with self._log.open("ab") as log:
-            process = subprocess.Popen(
+            process = psutil.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -65,10 +65,16 @@ class ProcessTree:
             )
         return Child(process)
 
-    def reap_orphans(self, *, known: "Child") -> None:
-        """Collects inherited processes that have ended; `known` is collected by its owner."""
+    def inherited(self, name: str) -> "Child":
+        """The process of that name whose parent has ended."""
+        (process,) = (each for each in psutil.Process().children() if each.name() == name)
+        return Child(process)
+
+    def reap_orphans(self, *, known: Sequence["Child"]) -> None:
+        """Collects inherited processes that have ended; the known are collected by waiting."""
+        pids = {child.pid for child in known}
         for process in psutil.Process().children():
-            if process.pid != known.pid and process.status() == psutil.STATUS_ZOMBIE:
+            if process.pid not in pids and process.status() == psutil.STATUS_ZOMBIE:
                 os.waitpid(process.pid, os.WNOHANG)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -95,22 +101,27 @@ class ProcessTree:
 
 
 class Child:
-    """A started command whose end can be waited for without polling."""
+    """A child process whose end can be waited for without polling."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: psutil.Process) -> None:
         self._process = process
-        self._ended = select.poll()
-        self._ended.register(os.pidfd_open(process.pid), select.POLLIN)
+        self.pid = process.pid
+        self.name = process.name()
+        self.pidfd = os.pidfd_open(process.pid)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def wait(self, timeout_s: float | None = None) -> int | None:
-        """The exit status, or None if it still runs after `timeout_s`."""
-        if not self._ended.poll(None if timeout_s is None else timeout_s * 1000):
-            return None
+    def wait(self) -> int | None:
+        """The exit status, negative if a signal ended it."""
+        first_ended([self])
         return self._process.wait()
+
+
+def first_ended(children: Sequence[Child], *, timeout_s: float | None = None) -> Child | None:
+    """One that has ended, or None if all still run after `timeout_s`."""
+    ended = select.poll()
+    for child in children:
+        ended.register(child.pidfd, select.POLLIN)
+    events = ended.poll(None if timeout_s is None else timeout_s * 1000)
+    return next((child for child in children if events and child.pidfd == events[0][0]), None)
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

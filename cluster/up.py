@@ -10,12 +10,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import ports
 from cluster.errors import ConfigError, StartError
-from cluster.processes import Child, ProcessTree
+from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, is_healthy, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
 from engine.demo_model import DEMO_MODEL, default_demo_dir, resolve_model
@@ -96,29 +97,29 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
         raise StartError(
             f"Ray does not start; the end of {log}:\n{_tail(log.read_text(errors='replace'))}"
         )
-    serve = tree.start(_serve_command(chosen, file), environment)
-    _await_ready(file, serve=serve, dashboard_url=dashboard_url, log=log, began_s=began_s)
+    members = [
+        tree.start(_serve_command(chosen, file), environment),
+        tree.inherited("raylet"),
+        tree.inherited("gcs_server"),
+    ]
+    _await_ready(file, members=members, dashboard_url=dashboard_url, log=log, began_s=began_s)
     _say(f"ready in {time.monotonic() - began_s:.0f} s")
     _say(f"  API        {file.url}/v1")
     _say(f"  dashboard  {dashboard_url}")
     _say(f"  try        {_curl(file)}")
-    while serve.wait(timeout_s=60) is None:
-        tree.reap_orphans(known=serve)
-    raise StartError(
-        f"Serve has ended; the end of {log}:\n{_tail(log.read_text(errors='replace'))}"
-    )
+    while (ended := first_ended(members, timeout_s=60)) is None:
+        tree.reap_orphans(known=members)
+    raise _has_ended(ended, log)
 
 
 def _await_ready(
-    file: ServeFile, *, serve: Child, dashboard_url: str, log: Path, began_s: float
+    file: ServeFile, *, members: Sequence[Child], dashboard_url: str, log: Path, began_s: float
 ) -> None:
     said: Progress | None = None
     said_s = began_s
     while not is_healthy(file.url, timeout_s=POLL_S):
-        if serve.wait(timeout_s=POLL_S) is not None:
-            raise StartError(
-                f"Serve has ended; the end of {log}:\n{_tail(log.read_text(errors='replace'))}"
-            )
+        if ended := first_ended(members, timeout_s=POLL_S):
+            raise _has_ended(ended, log)
         progress = observe_progress(dashboard_url, file.app_name, timeout_s=5 * POLL_S)
         if progress.failed:
             reason = _tail(progress.trouble or "")
@@ -129,6 +130,11 @@ def _await_ready(
             if progress.trouble and (said is None or progress.trouble != said.trouble):
                 _say(f"        {progress.trouble.splitlines()[-1]}")
             said, said_s = progress, now_s
+
+
+def _has_ended(child: Child, log: Path) -> StartError:
+    end = _tail(log.read_text(errors="replace"))
+    return StartError(f"{child.name} has ended; the end of {log}:\n{end}")
 
 
 def _check_model_folder(file: ServeFile) -> None:

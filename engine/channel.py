@@ -231,4 +231,12 @@ async def connect(
             raise
 
 
-__all__ = ["LoadReport", "ReplicaEnd", "ReplicaOutputs", "RouterEnd", "RouterRequests", "connect", "listen"]
+__all__ = [
+    "LoadReport",
+    "ReplicaEnd",
+    "ReplicaOutputs",
+    "RouterEnd",
+    "RouterRequests",
+    "connect",
+    "listen",
+]

@@ -81,7 +81,7 @@ def default_demo_dir() -> Path:
 
 
 def resolve_model(model: str) -> str:
-    """Turns the configured model into what vLLM loads; builds the demo model where it is missing."""
+    """Turns the configured model into what vLLM loads; the demo model is built if missing."""
     if model != DEMO_MODEL:
         return model
     target = default_demo_dir()
@@ -163,7 +163,9 @@ def _write_weights(folder: Path) -> None:
 
     def normal(rows: int, columns: int) -> torch.Tensor:
         # Unit gain keeps the logits far apart, so that greedy answers do not hang on rounding.
-        return torch.randn(rows, columns, generator=generator) / columns**0.5
+        weight = torch.randn(rows, columns, generator=generator)
+        scaled: torch.Tensor = weight / columns**0.5
+        return scaled
 
     weights = {
         "model.embed_tokens.weight": torch.randn(VOCAB_SIZE, hidden, generator=generator),

@@ -10,7 +10,7 @@ as it is.
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 
-class InlineExecutor(UniProcExecutor):
+class InlineExecutor(UniProcExecutor):  # type: ignore[misc]
     """One rank, in the engine core's process: no queue between scheduler and model."""
 
 

@@ -7,8 +7,9 @@ decode say what is special about them in a `PhaseHooks`.
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.metrics.stats import SchedulerStats
@@ -19,7 +20,7 @@ from engine.wire import Kind, LoadReport, Rejection, ReplicaFacts, StepOutputs
 
 logger = logging.getLogger(__name__)
 
-LOAD_INTERVAL_S = 1.0
+LOAD_INTERVAL_S = 0.25
 """How often routers that get no outputs hear of a changed load."""
 
 
@@ -148,8 +149,8 @@ class EngineReplica:
         self._hooks.router_gone(router)
         self._load.work_s.pop(router, None)
 
-    def _send(self, coroutine: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.ensure_future(coroutine)
+    def _send(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 
@@ -192,11 +193,10 @@ class EngineReplica:
 
     def _observe(self, stats: SchedulerStats) -> None:
         load = self._load
-        seen = (stats.num_running_reqs, stats.num_waiting_reqs + stats.num_skipped_waiting_reqs)
-        if seen != (load.num_running, load.num_waiting):
-            self._load_changed = True
-        load.num_running, load.num_waiting = seen
+        load.num_running = stats.num_running_reqs
+        load.num_waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         load.kv_usage_fraction = stats.kv_cache_usage
+        self._load_changed = True
         self._hooks.stats_seen(stats)
 
     async def _tell_load(self) -> None:

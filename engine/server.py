@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from kvtransfer.config import kv_transfer_config, side_channel_env
-from kvtransfer.release import RELEASE_EXTENSION
-from kvtransfer.stats import pair_deltas
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from ray import serve
 from vllm.v1.engine import EngineCoreOutput
@@ -25,6 +22,9 @@ from engine.host import EngineHost, engine_args
 from engine.metrics import RayExporter
 from engine.replica import EngineReplica
 from engine.secret import application_secret
+from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.release import RELEASE_EXTENSION
+from kvtransfer.stats import pair_deltas
 
 logger = logging.getLogger(__name__)
 

@@ -66,7 +66,7 @@ class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             )
             return matched
         # Upstream counts the whole prompt; ours may end in a token that prefill never computed.
-        num_prefilled = min(params["remote_num_tokens"], request.num_prompt_tokens)
+        num_prefilled = min(params.get("remote_num_tokens", 0), request.num_prompt_tokens)
         num_external = num_prefilled - num_computed_tokens
         return (num_external, True) if num_external > 0 else (0, False)
 

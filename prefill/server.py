@@ -3,10 +3,11 @@
 import asyncio
 import logging
 
+from vllm.v1.engine import EngineCoreOutput
+
 from engine.channel import RouterEnd
 from engine.server import EngineServer, EngineSettings
 from kvtransfer.release import release
-from vllm.v1.engine import EngineCoreOutput
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class PrefillServer(EngineServer):
     async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
         self._handed_over: dict[str, RouterEnd] = {}
         self._releases: set[asyncio.Task[None]] = set()
-        await super().__init__(settings)  # type: ignore[misc]
+        await super().__init__(settings)
 
     def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None:
         if output.kv_transfer_params is None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from engine.host import engine_args
 from starlette.types import ASGIApp
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -20,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
 
+from engine.host import engine_args
 from router.core_client import ClusterCoreClient
 from router.limits import BodyLimit
 
@@ -46,7 +46,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
         # AsyncLLM makes its engine-core client itself; there is no argument for another one.
         with mock.patch(
             "vllm.v1.engine.async_llm.EngineCoreClient.make_async_mp_client",
-            lambda **_: core,
+            return_value=core,
         ):
             super().__init__(
                 vllm_config=config,
@@ -65,7 +65,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
 
 def frontend_args(settings: FrontendSettings) -> Namespace:
     """vLLM's server arguments with their defaults, and ours where they differ."""
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     engine = engine_args(settings.model, settings.options)
     values = {name: getattr(engine, name) for name in settings.options} | dict(settings.frontend)
     for name, value in values.items():

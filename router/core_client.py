@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterable
 
-from engine.wire import Rejection, StepOutputs
 from vllm.v1.engine import (
     EngineCoreOutput,
     EngineCoreOutputs,
@@ -19,6 +18,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.engine.core_client import EngineCoreClient
 
+from engine.wire import Rejection, StepOutputs
 from router.costs import CostModel
 from router.errors import NoReplica
 from router.handoff import Route, plan_handoff
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Resources:
-    """The part of an engine's resources that AsyncLLM asks about: single replicas die, we do not."""
+    """The part of an engine's resources that AsyncLLM asks about: replicas die, the cluster not."""
 
     engine_dead = False
 

@@ -14,7 +14,7 @@ class RouterError(Exception):
     """Any error of this package."""
 
 
-class NoReplica(RouterError, GracefulHTTPError):
+class NoReplica(RouterError, GracefulHTTPError):  # type: ignore[misc]
     """A pool has no live replica. vLLM's front end turns it into status 503."""
 
     def __init__(self, pool: str) -> None:

@@ -6,14 +6,15 @@ Serve's; a connection that breaks is known at once, several seconds before the l
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import ray
-from engine.channel import connect
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 from ray.serve.context import _get_global_client
 
+from engine.channel import connect
 from router.pool import Pool, Replica
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,10 @@ class Membership:
             if replica_id not in connected and replica_id not in self._connecting:
                 task = asyncio.create_task(self._connect(pool, replica_id, metadata))
                 self._connecting[replica_id] = task
-                task.add_done_callback(lambda _, key=replica_id: self._connecting.pop(key, None))
+                task.add_done_callback(partial(self._connected, replica_id))
+
+    def _connected(self, replica_id: str, _: asyncio.Task[None]) -> None:
+        self._connecting.pop(replica_id, None)
 
     async def _connect(self, pool: Pool, replica_id: str, metadata: dict[str, Any]) -> None:
         """Connects to a replica, again and again, for as long as Serve lists it."""

@@ -5,9 +5,11 @@ lengths. TTFT runs from the router's receipt of the parsed request to the first 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
 from router.handoff import Route
@@ -41,20 +43,8 @@ class RouterMetrics:
         )
         self._ended = Counter("pdserve_requests", "Requests ended.", ("end",), registry=registry)
         self._tokens = Counter("pdserve_output_tokens", "Tokens handed on.", registry=registry)
-        self._inflight = Gauge("pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry)
-        self._replicas = Gauge("pdserve_replicas", "Live replicas.", ("pool",), registry=registry)
-        per_replica = ("pool", "replica")
-        self._work = Gauge(
-            "pdserve_replica_work_seconds",
-            "Predicted outstanding work of a replica, as this router sees it.",
-            per_replica,
-            registry=registry,
-        )
-        self._usage = Gauge(
-            "pdserve_replica_kv_usage_fraction",
-            "Share of a replica's KV blocks in use, as last reported.",
-            per_replica,
-            registry=registry,
+        self._inflight = Gauge(
+            "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
         self._mean_output_tokens = 128.0
 
@@ -102,14 +92,37 @@ class RouterMetrics:
         if outcome in ("stop", "length"):
             self._mean_output_tokens += 0.02 * (state.num_output_tokens - self._mean_output_tokens)
 
-    def observe_pools(self, pools: Iterable[Pool]) -> None:
-        """Brings the gauges of replicas up to date; those of replicas that left vanish."""
-        self._work.clear()
-        self._usage.clear()
-        for pool in pools:
-            self._replicas.labels(pool.name).set(len(pool.candidates))
-            for replica in pool.candidates:
-                self._work.labels(pool.name, replica.replica_id).set(replica.work_s)
-                self._usage.labels(pool.name, replica.replica_id).set(
-                    replica.load.kv_usage_fraction
-                )
+
+class PoolMetrics(Collector):  # type: ignore[misc]
+    """Gauges of the pools and their replicas, read at each scrape; those that left are gone."""
+
+    def __init__(self, pools: tuple[Pool, ...], registry: CollectorRegistry) -> None:
+        self._pools = pools
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        replicas = GaugeMetricFamily("pdserve_replicas", "Live replicas.", labels=["pool"])
+        labels = ["pool", "replica"]
+        work = GaugeMetricFamily(
+            "pdserve_replica_work_seconds",
+            "Predicted outstanding work of a replica, as this router sees it.",
+            labels=labels,
+        )
+        running = GaugeMetricFamily(
+            "pdserve_replica_running", "Requests in a replica's batch.", labels=labels
+        )
+        waiting = GaugeMetricFamily(
+            "pdserve_replica_waiting", "Requests that wait in a replica's engine.", labels=labels
+        )
+        usage = GaugeMetricFamily(
+            "pdserve_replica_kv_usage_fraction", "KV blocks in use.", labels=labels
+        )
+        for pool in self._pools:
+            replicas.add_metric([pool.name], len(pool.candidates))
+            for replica in pool:
+                own = [pool.name, replica.replica_id]
+                work.add_metric(own, replica.work_s)
+                running.add_metric(own, replica.load.num_running)
+                waiting.add_metric(own, replica.load.num_waiting)
+                usage.add_metric(own, replica.load.kv_usage_fraction)
+        yield from (replicas, work, running, waiting, usage)

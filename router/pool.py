@@ -9,10 +9,10 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from engine.channel import ReplicaEnd
-from engine.wire import AddRequest, Kind, LoadReport, Rejection, ReplicaFacts, StepOutputs
 from vllm.v1.engine import EngineCoreRequest
 
+from engine.channel import ReplicaEnd
+from engine.wire import AddRequest, Kind, LoadReport, Rejection, ReplicaFacts, StepOutputs
 from router.errors import NoReplica
 from router.policies import Policy, PoolSnapshot, ReplicaLoad
 

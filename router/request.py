@@ -42,7 +42,7 @@ class RequestState:
 
     @property
     def request_id(self) -> str:
-        return self.request.request_id
+        return str(self.request.request_id)
 
     @property
     def params(self) -> SamplingParams:

@@ -19,6 +19,8 @@ CUT_SHORT = STREAM[:2]
 async def _post_twice(parts: tuple[bytes, ...], *, close: bool) -> list[Response]:
     """Posts two requests over one connection to a server that answers each with `parts`."""
 
+    closed = asyncio.Event()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (await reader.readline()).startswith(b"POST /v1 "):
             await reader.readuntil(b"{}")
@@ -29,6 +31,8 @@ async def _post_twice(parts: tuple[bytes, ...], *, close: bool) -> list[Response
             if close:
                 break
         writer.close()
+        await writer.wait_closed()
+        closed.set()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
@@ -38,6 +42,7 @@ async def _post_twice(parts: tuple[bytes, ...], *, close: bool) -> list[Response
             return [await connection.post("/v1", b"{}") for _ in range(2)]
         finally:
             connection.close()
+            await closed.wait()
 
 
 async def test_stream() -> None:

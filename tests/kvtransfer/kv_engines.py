@@ -52,9 +52,6 @@ class Engine:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
         await asyncio.to_thread(self.core.shutdown)
-        # vLLM's client leaves its sockets' contexts to the garbage collector, which warns.
-        self.core.ctx.destroy(linger=0)
-        await asyncio.to_thread(self.core.resources.ctx.destroy, linger=0)
 
     @property
     def pid(self) -> int:

@@ -49,8 +49,13 @@ class Pair:
         return await self.prefill.generate(prompt, kv=dict(PREFILL_ONLY), **how)
 
     async def holds_nothing(self, within_s: float = 1.0) -> None:
+        """Both engines are free of every request, without another one to wake them up."""
         for engine in (self.prefill, self.decode):
             await engine.until(lambda stats: stats.kv_cache_usage == 0, within_s)
+        for engine in (self.prefill, self.decode):
+            # The stats above may be older than the request: see what a new step says.
+            await engine.generate([5])
+            assert engine.stats.kv_cache_usage == 0
 
     def num_bytes(self, num_blocks: int) -> int:
         return num_blocks * self.block_size * BYTES_PER_TOKEN

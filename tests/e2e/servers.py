@@ -1,0 +1,132 @@
+"""The servers of the end-to-end tests: a real cluster, and one plain vLLM server to compare with.
+
+Owns their processes from start to end. What is asked of them is the business of the tests.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from cluster.ports import LOCALHOST, pick_free
+from cluster.serve_file import load_serve_file
+from engine.demo_model import resolve_model
+
+CONFIG = Path(__file__).parent / "cluster.yaml"
+MODEL = "demo"
+MAX_MODEL_LEN = 512
+BLOCK_SIZE = 32
+PREFILL, DECODE = "prefill", "decode"
+
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 30.0
+TAIL_LINES = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running OpenAI server and the process that owns all of its processes."""
+
+    url: str
+    process: psutil.Process
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Its processes, direct or not, whose command line contains `name`."""
+        found = []
+        for process in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+
+@contextlib.contextmanager
+def running_servers(folder: Path) -> Iterator[tuple[Server, Server]]:
+    """The cluster and the plain server, started side by side; their logs go to `folder`."""
+    with _cluster(folder / "cluster.log") as cluster, _plain(folder / "plain.log") as plain:
+        for server, log in ((cluster, folder / "cluster.log"), (plain, folder / "plain.log")):
+            _await_health(server, log)
+        yield cluster, plain
+
+
+def _cluster(log: Path) -> contextlib.AbstractContextManager[Server]:
+    pdserve = str(Path(sys.executable).parent / "pdserve")
+    return _started([pdserve, "up", str(CONFIG)], load_serve_file(CONFIG).url, {}, log)
+
+
+def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
+    (port,) = pick_free([None])
+    command = [
+        sys.executable,
+        *("-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", resolve_model(MODEL)),
+        *("--served-model-name", MODEL),
+        *("--dtype", "float32"),
+        *("--block-size", str(BLOCK_SIZE)),
+        *("--max-model-len", str(MAX_MODEL_LEN)),
+        *("--host", LOCALHOST),
+        *("--port", str(port)),
+        "--enforce-eager",
+    ]
+    # As the cluster's replicas have it on a CPU.
+    env = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }
+    return _started(command, f"http://{LOCALHOST}:{port}", env, log)
+
+
+@contextlib.contextmanager
+def _started(
+    command: Sequence[str], url: str, env: Mapping[str, str], log: Path
+) -> Iterator[Server]:
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A Ctrl-C in the terminal is pytest's, which then ends this one in its own time.
+            start_new_session=True,
+        )
+    process = psutil.Process(child.pid)
+    try:
+        yield Server(url=url, process=process)
+    finally:
+        descendants = process.children(recursive=True) if child.poll() is None else []
+        child.send_signal(signal.SIGINT)
+        try:
+            child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        for left in psutil.wait_procs(descendants, timeout=5)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+def _await_health(server: Server, log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while not _is_healthy(server.url):
+        ended = not server.process.is_running() or server.process.status() == psutil.STATUS_ZOMBIE
+        if ended or time.monotonic() > deadline_s:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+            raise RuntimeError(f"{server.url} does not start; its output ends so:\n{tail}")
+        time.sleep(0.5)
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
