@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.config import ClusterConfig, Pool, parse_args
+from cluster.engine_options import check_engine_options
 from decode.server import DecodeServer
 from engine.server import EngineSettings
 from prefill.server import PrefillServer
@@ -37,6 +38,7 @@ def build(args: Mapping[str, Any]) -> Application:
         ConfigError: in one line, the field that is wrong and what it may be.
     """
     config = parse_args(dict(args))
+    check_engine_options(config)
     prefill = _pool_app(PrefillServer, config, "prefill")
     decode = _pool_app(DecodeServer, config, "decode")
     settings = RouterSettings(

@@ -97,4 +97,4 @@ def differences(expected: Any, actual: Any, path: str = "answer") -> list[str]:
         return []
     else:
         return [f"{path}: {expected!r} became {actual!r}"]
-    return [line for key, *two in pairs for line in differences(*two, path=f"{path}.{key}")]
+    return [line for key, one, other in pairs for line in differences(one, other, f"{path}.{key}")]

@@ -34,9 +34,7 @@ BAD_COMPLETIONS: dict[str, dict[str, Any]] = {
     "prompt-of-wrong-type": completion(prompt={"text": "a"}),
     "prompt-too-long": completion(prompt=token_prompt(MAX_MODEL_LEN)),
     "prompt-far-too-long": completion(prompt="word " * 10_000),
-    "prompt-and-answer-too-long": completion(
-        prompt=token_prompt(MAX_MODEL_LEN - 4), max_tokens=5
-    ),
+    "prompt-and-answer-too-long": completion(prompt=token_prompt(MAX_MODEL_LEN - 4), max_tokens=5),
     "one-of-two-prompts-too-long": completion(prompt=[[5, 6], token_prompt(MAX_MODEL_LEN)]),
     "token-id-too-big": completion(prompt=[5, VOCAB_SIZE]),
     "token-id-far-too-big": completion(prompt=[5, 2**40]),
@@ -178,7 +176,9 @@ async def test_body_over_the_limit(
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"max_tokens": 1}, {"seed": 1, "temperature": 1}, {"prompt_logprobs": 0}], ids=str
+    "fields",
+    [{}, {"max_tokens": 1}, {"seed": 1, "temperature": 1}, {"prompt_logprobs": 0}],
+    ids=str,
 )
 async def test_a_client_does_not_say_where_kv_comes_from(
     client: httpx.AsyncClient, cluster: Server, fields: dict[str, Any]

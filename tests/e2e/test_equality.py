@@ -164,9 +164,7 @@ async def test_64_at_once(both: Comparison) -> None:
     mixed = [(case, case in STREAMED and index % 2 == 0) for index, case in enumerate(CASES)]
     chosen = [(case.endpoint, case.body(stream=stream)) for case, stream in mixed]
     chosen = chosen[:: len(chosen) // 64][:64]
-    expected = [
-        await ask(both.client, both.plain.url, endpoint, body) for endpoint, body in chosen
-    ]
+    expected = [await ask(both.client, both.plain.url, endpoint, body) for endpoint, body in chosen]
     actual = await asyncio.gather(
         *(ask(both.client, both.cluster.url, endpoint, body) for endpoint, body in chosen)
     )

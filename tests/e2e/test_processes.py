@@ -1,0 +1,95 @@
+"""Engines that die: nothing of them is left, clients hear of it, and Serve replaces them."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from answers import COMPLETIONS, ask, differences
+from cases import Case, token_prompt
+from servers import DECODE, PREFILL, Server
+
+ENGINE = "VLLM::"
+GONE_WITHIN_S = 5.0
+READABLE_WITHIN_S = 15.0
+REPLACED_WITHIN_S = 150.0
+POLL_S = 0.5
+
+
+def body(seed: int, **fields: Any) -> dict[str, Any]:
+    common = {"prompt": token_prompt(100, seed=seed), "max_tokens": 400, "ignore_eos": True}
+    return Case(name="", endpoint=COMPLETIONS, fields=common | fields).body()
+
+
+def replica(cluster: Server, pool: str) -> psutil.Process:
+    (process,) = cluster.processes(f"ray::ServeReplica:pdserve:{pool}")
+    return process
+
+
+def engine_core(cluster: Server, pool: str) -> psutil.Process:
+    children = replica(cluster, pool).children(recursive=True)
+    (process,) = (child for child in children if ENGINE in " ".join(child.cmdline()))
+    return process
+
+
+async def replaced(client: httpx.AsyncClient, cluster: Server, plain: Server) -> None:
+    """Waits until the cluster is whole again and checks that it answers as before."""
+    deadline_s = time.monotonic() + REPLACED_WITHIN_S
+    while (await client.get(f"{cluster.url}/health")).status_code != 200:
+        assert time.monotonic() < deadline_s, "the replica was not replaced"
+        await asyncio.sleep(POLL_S)
+    for seed in (1, 2):
+        request = body(seed, max_tokens=20)
+        expected = await ask(client, plain.url, COMPLETIONS, request)
+        actual = await ask(client, cluster.url, COMPLETIONS, request)
+        assert not differences(expected, actual)
+
+
+async def assert_error_soon(
+    client: httpx.AsyncClient, cluster: Server, request: dict[str, Any]
+) -> None:
+    """A request that cannot be served now ends in an error of OpenAI's form."""
+    async with asyncio.timeout(READABLE_WITHIN_S):
+        response = await client.post(cluster.url + COMPLETIONS, json=request)
+    assert response.status_code in (500, 503), response.text
+    assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("pool", [PREFILL, DECODE])
+async def test_replica_killed(
+    client: httpx.AsyncClient, cluster: Server, plain: Server, pool: str
+) -> None:
+    running = asyncio.create_task(assert_error_soon(client, cluster, body(3)))
+    victim = replica(cluster, pool)
+    owned = victim.children(recursive=True)
+    assert any(ENGINE in " ".join(process.cmdline()) for process in owned)
+    if pool == DECODE:
+        await asyncio.sleep(POLL_S)  # into its decoding
+        victim.kill()
+        await running
+    else:
+        running.cancel()
+        victim.kill()
+    assert not psutil.wait_procs(owned, timeout=GONE_WITHIN_S)[1]
+    await assert_error_soon(client, cluster, body(4))
+    await replaced(client, cluster, plain)
+
+
+async def test_engine_core_killed(
+    client: httpx.AsyncClient, cluster: Server, plain: Server
+) -> None:
+    """In the middle of a stream: its client is told, and nothing hangs."""
+    async with asyncio.timeout(READABLE_WITHIN_S):
+        async with client.stream(
+            "POST", cluster.url + COMPLETIONS, json=body(5, stream=True)
+        ) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            engine_core(cluster, DECODE).kill()
+            rest = [line async for line in lines if line]
+    assert '"error"' in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+    await assert_error_soon(client, cluster, body(6))
+    await replaced(client, cluster, plain)

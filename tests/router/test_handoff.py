@@ -1,0 +1,46 @@
+"""The handoff table of the design, feature by feature."""
+
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
+
+from router.handoff import Route, plan_handoff
+
+GRAMMAR = StructuredOutputsParams(choice=["yes", "no"])
+REPETITION = RepetitionDetectionParams(max_pattern_size=4, min_pattern_size=1, min_count=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "route"),
+    [
+        pytest.param({}, Route.PREFILL_FIRST, id="sampled"),
+        pytest.param({"temperature": 0}, Route.PREFILL_FIRST, id="greedy"),
+        pytest.param({"temperature": 0, "seed": 1}, Route.PREFILL_FIRST, id="greedy-with-seed"),
+        pytest.param({"top_k": 5, "top_p": 0.9}, Route.PREFILL_FIRST, id="top-k-p"),
+        pytest.param({"logit_bias": {1: 2.0}}, Route.PREFILL_FIRST, id="logit-bias"),
+        pytest.param({"logprobs": 3}, Route.PREFILL_FIRST, id="logprobs"),
+        pytest.param({"stop": ["x"]}, Route.PREFILL_FIRST, id="stop-string"),
+        pytest.param({"repetition_penalty": 1.2}, Route.PREFILL_FIRST, id="repetition-penalty"),
+        pytest.param({"seed": 1}, Route.DECODE_FIRST, id="seed"),
+        pytest.param({"structured_outputs": GRAMMAR}, Route.DECODE_FIRST, id="grammar"),
+        pytest.param({"presence_penalty": 0.5}, Route.DECODE_FIRST, id="presence-penalty"),
+        pytest.param({"frequency_penalty": -0.5}, Route.DECODE_FIRST, id="frequency-penalty"),
+        pytest.param({"min_tokens": 2}, Route.DECODE_FIRST, id="min-tokens"),
+        pytest.param({"bad_words": ["no"]}, Route.DECODE_FIRST, id="bad-words"),
+        pytest.param({"thinking_token_budget": 4}, Route.DECODE_FIRST, id="thinking-budget"),
+        pytest.param({"repetition_detection": REPETITION}, Route.DECODE_FIRST, id="repetition"),
+        pytest.param({"extra_args": {"custom": 1}}, Route.DECODE_FIRST, id="custom-processor"),
+        pytest.param({"prompt_logprobs": 0}, Route.DECODE_ONLY, id="prompt-logprobs"),
+        pytest.param({"prompt_logprobs": 1, "seed": 1}, Route.DECODE_ONLY, id="both"),
+        pytest.param({"max_tokens": 1}, Route.PREFILL_ONLY, id="one-token"),
+        pytest.param({"max_tokens": 1, "seed": 1}, Route.PREFILL_ONLY, id="one-seeded-token"),
+        pytest.param({"max_tokens": 1, "prompt_logprobs": 1}, Route.DECODE_ONLY, id="echo-one"),
+    ],
+)
+def test_route(options: dict[str, Any], route: Route) -> None:
+    params = SamplingParams(**{"max_tokens": 16, **options})
+    plan = plan_handoff(params)
+    assert plan.route is route
+    assert plan.reason

@@ -1,0 +1,55 @@
+"""Rules of the code base that a reader should be able to rely on."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+RANKS = {
+    "benchmarks": 0,
+    "cluster": 1,
+    "router": 2,
+    "prefill": 3,
+    "decode": 3,
+    "engine": 4,
+    "kvtransfer": 5,
+}
+"""Imports run from a lower rank to a higher one, never back."""
+
+DECIDING = ("router/handoff.py", "router/policies.py", "router/costs.py")
+IMPURE = {"asyncio", "logging", "random", "ray", "time"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of the packages a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_imports_run_one_way(package: str) -> None:
+    modules = sorted((ROOT / package).rglob("*.py"))
+    assert modules
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in modules
+        for name in imported(path)
+        if name in RANKS and name != package and RANKS[name] <= RANKS[package]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", DECIDING)
+def test_deciding_modules_are_pure(module: str) -> None:
+    assert IMPURE.isdisjoint(imported(ROOT / module))
+
+
+def test_kvtransfer_does_not_import_ray() -> None:
+    modules = sorted((ROOT / "kvtransfer").rglob("*.py"))
+    assert all("ray" not in set(imported(path)) for path in modules)
