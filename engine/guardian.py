@@ -11,7 +11,6 @@ Run as `python guardian.py PARENT_PID MARK`; it imports nothing but the standard
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -26,16 +25,11 @@ def start_guardian() -> None:
     """Marks this process's environment and starts the guardian of all its later children."""
     mark = uuid.uuid4().hex
     os.environ[MARK_VARIABLE] = mark
-    subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark],
-        # Not marked itself, and in a session of its own: a Ctrl-C in the terminal that ends the
-        # replica must not end its guardian first.
-        env={},
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    arguments = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark]
+    silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    # Not marked itself, and in a session of its own: a Ctrl-C in the terminal that ends the
+    # replica must not end its guardian first.
+    os.posix_spawn(sys.executable, arguments, {}, file_actions=silent, setsid=True)
 
 
 def marked_pids(mark: str) -> list[int]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from cluster.ports import LOCALHOST, pick_free
@@ -51,9 +50,10 @@ class Server:
 @contextlib.contextmanager
 def running_servers(folder: Path) -> Iterator[tuple[Server, Server]]:
     """The cluster and the plain server, started side by side; their logs go to `folder`."""
-    with _cluster(folder / "cluster.log") as cluster, _plain(folder / "plain.log") as plain:
-        for server, log in ((cluster, folder / "cluster.log"), (plain, folder / "plain.log")):
-            _await_health(server, log)
+    cluster_log, plain_log = folder / "cluster.log", folder / "plain.log"
+    with _cluster(cluster_log) as cluster, _plain(plain_log) as plain:
+        _await_line(cluster, cluster_log, "ready in")
+        _await_line(plain, plain_log, "Application startup complete")
         yield cluster, plain
 
 
@@ -115,18 +115,12 @@ def _started(
                 left.kill()
 
 
-def _await_health(server: Server, log: Path) -> None:
+def _await_line(server: Server, log: Path, line: str) -> None:
+    """Waits for a line in the log. A port that answers might be another server's."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while not _is_healthy(server.url):
+    while line not in (output := log.read_text(errors="replace")):
         ended = not server.process.is_running() or server.process.status() == psutil.STATUS_ZOMBIE
         if ended or time.monotonic() > deadline_s:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+            tail = "\n".join(output.splitlines()[-TAIL_LINES:])
             raise RuntimeError(f"{server.url} does not start; its output ends so:\n{tail}")
         time.sleep(0.5)
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -1,0 +1,224 @@
+"""The engine host with a real engine: requests through a channel, health, and the end of it all."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.stats import SchedulerStats
+
+from engine.channel import ReplicaEnd, RouterEnd, connect
+from engine.demo_model import resolve_model
+from engine.errors import EngineStalled
+from engine.guardian import MARK_VARIABLE, marked_pids
+from engine.host import EngineHost, engine_args
+from engine.replica import EngineReplica
+from engine.wire import AddRequest, Kind, Rejection, StepOutputs
+
+OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
+
+START_AND_WAIT = f"""
+import asyncio, os, sys
+from engine.demo_model import resolve_model
+from engine.guardian import MARK_VARIABLE
+from engine.host import EngineHost, engine_args
+
+async def main():
+    host = await EngineHost.start(engine_args(resolve_model("demo"), {OPTIONS!r}))
+    print("mark", os.environ[MARK_VARIABLE], flush=True)
+    await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+class NoHooks:
+    """A phase that does nothing but say when the engine has reported."""
+
+    def __init__(self) -> None:
+        self.reported = asyncio.Event()
+
+    def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None:
+        pass
+
+    def output_orphaned(self, output: EngineCoreOutput) -> None:
+        pass
+
+    def released(self, request_ids: list[str]) -> None:
+        pass
+
+    def router_gone(self, router: RouterEnd) -> None:
+        pass
+
+    def stats_seen(self, stats: SchedulerStats) -> None:
+        self.reported.set()
+
+
+class Recorder:
+    """A router's side that keeps what comes."""
+
+    def __init__(self) -> None:
+        self.outputs: asyncio.Queue[EngineCoreOutput] = asyncio.Queue()
+        self.rejections: asyncio.Queue[Rejection] = asyncio.Queue()
+        self.gone = asyncio.Event()
+
+    def step_received(self, step: StepOutputs) -> None:
+        for output in step.outputs:
+            self.outputs.put_nowait(output)
+
+    def rejected(self, rejection: Rejection) -> None:
+        self.rejections.put_nowait(rejection)
+
+    def replica_gone(self, reason: str) -> None:
+        self.gone.set()
+
+    async def answer(self, request_id: str) -> list[int]:
+        """The whole answer to one request."""
+        tokens: list[int] = []
+        while True:
+            output = await asyncio.wait_for(self.outputs.get(), 60)
+            if output.request_id != request_id:
+                continue
+            tokens += output.new_token_ids
+            if output.finished:
+                return tokens
+
+
+class Running:
+    """A replica with a real engine, and two routers connected to it."""
+
+    def __init__(self, replica: EngineReplica, hooks: NoHooks) -> None:
+        self.replica = replica
+        self.hooks = hooks
+
+    async def idle(self) -> None:
+        """Returns once the engine holds no request and no block."""
+        async with asyncio.timeout(10):
+            while self.replica.num_requests or self.replica.kv_usage_fraction:
+                self.hooks.reported.clear()
+                await self.hooks.reported.wait()
+
+    async def join(self, name: str) -> tuple[ReplicaEnd, Recorder]:
+        assert self.replica.address is not None
+        recorder = Recorder()
+        end, facts = await connect(self.replica.address, secret="s", router_id=name, owner=recorder)
+        assert (facts.engine_id, facts.max_model_len) == ("e", 256)
+        return end, recorder
+
+
+def request(request_id: str, max_tokens: int = 4) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[5, 6, 7],
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    host = await EngineHost.start(engine_args(resolve_model("demo"), OPTIONS))
+    hooks = NoHooks()
+    replica = EngineReplica(host, "e", hooks)
+    await replica.open("127.0.0.1", "s")
+    yield Running(replica, hooks)
+    replica.close("the test is over")
+    host.stop()
+
+
+async def test_life_of_an_engine(running: Running) -> None:
+    """One engine start for all of it, because a start takes long: the order is its life."""
+    one, first = await running.join("one")
+    two, second = await running.join("two")
+
+    # Each router gets the outputs of its own requests, and only those.
+    one.send(Kind.ADD, AddRequest(request("a"), 1.0))
+    two.send(Kind.ADD, AddRequest(request("b", max_tokens=6), 2.0))
+    assert len(await first.answer("a")) == 4
+    assert len(await second.answer("b")) == 6
+    assert first.outputs.empty()
+
+    # An id that is running already is refused, and the one that runs is not touched.
+    one.send(Kind.ADD, AddRequest(request("twice", max_tokens=200), 1.0))
+    two.send(Kind.ADD, AddRequest(request("twice"), 1.0))
+    rejection = await asyncio.wait_for(second.rejections.get(), 10)
+    assert rejection.request_id == "twice"
+
+    # A router that goes takes its requests with it.
+    assert running.replica.num_requests == 1
+    one.close("gone")
+    await running.idle()
+
+    # Aborted by its router: the engine is free of it.
+    two.send(Kind.ADD, AddRequest(request("long", max_tokens=200), 1.0))
+    await asyncio.wait_for(second.outputs.get(), 10)
+    two.send(Kind.ABORT, ["long"])
+    await running.idle()
+
+    # A stopped engine core is noticed, a continued one is well again.
+    await running.replica.host.check(timeout_s=10)
+    core = engine_core()
+    core.suspend()
+    with pytest.raises(EngineStalled):
+        await running.replica.host.check(timeout_s=0.2)
+    core.resume()
+    await running.replica.host.check(timeout_s=10)
+
+    # A dead one closes the channel at once and fails the health check.
+    core.kill()
+    await asyncio.wait_for(second.gone.wait(), 10)
+    with pytest.raises(EngineDeadError):
+        await running.replica.host.check(timeout_s=10)
+    assert running.replica.host.is_dead
+
+
+def engine_core() -> psutil.Process:
+    """The engine core of this process's only engine."""
+    mark = os.environ[MARK_VARIABLE]
+    (core,) = (
+        process
+        for process in map(psutil.Process, marked_pids(mark))
+        if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline())
+    )
+    return core
+
+
+def test_nothing_of_an_engine_outlives_its_replica() -> None:
+    replica = subprocess.Popen(
+        [sys.executable, "-c", START_AND_WAIT], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert replica.stdout is not None
+        mark = next(line for line in replica.stdout if line.startswith("mark ")).split()[1]
+        engine = marked_pids(mark)
+        assert engine
+        # The hardest case: the engine cannot even notice.
+        for pid in engine:
+            os.kill(pid, signal.SIGSTOP)
+    finally:
+        replica.kill()
+        replica.wait()
+        assert replica.stdout is not None
+        replica.stdout.close()
+    _, alive = psutil.wait_procs(map(psutil.Process, set(engine) & set(psutil.pids())), 5)
+    assert alive == []
+    assert marked_pids(mark) == []
+
+
+def test_an_engine_that_cannot_start_says_why() -> None:
+    with pytest.raises(ValueError, match="max_model_len"):
+        engine_args(resolve_model("demo"), {"max_model_len": 10**9}).create_engine_config()
