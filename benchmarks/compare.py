@@ -16,6 +16,8 @@ from benchmarks.measure import Metrics, measure, wait_until_ready
 from benchmarks.systems import SYSTEMS, SystemFailedError, adopt_orphans, started
 
 _ROOT = Path(__file__).resolve().parent.parent
+_RESULTS = _ROOT / "benchmarks" / "results"
+_README = _ROOT / "README.md"
 _START_S = time.monotonic()
 
 
@@ -73,8 +75,8 @@ def main() -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        default=_ROOT / "benchmarks" / "results",
-        help="the folder for the results",
+        default=_RESULTS,
+        help="the folder for the results; the README's tables follow the default one",
     )
     parser.add_argument(
         "--config",
@@ -95,6 +97,8 @@ def main() -> int:
         return 130
     report.write(rounds, observe_machine(), options.out)
     write_chart(rounds, options.out / "compare.png")
+    if options.out == _RESULTS:
+        _README.write_text(report.embed(_README.read_text(), rounds))
     print(f"\n{report.median_table(rounds)}\n")
     if verdicts := report.judge(rounds):
         print(f"{report.ratio_table(verdicts)}\n")

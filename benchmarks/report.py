@@ -200,6 +200,27 @@ def write(rounds: Rounds, machine: Machine, folder: Path) -> None:
     (folder / "compare.md").write_text(compare_markdown(rounds, machine))
 
 
+README_BEGIN, README_END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+
+
+def embed(text: str, rounds: Rounds) -> str:
+    """`text`, a README, with both tables between its markers made anew."""
+    before, begin, rest = text.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not (begin and end):
+        raise ValueError(f"no {README_BEGIN} and {README_END} to write the tables between")
+    num_rounds = min(len(metrics) for metrics in rounds.values())
+    tables = "\n\n".join(
+        [
+            "Ratios within a round, and what they must be:",
+            ratio_table(judge(rounds)),
+            f"Medians of {num_rounds} rounds (lowest to highest):",
+            median_table(rounds),
+        ]
+    )
+    return f"{before}{begin}\n{tables}\n{end}{after}"
+
+
 def _describe(load: Load) -> str:
     clients = "one client" if load.num_clients == 1 else f"{load.num_clients} clients"
     return (
@@ -211,8 +232,8 @@ def _describe(load: Load) -> str:
 _METHOD = f"""\
 In each round every system in turn is started, alone on the machine, warmed up, put under the same
 loads, and stopped. A ratio is taken within a round; the tables show the median over the rounds. All
-serve the demo model (float32, eager, {MAX_MODEL_LEN} positions) with one thread an engine and 1 GiB
-of KV cache; the split systems have one prefill and one decode engine.
+serve the demo model (eager, in the dtype vLLM picks, {MAX_MODEL_LEN} positions) with one thread an
+engine and 1 GiB of KV cache; the split systems have one prefill and one decode engine.
 
 - Requests: streamed completions of random token prompts, so that no prefix cache answers; greedy,
   and going on past an end of sequence, so that all answers have the same length. Each client sends

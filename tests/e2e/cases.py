@@ -180,13 +180,11 @@ CHAT_FIELDS: dict[str, dict[str, Any]] = SHARED_FIELDS | {
     "bad-words": {"bad_words": ["e", "the"]},
     "echo": {"echo": True},
     "max-completion-tokens": {"max_tokens": None, "max_completion_tokens": 6},
-    "no-limit": {"max_tokens": None, "logit_bias": {"100": 20.0}},
-    "named-tool": {
-        "tools": [CITY_TOOL],
-        "tool_choice": {"type": "function", "function": {"name": "visit"}},
-        "max_tokens": 60,
+    "no-limit": {
+        "messages": [{"role": "user", "content": "What is this? " * 80}],
+        "max_tokens": None,
+        "ignore_eos": True,
     },
-    "required-tool": {"tools": [CITY_TOOL], "tool_choice": "required", "max_tokens": 80},
     "no-generation-prompt": {"add_generation_prompt": False},
     "content-parts": {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]

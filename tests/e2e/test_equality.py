@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from answers import CHAT, COMPLETIONS, ask, differences
-from cases import PROMPT, SAMPLED, Case, cases, token_prompt
+from cases import SAMPLED, Case, cases, token_prompt
 from servers import BLOCK_SIZE, MAX_MODEL_LEN, Server
 
 CASES = list(cases())
@@ -67,6 +67,8 @@ async def test_stream_without_usage(both: Comparison, endpoint: str) -> None:
 
 
 ANSWER_TOKENS = 12
+STOP_PROMPT = "What is the capital of"
+"""Its answer's tokens are whole characters and all differ, so that a stop hits where it should."""
 
 STOPS: dict[str, tuple[slice, dict[str, Any]]] = {
     "first-token": (slice(0, 1), {}),
@@ -98,8 +100,13 @@ async def known_answer(both: Comparison, fields: dict[str, Any]) -> dict[str, An
     return choice
 
 
+def is_due(tokens: slice, fields: dict[str, Any]) -> bool:
+    """Whether the stop comes late enough to count."""
+    return bool(tokens.start >= fields.get("min_tokens", 0))
+
+
 def stop_case(fields: dict[str, Any], *, stream: bool) -> dict[str, Any]:
-    common = {"prompt": PROMPT, "max_tokens": ANSWER_TOKENS}
+    common = {"prompt": STOP_PROMPT, "max_tokens": ANSWER_TOKENS}
     return Case(name="", endpoint=COMPLETIONS, fields=common | fields).body(stream=stream)
 
 
@@ -111,7 +118,8 @@ async def test_stop_string(
     known = await known_answer(both, fields)
     stop = "".join(known["logprobs"]["tokens"][tokens])
     answer = await both.check(COMPLETIONS, stop_case(fields | {"stop": [stop]}, stream=stream))
-    assert answer["choices"][0]["stop_reason"] == stop
+    if is_due(tokens, fields):
+        assert answer["choices"][0]["stop_reason"] == stop
 
 
 @streamed
@@ -123,7 +131,8 @@ async def test_stop_token(
     ids = known["token_ids"][tokens]
     body = stop_case(fields | {"stop_token_ids": ids}, stream=stream)
     answer = await both.check(COMPLETIONS, body)
-    assert answer["choices"][0]["stop_reason"] in ids
+    if is_due(tokens, fields):
+        assert answer["choices"][0]["stop_reason"] in ids
 
 
 async def test_every_short_prompt(both: Comparison) -> None:
@@ -155,18 +164,22 @@ async def test_same_prompt_again(both: Comparison, length: int) -> None:
     """From the second time on the prefix caches hit, in every engine."""
     prompt = token_prompt(length, seed=2)
     for fields in ({}, {}, SAMPLED, {"prompt_logprobs": 0}, {"max_tokens": 1}):
-        await both.check_prompts([prompt], max_tokens=6, **fields)
+        await both.check_prompts([prompt], **{"max_tokens": 6, **fields})
     await both.check_prompts([prompt + token_prompt(10)], max_tokens=2)
 
 
 async def test_64_at_once(both: Comparison) -> None:
     """The plain server does them one by one, the cluster all at once."""
-    mixed = [(case, case in STREAMED and index % 2 == 0) for index, case in enumerate(CASES)]
-    chosen = [(case.endpoint, case.body(stream=stream)) for case, stream in mixed]
-    chosen = chosen[:: len(chosen) // 64][:64]
-    expected = [await ask(both.client, both.plain.url, endpoint, body) for endpoint, body in chosen]
+    # With logprob_token_ids in a batch, vLLM 0.32 spoils the logprobs of the others in it.
+    usable = [case for case in CASES if "logprob_token_ids" not in case.fields]
+    chosen = [usable[index * len(usable) // 64] for index in range(64)]
+    requests = [
+        (case.endpoint, case.body(stream=case.can_stream and index % 2 == 0))
+        for index, case in enumerate(chosen)
+    ]
+    expected = [await ask(both.client, both.plain.url, *request) for request in requests]
     actual = await asyncio.gather(
-        *(ask(both.client, both.cluster.url, endpoint, body) for endpoint, body in chosen)
+        *(ask(both.client, both.cluster.url, *request) for request in requests)
     )
-    for (endpoint, body), one, other in zip(chosen, expected, actual, strict=True):
-        assert not (lines := differences(one, other)), f"{endpoint} {body}:\n" + "\n".join(lines)
+    for case, one, other in zip(chosen, expected, actual, strict=True):
+        assert not (lines := differences(one, other)), f"{case}:\n" + "\n".join(lines)
