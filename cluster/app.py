@@ -46,6 +46,7 @@ def build(args: Mapping[str, Any]) -> Application:
             model=config.model,
             served_name=config.public_name,
             options=config.pool_engine("decode"),
+            frontend=config.router.frontend,
             max_body_bytes=int(config.router.max_body_mib * 2**20),
         ),
         policy=config.router.policy,

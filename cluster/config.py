@@ -114,6 +114,11 @@ class RouterConfig(_Section):
     max_body_mib: float = Field(
         default=8.0, gt=0, description="Largest request body in MiB; a larger one gets status 413."
     )
+    frontend: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "
+        "tool_call_parser: hermes}`.",
+    )
 
 
 class SloConfig(_Section):

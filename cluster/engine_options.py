@@ -25,6 +25,8 @@ def check_engine_options(config: ClusterConfig) -> None:
         "engine": config.engine,
         **{f"{name}.engine": config.pool(name).engine for name in POOLS},
     }
+    if config.router.frontend:
+        _check_frontend(config.router.frontend)
     if not any(sections.values()):
         return  # spares the seconds that importing vLLM takes
     known = _vllm_options()
@@ -35,6 +37,18 @@ def check_engine_options(config: ClusterConfig) -> None:
                 raise ConfigError(f"{section}.{name}: vLLM has no such engine option; {hint}")
             if _is_plain(known[name]):
                 _check_value(section, {name: value}, known[name])
+
+
+def _check_frontend(options: Mapping[str, Any]) -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = vars(make_arg_parser(FlexibleArgumentParser()).parse_args([]))
+    known = arguments.keys() - _vllm_options().keys()
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name.replace("-", "_"), known)
+            raise ConfigError(f"router.frontend.{name}: vLLM's server has no such option; {hint}")
 
 
 def _vllm_options() -> Mapping[str, Any]:

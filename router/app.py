@@ -80,6 +80,7 @@ async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) 
     """The app that answers clients."""
     args = frontend_args(settings)
     config = engine_args(settings.model, settings.options).create_engine_config()
+    core.prefills_whole_prompt = not config.model_config.is_hybrid
     llm = ClusterLLM(config, core)
     app = build_app(args, TASKS, config.model_config)
     await init_app_state(llm, app.state, args, TASKS)

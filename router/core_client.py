@@ -52,6 +52,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         events = PoolEvents(stepped=self._stepped, rejected=self._rejected, gone=self._gone)
         self.prefill = Pool("prefill", policy, events)
         self.decode = Pool("decode", policy, events)
+        self.prefills_whole_prompt = True
+        """Set by who knows the model; see `plan_handoff`."""
         self._costs = CostModel()
         self._metrics = metrics
         self._requests: dict[str, RequestState] = {}
@@ -74,7 +76,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Where KV comes from is decided here, never by a client.
             params.extra_args.pop(KV_PARAMS, None)
         request.data_parallel_rank = None
-        state = RequestState(request=request, plan=plan_handoff(params))
+        plan = plan_handoff(params, prefills_whole_prompt=self.prefills_whole_prompt)
+        state = RequestState(request=request, plan=plan)
         for pool in (self.prefill, self.decode):
             if not pool.candidates:
                 raise NoReplica(pool.name)

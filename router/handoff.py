@@ -27,15 +27,19 @@ class HandoffPlan:
     reason: str
 
 
-def plan_handoff(params: SamplingParams) -> HandoffPlan:
+def plan_handoff(params: SamplingParams, *, prefills_whole_prompt: bool = True) -> HandoffPlan:
     """How to split a request between the phases.
 
     Args:
         params: the request's sampling parameters, `max_tokens` already cut to the context limit.
+        prefills_whole_prompt: false for models with recurrent state, whose prompt vLLM cuts short
+            on the prefill side: what prefill samples there is not the first token.
     """
     if params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None:
         # Needs a forward pass over the whole prompt in the engine that answers.
         return HandoffPlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
+    if not prefills_whole_prompt:
+        return HandoffPlan(route=Route.DECODE_FIRST, reason="recurrent_state")
     if params.max_tokens == 1:
         return HandoffPlan(route=Route.PREFILL_ONLY, reason="max_tokens")
     for reason, starts_with_first_token in _output_state(params):

@@ -58,8 +58,10 @@ def running_servers(folder: Path) -> Iterator[tuple[Server, Server]]:
 
 
 def _cluster(log: Path) -> contextlib.AbstractContextManager[Server]:
-    pdserve = str(Path(sys.executable).parent / "pdserve")
-    return _started([pdserve, "up", str(CONFIG)], load_serve_file(CONFIG).url, {}, log)
+    command = [str(Path(sys.executable).parent / "pdserve"), "up", str(CONFIG)]
+    # Every ten seconds by default; tests need not wait so long.
+    env = {"RAY_metrics_report_interval_ms": "1000"}
+    return _started(command, load_serve_file(CONFIG).url, env, log)
 
 
 def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
@@ -81,6 +83,8 @@ def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
+        # vLLM compiles a function of three lines on the first logprobs: 15 s, for nothing.
+        "TORCHDYNAMO_DISABLE": "1",
     }
     return _started(command, f"http://{LOCALHOST}:{port}", env, log)
 

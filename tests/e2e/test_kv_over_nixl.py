@@ -21,8 +21,8 @@ BLOCK_BYTES: int = (
 )
 PROMPT_LENGTHS = (1, 20, 31, 32, 33, 64, 65, 100, 300, 500)
 
-EXPORTED_WITHIN_S = 25.0
-"""Replicas hand their metrics to Ray every five seconds, which exports them every ten."""
+EXPORTED_WITHIN_S = 8.0
+"""Replicas hand their metrics to Ray every five seconds, which exports them every second."""
 POLL_S = 0.5
 
 

@@ -44,3 +44,9 @@ def test_route(options: dict[str, Any], route: Route) -> None:
     plan = plan_handoff(params)
     assert plan.route is route
     assert plan.reason
+
+
+@pytest.mark.parametrize("max_tokens", [1, 16])
+def test_recurrent_models_get_every_token_from_decode(max_tokens: int) -> None:
+    plan = plan_handoff(SamplingParams(max_tokens=max_tokens), prefills_whole_prompt=False)
+    assert plan.route is Route.DECODE_FIRST
