@@ -21,6 +21,7 @@ from vllm.v1.executor.abstract import Executor
 
 from engine.host import engine_args
 from router.core_client import ClusterCoreClient
+from router.disconnect import EndsByItself
 from router.limits import BodyLimit
 
 TASKS = ("generate",)
@@ -84,4 +85,4 @@ async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) 
     llm = ClusterLLM(config, core)
     app = build_app(args, TASKS, config.model_config)
     await init_app_state(llm, app.state, args, TASKS)
-    return BodyLimit(app, settings.max_body_bytes)
+    return EndsByItself(BodyLimit(app, settings.max_body_bytes))

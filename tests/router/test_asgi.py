@@ -1,0 +1,120 @@
+"""The two ASGI middlewares: body limit, and ending by oneself."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from router import disconnect
+from router.disconnect import EndsByItself
+from router.limits import BodyLimit
+
+Sent = list[Message]
+
+
+def receive_from(*messages: Message) -> Receive:
+    queue = list(messages)
+
+    async def receive() -> Message:
+        return queue.pop(0) if queue else {"type": "http.disconnect"}
+
+    return receive
+
+
+def send_to(sent: Sent) -> Send:
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    return send
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the whole body and answers its length."""
+    num_bytes, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        num_bytes += len(message["body"])
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(num_bytes).encode()})
+
+
+def scope(headers: dict[str, str] | None = None) -> dict[str, Any]:
+    pairs = [(key.encode(), value.encode()) for key, value in (headers or {}).items()]
+    return {"type": "http", "headers": pairs}
+
+
+def chunk(num_bytes: int, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": b"x" * num_bytes, "more_body": more}
+
+
+@pytest.mark.parametrize(
+    ("headers", "messages", "status"),
+    [
+        pytest.param({"content-length": "10"}, [chunk(10)], 200, id="at-the-limit"),
+        pytest.param({"content-length": "11"}, [chunk(11)], 413, id="declared-over"),
+        pytest.param({}, [chunk(5, more=True), chunk(5)], 200, id="chunked-at-the-limit"),
+        pytest.param({}, [chunk(6, more=True), chunk(6)], 413, id="chunked-over"),
+        pytest.param({"content-length": "1"}, [chunk(11)], 413, id="declared-wrongly"),
+    ],
+)
+async def test_body_limit(headers: dict[str, str], messages: list[Message], status: int) -> None:
+    sent: Sent = []
+    await BodyLimit(echo, 10)(scope(headers), receive_from(*messages), send_to(sent))
+    assert sent[0]["status"] == status
+    assert len(sent) == 2
+    if status == 413:
+        assert json.loads(sent[1]["body"])["error"]["code"] == 413
+
+
+async def test_an_app_that_hears_of_the_disconnect_ends_by_itself() -> None:
+    gone, cleaned_up = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        cleaned_up.set()
+
+    async def receive() -> Message:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    task = asyncio.create_task(EndsByItself(app)(scope(), receive, send_to([])))
+    await asyncio.sleep(0)
+    gone.set()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned_up.is_set()
+
+
+async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disconnect, "GRACE_S", 0.01)
+    was_cancelled = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            was_cancelled.set()
+            raise
+
+    task = asyncio.create_task(EndsByItself(app)(scope(), receive_from(), send_to([])))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(was_cancelled.wait(), 5)
+
+
+@pytest.mark.parametrize("make", [EndsByItself, lambda app: BodyLimit(app, 1)])
+async def test_errors_and_other_scopes_pass_through(make: Callable[..., Any]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise LookupError(scope["type"])
+
+    with pytest.raises(LookupError, match="lifespan"):
+        await make(app)({"type": "lifespan"}, receive_from(), send_to([]))
