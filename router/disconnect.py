@@ -1,8 +1,8 @@
 """An ASGI middleware that lets the app end its own work when its client has gone.
 
-Serve cancels a request's task on disconnect. vLLM's handlers run in tasks of their own, which such a
+Serve cancels a request's task on disconnect. vLLM's handlers run in tasks of their own, which that
 cancel does not reach: the answer would be generated to its end for nobody. They do end their work,
-and abort it in the engines, when they read the disconnect themselves, so they are given the time.
+and abort it in the engines, when they read the disconnect themselves; so they are given the time.
 """
 
 import asyncio
