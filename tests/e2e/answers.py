@@ -65,13 +65,14 @@ def _comparable(value: Any) -> Any:
 
 def _join(old: Any, new: Any, key: str = "") -> Any:
     """One value of a stream, from what came before and the newest chunk."""
-    if old is None or new is None:
-        return old if new is None else new
+    if new is None:
+        return old
     if key == "tool_calls":
-        return _join_tool_calls(old, new)
-    if isinstance(old, dict):
+        return _join_tool_calls(old or [], new)
+    if isinstance(new, dict):
+        old = old or {}
         return old | {name: _join(old.get(name), each, name) for name, each in new.items()}
-    if isinstance(old, list) or key in CONCATENATED_KEYS:
+    if old is not None and (isinstance(new, list) or key in CONCATENATED_KEYS):
         return old + new
     return new
 

@@ -30,6 +30,7 @@ CITY_TOOL = {
     "type": "function",
     "function": {"name": "visit", "description": "Visits a city.", "parameters": CITY_SCHEMA},
 }
+NAMED_TOOL = {"type": "function", "function": {"name": "visit"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +186,10 @@ CHAT_FIELDS: dict[str, dict[str, Any]] = SHARED_FIELDS | {
         "max_tokens": None,
         "ignore_eos": True,
     },
+    "named-tool": {"tools": [CITY_TOOL], "tool_choice": NAMED_TOOL, "max_tokens": 60},
+    "required-tool": {"tools": [CITY_TOOL], "tool_choice": "required", "max_tokens": 80},
+    "auto-tool": {"tools": [CITY_TOOL], "tool_choice": "auto"},
+    "no-tool": {"tools": [CITY_TOOL], "tool_choice": "none"},
     "no-generation-prompt": {"add_generation_prompt": False},
     "content-parts": {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]

@@ -76,6 +76,8 @@ def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
         *("--max-model-len", str(MAX_MODEL_LEN)),
         *("--host", LOCALHOST),
         *("--port", str(port)),
+        *("--tool-call-parser", "hermes"),
+        "--enable-auto-tool-choice",
         "--enforce-eager",
     ]
     # As the cluster's replicas have it on a CPU.

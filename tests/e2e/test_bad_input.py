@@ -87,18 +87,10 @@ BAD_CHATS: dict[str, dict[str, Any]] = {
     "top-logprobs-without-logprobs": chat(top_logprobs=3),
     "top-logprobs-too-many": chat(logprobs=True, top_logprobs=10_000),
     "bad-schema": chat(response_format=schema({"type": "no such type"})),
-    "bad-tool-schema": chat(
-        tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "none"}}}],
-        tool_choice={"type": "function", "function": {"name": "f"}},
-    ),
     "unknown-tool": chat(
         tools=[CITY_TOOL], tool_choice={"type": "function", "function": {"name": "none"}}
     ),
     "tool-choice-without-tools": chat(tool_choice="required"),
-    "auto-tool-without-parser": chat(tools=[CITY_TOOL], tool_choice="auto"),
-    "named-tool-without-parser": chat(
-        tools=[CITY_TOOL], tool_choice={"type": "function", "function": {"name": "visit"}}
-    ),
     "unknown-model": chat(model="no such model"),
 }
 

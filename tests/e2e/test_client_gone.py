@@ -63,7 +63,7 @@ def is_free(samples: list[Sample]) -> bool:
 @pytest.fixture
 async def watch(client: httpx.AsyncClient, cluster: Server) -> Watch:
     watch = Watch(client, cluster)
-    await watch.free()
+    await watch.until(is_free, within_s=30)  # of what a test that failed has left
     return watch
 
 
