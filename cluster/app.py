@@ -28,6 +28,9 @@ CPU_ENGINE_ENV = {
     # One thread per engine, left to the scheduler of the operating system: engines share cores.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # vLLM compiles a helper of its logprobs at first use, eager or not: tens of seconds in which
+    # the engine stands still, or an error where there is no C++ compiler.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster import ports
 from cluster.errors import ConfigError, StartError
+from cluster.haproxy import command_path as haproxy_command_path
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, is_healthy, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
@@ -182,6 +183,7 @@ def _environment(chosen: RayPorts, folder: Path) -> dict[str, str]:
         # home folder would turn authentication on in Ray but not in what talks to it.
         "RAY_AUTH_MODE": "disabled",
         # By default these are the same for every cluster on a machine.
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_command_path()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),

@@ -5,6 +5,7 @@ EngineError
 │   ├── ChannelClosed       the other side went away, or this side closed
 │   └── ProtocolError       the other side sent what the protocol does not allow
 ├── EngineStalled           the engine core does not answer, though its process is alive
+├── ReplicaClosed           the replica has cut off its routers for good
 └── EngineInternalsChanged  vLLM is not the version whose internals we call
 """
 
@@ -27,6 +28,10 @@ class ProtocolError(ChannelError):
 
 class EngineStalled(EngineError):
     """The engine core did not answer within its time limit."""
+
+
+class ReplicaClosed(EngineError):
+    """The replica was found unhealthy once and serves nobody since: it must be replaced."""
 
 
 class EngineInternalsChanged(EngineError):

@@ -65,6 +65,7 @@ class EngineReplica:
         self.host = host
         self.engine_id = engine_id
         self.address: tuple[str, int] | None = None
+        self.closed_because: str | None = None
         self._hooks = hooks
         self._running: dict[str, _Running] = {}
         self._routers: set[RouterEnd] = set()
@@ -87,7 +88,8 @@ class EngineReplica:
         return self.address
 
     def close(self, reason: str) -> None:
-        """Ends every connection, which tells the routers at once. The engine is not touched."""
+        """Ends every connection, which tells the routers at once, and lets nobody in any more."""
+        self.closed_because = self.closed_because or reason
         for task in self._tasks:
             task.cancel()
         if self._server is not None:

@@ -18,6 +18,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd
 from engine.demo_model import resolve_model
+from engine.errors import ReplicaClosed
 from engine.host import EngineHost, engine_args
 from engine.metrics import RayExporter
 from engine.replica import EngineReplica
@@ -121,7 +122,12 @@ class EngineServer:
         return {"host": host, "port": port, "engine_id": self.engine_id}
 
     async def check_health(self) -> None:
-        """Raises where the engine is dead or gives no sign of life: Serve replaces the replica."""
+        """Raises where the engine is dead or gives no sign of life: Serve replaces the replica.
+
+        Serve wants several failures in a row. Routers were told at the first, so it stays failed.
+        """
+        if self.replica.closed_because is not None:
+            raise ReplicaClosed(self.replica.closed_because)
         try:
             await self.host.check(self.settings.stall_timeout_s)
         except Exception as error:

@@ -6,6 +6,7 @@ Owns the making of the app; every route, check and answer in it is vLLM's own.
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -80,9 +81,12 @@ def frontend_args(settings: FrontendSettings) -> Namespace:
 async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) -> ASGIApp:
     """The app that answers clients."""
     args = frontend_args(settings)
-    config = engine_args(settings.model, settings.options).create_engine_config()
+    options = {**settings.options, "served_model_name": [settings.served_name]}
+    config = engine_args(settings.model, options).create_engine_config()
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     llm = ClusterLLM(config, core)
     app = build_app(args, TASKS, config.model_config)
+    # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
+    app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)
     return EndsByItself(BodyLimit(app, settings.max_body_bytes))
