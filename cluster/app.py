@@ -11,11 +11,9 @@ from ray.serve import Application
 
 from cluster.config import ClusterConfig, Pool, parse_args
 from cluster.engine_options import check_engine_options
-from decode.server import DecodeServer
-from engine.server import EngineSettings
-from prefill.server import PrefillServer
-from router.app import FrontendSettings
-from router.server import Router, RouterSettings
+from engine.deployment import EngineDeployment, EngineSettings
+from router.server import Router
+from router.settings import FrontendSettings, RouterSettings
 
 SERVE_ENV = {
     # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
@@ -42,8 +40,8 @@ def build(args: Mapping[str, Any]) -> Application:
     """
     config = parse_args(dict(args))
     check_engine_options(config)
-    prefill = _pool_app(PrefillServer, config, "prefill")
-    decode = _pool_app(DecodeServer, config, "decode")
+    prefill = _pool_app("prefill.server:PrefillServer", config, "prefill")
+    decode = _pool_app("decode.server:DecodeServer", config, "decode")
     settings = RouterSettings(
         frontend=FrontendSettings(
             model=config.model,
@@ -78,7 +76,7 @@ def _engine_options(config: ClusterConfig, name: Pool) -> dict[str, Any]:
     return options | config.pool_engine(name)
 
 
-def _pool_app(server: type, config: ClusterConfig, name: Pool) -> Application:
+def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
     pool = config.pool(name)
     settings = EngineSettings(
         model=config.model,
@@ -98,11 +96,11 @@ def _pool_app(server: type, config: ClusterConfig, name: Pool) -> Application:
     if pool.labels:
         actor_options["label_selector"] = pool.labels
     deployment = serve.deployment(
-        server,
+        EngineDeployment,
         name=name,
         num_replicas=pool.replicas,
         ray_actor_options=actor_options,
         health_check_period_s=2.0,
         health_check_timeout_s=settings.stall_timeout_s + 5.0,
     )
-    return deployment.bind(settings)
+    return deployment.bind(server, settings)

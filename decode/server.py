@@ -1,4 +1,4 @@
-"""The decode pool's Serve deployment."""
+"""The server of the decode pool's replicas."""
 
 from engine.server import EngineServer
 

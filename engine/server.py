@@ -1,13 +1,11 @@
-"""What the Serve deployments of both phases have in common: an engine, its channel, its health.
+"""What the servers of both phases have in common: an engine, its channel, its health.
 
-Owns the life of one replica from Serve's point of view. What a phase adds is in its own package.
+Owns the life of one replica. What a phase adds is in its own package.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
@@ -18,6 +16,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd
 from engine.demo_model import resolve_model
+from engine.deployment import EngineSettings
 from engine.errors import ReplicaClosed
 from engine.host import EngineHost, engine_args
 from engine.metrics import RayExporter
@@ -28,19 +27,6 @@ from kvtransfer.release import RELEASE_EXTENSION
 from kvtransfer.stats import pair_deltas
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What a replica needs to start its engine."""
-
-    model: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """vLLM engine arguments, as configured."""
-    lease_s: float = 30.0
-    backends: tuple[str, ...] = ("UCX",)
-    stall_timeout_s: float = 10.0
-    """An engine core that gives no sign of life for this long is replaced."""
 
 
 class EngineMetrics:
@@ -82,16 +68,20 @@ class EngineMetrics:
 
 
 class EngineServer:
-    """A Serve replica that owns one engine. Subclasses are the deployments of the two phases."""
+    """A replica that owns one engine. Its subclasses are the servers of the two phases."""
 
     phase: Literal["prefill", "decode"]
 
-    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
-        # Serve awaits an async constructor.
+    def __init__(self, settings: EngineSettings) -> None:
         context = serve.get_replica_context()
         self.settings = settings
-        self.engine_id = context.replica_id.unique_id
+        self.application: str = context.app_name
+        self.engine_id: str = context.replica_id.unique_id
         self.metrics = EngineMetrics(context.deployment, self.engine_id)
+
+    async def start(self) -> None:
+        """Starts the engine and lets routers in."""
+        settings = self.settings
         host_ip = ray.util.get_node_ip_address()
         os.environ.update(side_channel_env(host_ip))
         transfer = kv_transfer_config(
@@ -110,13 +100,13 @@ class EngineServer:
         )
         self.host = await EngineHost.start(args)
         self.replica = EngineReplica(self.host, self.engine_id, self)
-        await self.replica.open(host_ip, application_secret(context.app_name))
+        await self.replica.open(host_ip, application_secret(self.application))
         self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
 
-    # What Serve calls.
+    # What the deployment calls.
 
-    def record_replica_metadata(self) -> dict[str, Any]:
-        """What routers learn of this replica, through Serve."""
+    def metadata(self) -> dict[str, Any]:
+        """Where routers find this replica, and as whom."""
         assert self.replica.address is not None
         host, port = self.replica.address
         return {"host": host, "port": port, "engine_id": self.engine_id}
@@ -134,7 +124,8 @@ class EngineServer:
             self.replica.close(f"unhealthy: {error}")
             raise
 
-    def __del__(self) -> None:
+    def stop(self) -> None:
+        """Ends the connections and the engine, if they were started."""
         if hasattr(self, "replica"):
             self.replica.close("the replica was stopped")
             self.host.stop()

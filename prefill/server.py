@@ -1,4 +1,4 @@
-"""The prefill pool's Serve deployment."""
+"""The server of the prefill pool's replicas."""
 
 import asyncio
 import logging
@@ -6,7 +6,8 @@ import logging
 from vllm.v1.engine import EngineCoreOutput
 
 from engine.channel import RouterEnd
-from engine.server import EngineServer, EngineSettings
+from engine.deployment import EngineSettings
+from engine.server import EngineServer
 from kvtransfer.release import release
 
 logger = logging.getLogger(__name__)
@@ -21,10 +22,10 @@ class PrefillServer(EngineServer):
 
     phase = "prefill"
 
-    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
         self._handed_over: dict[str, RouterEnd] = {}
         self._releases: set[asyncio.Task[None]] = set()
-        await super().__init__(settings)
 
     def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None:
         if output.kv_transfer_params is None:

@@ -4,10 +4,7 @@ Owns the making of the app; every route, check and answer in it is vLLM's own.
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 from starlette.types import ASGIApp
@@ -24,21 +21,9 @@ from engine.host import engine_args
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
 from router.limits import BodyLimit
+from router.settings import FrontendSettings
 
 TASKS = ("generate",)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendSettings:
-    """What the OpenAI endpoint needs to know."""
-
-    model: str
-    served_name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """vLLM engine arguments: those of the decode pool."""
-    frontend: Mapping[str, Any] = field(default_factory=dict)
-    """vLLM front-end arguments, such as a tool call parser."""
-    max_body_bytes: int = 8 * 1024 * 1024
 
 
 class ClusterLLM(AsyncLLM):  # type: ignore[misc]

@@ -1,0 +1,46 @@
+"""The Serve deployment that both pools are made of: a light shell around a phase's server.
+
+Serve imports this module to build the application, in a process that runs no engine; importing vLLM
+there would cost ten seconds of every start. So it is imported where the replica runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What a replica needs to start its engine."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments, as configured."""
+    lease_s: float = 30.0
+    backends: tuple[str, ...] = ("UCX",)
+    stall_timeout_s: float = 10.0
+    """An engine core that gives no sign of life for this long is replaced."""
+
+
+class EngineDeployment:
+    """One replica of a pool, as Serve sees it. Owns the phase's server."""
+
+    async def __init__(self, server: str, settings: EngineSettings) -> None:  # type: ignore[misc]
+        # Serve awaits an async constructor. `server` is `module:class`, an engine.server's.
+        module, _, name = server.partition(":")
+        self._server = getattr(import_module(module), name)(settings)
+        await self._server.start()
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """What routers learn of this replica, through Serve."""
+        metadata: dict[str, Any] = self._server.metadata()
+        return metadata
+
+    async def check_health(self) -> None:
+        """Raises where the replica must be replaced."""
+        await self._server.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_server"):
+            self._server.stop()

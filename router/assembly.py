@@ -1,0 +1,39 @@
+"""Puts a router together: pools, membership, metrics, and vLLM's app in front of them."""
+
+import asyncio
+import dataclasses
+
+from prometheus_client import REGISTRY
+from ray import serve
+from starlette.types import ASGIApp
+
+from engine.demo_model import resolve_model
+from engine.metrics import RayExporter
+from engine.secret import application_secret
+from router.app import build_openai_app
+from router.core_client import ClusterCoreClient
+from router.internals import check_internals
+from router.membership import Membership
+from router.metrics import PoolMetrics, RouterMetrics
+from router.policies import POLICIES
+from router.settings import RouterSettings
+
+
+class Assembly:
+    """The parts of one router. Owns them for as long as the replica lives."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        check_internals()
+        application = serve.get_replica_context().app_name
+        self._frontend = settings.frontend
+        self._core = ClusterCoreClient(POLICIES[settings.policy], RouterMetrics(REGISTRY))
+        pools = (self._core.prefill, self._core.decode)
+        PoolMetrics(pools, REGISTRY)
+        secret = application_secret(application)
+        self._membership = Membership(pools, application=application, secret=secret)
+        self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
+
+    async def build(self) -> ASGIApp:
+        """The app that answers clients."""
+        model = resolve_model(self._frontend.model)
+        return await build_openai_app(dataclasses.replace(self._frontend, model=model), self._core)

@@ -1,0 +1,26 @@
+"""What a router needs to know. Light: Serve imports it to build the application."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendSettings:
+    """The OpenAI endpoint."""
+
+    model: str
+    served_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments: those of the decode pool."""
+    frontend: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM front-end arguments, such as a tool call parser."""
+    max_body_bytes: int = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSettings:
+    """One router."""
+
+    frontend: FrontendSettings
+    policy: str = "p2c"
