@@ -23,7 +23,6 @@ from engine.wire import (
     FrameReader,
     Hello,
     Kind,
-    LoadReport,
     Rejection,
     ReplicaFacts,
     StepOutputs,
@@ -229,14 +228,3 @@ async def connect(
         except BaseException:
             end.close("the greeting failed")
             raise
-
-
-__all__ = [
-    "LoadReport",
-    "ReplicaEnd",
-    "ReplicaOutputs",
-    "RouterEnd",
-    "RouterRequests",
-    "connect",
-    "listen",
-]
