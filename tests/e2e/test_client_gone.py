@@ -74,9 +74,10 @@ def long_answer(index: int = 0, prompt_tokens: int = 100, **fields: Any) -> dict
 
 
 async def leave(*requests: "asyncio.Task[Any]") -> None:
-    """Closes the connections of running requests."""
-    assert not any(request.done() for request in requests)
-    for request in requests:
+    """Closes the connections of requests, most of which still run."""
+    running = [request for request in requests if not request.done()]
+    assert len(running) > len(requests) / 2
+    for request in running:
         request.cancel()
     await asyncio.wait(requests)
 
@@ -86,7 +87,9 @@ async def test_during_prefill(
     client: httpx.AsyncClient, cluster: Server, watch: Watch, stream: bool
 ) -> None:
     """So many long prompts that most still wait when their clients go."""
-    bodies = [long_answer(index, prompt_tokens=480, stream=stream) for index in range(60)]
+    # Prompts that no test before has left in the prefix cache.
+    seeds = range(100 if stream else 200, 160 if stream else 260)
+    bodies = [long_answer(seed, prompt_tokens=480, stream=stream) for seed in seeds]
     requests = [asyncio.create_task(ask(client, cluster.url, COMPLETIONS, body)) for body in bodies]
     await watch.busy(PREFILL)
     await leave(*requests)
