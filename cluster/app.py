@@ -12,6 +12,7 @@ from ray.serve import Application
 from cluster.config import ClusterConfig, Pool, parse_args
 from cluster.engine_options import check_engine_options
 from engine.deployment import EngineDeployment, EngineSettings
+from router.recovery import RecoveryLimits
 from router.server import Router
 from router.settings import FrontendSettings, RouterSettings
 
@@ -51,6 +52,10 @@ def build(args: Mapping[str, Any]) -> Application:
             max_body_bytes=int(config.router.max_body_mib * 2**20),
         ),
         policy=config.router.policy,
+        recovery=RecoveryLimits(
+            max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
+        ),
+        stall_timeout_s=config.recovery.stall_timeout_s,
     )
     router = serve.deployment(
         Router,
@@ -83,6 +88,8 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         options=_engine_options(config, name),
         lease_s=config.transfer.lease_s,
         backends=config.transfer.backends,
+        stall_timeout_s=config.recovery.stall_timeout_s,
+        drain_s=config.recovery.drain_s,
     )
     env = SERVE_ENV | pool.env
     if pool.gpus == 0:
@@ -102,5 +109,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         ray_actor_options=actor_options,
         health_check_period_s=2.0,
         health_check_timeout_s=settings.stall_timeout_s + 5.0,
+        # Serve ends a replica by force after this; until then ours is about its drain.
+        graceful_shutdown_timeout_s=settings.drain_s + 10.0,
     )
     return deployment.bind(server, settings)

@@ -17,6 +17,8 @@ OWNED_ENGINE_OPTIONS = {
     "model": "set by the top-level model",
     "served_model_name": "set by the top-level served_name",
     "kv_transfer_config": "set from transfer",
+    "scheduler_cls": "pdserve's own lets an answer go on in another engine",
+    "worker_extension_cls": "taken by pdserve's own",
     "data_parallel_size": "raise the pool's replicas instead",
 }
 """Options of vLLM that this project sets itself, and where to say it instead."""
@@ -121,6 +123,31 @@ class RouterConfig(_Section):
     )
 
 
+class RecoveryConfig(_Section):
+    """What is done for requests whose engine dies, hangs or leaves."""
+
+    max_moves: int = Field(
+        default=3, ge=0, description="How often one request is moved to another engine."
+    )
+    max_wait_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds that a request waits for a pool without a live replica; then it gets "
+        "status 503.",
+    )
+    stall_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds without a sign of life after which an engine is taken for dead.",
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that a replica that leaves may take to finish what it has; what is "
+        "left then is moved.",
+    )
+
+
 class SloConfig(_Section):
     """What the cluster is measured against."""
 
@@ -162,6 +189,9 @@ class ClusterConfig(_Section):
         default=TransferConfig(), description="The path of the KV blocks."
     )
     router: RouterConfig = Field(default=RouterConfig(), description="The OpenAI endpoint.")
+    recovery: RecoveryConfig = Field(
+        default=RecoveryConfig(), description="When engines die, hang or leave."
+    )
     slo: SloConfig = Field(default=SloConfig(), description="Latency targets.")
 
     @property

@@ -21,6 +21,8 @@ class EngineSettings:
     backends: tuple[str, ...] = ("UCX",)
     stall_timeout_s: float = 10.0
     """An engine core that gives no sign of life for this long is replaced."""
+    drain_s: float = 30.0
+    """How long a replica that leaves may take to finish what it has."""
 
 
 class EngineDeployment:
@@ -41,6 +43,8 @@ class EngineDeployment:
         """Raises where the replica must be replaced."""
         await self._server.check_health()
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
+        # Serve awaits this one as well, when it ends a replica in an orderly way.
         if hasattr(self, "_server"):
+            await self._server.drain()
             self._server.stop()

@@ -19,6 +19,8 @@ from engine.errors import EngineStalled
 from engine.executor import INLINE_EXECUTOR
 from engine.guardian import start_guardian
 from engine.internals import check_internals
+from engine.resume import use_resuming_scheduler
+from engine.worker import WORKER_EXTENSION
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class EngineFacts:
 
 def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
     """vLLM's engine arguments for a model, with what this project decides where nobody else did."""
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = {"worker_extension_cls": WORKER_EXTENSION}
     if current_platform.is_cpu():
         # Compilation costs minutes of start on a CPU and gains little on models that fit one.
         defaults["enforce_eager"] = True
@@ -62,11 +64,14 @@ class EngineHost:
         check_internals()
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
-        return await asyncio.to_thread(cls._start, args)
+        host = await asyncio.to_thread(cls._start, args)
+        await host.core.collective_rpc_async("accept_output_tokens")
+        return host
 
     @classmethod
     def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
         config = args.create_engine_config()
+        use_resuming_scheduler(config)
         core = EngineCoreClient.make_async_mp_client(
             vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
         )

@@ -23,6 +23,15 @@ RELIED_ON = {
     "vllm.v1.engine:EngineCoreOutput": ("kv_transfer_params", "prefill_stats", "finish_reason"),
     "vllm.v1.serial_utils:MsgpackEncoder": ("encode",),
     "vllm.v1.serial_utils:MsgpackDecoder": ("decode",),
+    "vllm.v1.core.sched.scheduler:Scheduler": (
+        "_handle_blocked_waiting_request",
+        "add_request",
+    ),
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
+    "vllm.v1.request:Request": ("append_output_token_ids", "num_output_tokens"),
+    "vllm.v1.request:RequestStatus": ("WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",),
+    "vllm.v1.structured_output:StructuredOutputManager": ("accept_tokens",),
+    "vllm.v1.worker.gpu_model_runner:CachedRequestState": ("__post_init__",),
     "vllm.v1.executor.uniproc_executor:UniProcExecutor": ("execute_model",),
 }
 

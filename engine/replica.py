@@ -6,6 +6,7 @@ decode say what is special about them in a `PhaseHooks`.
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 LOAD_INTERVAL_S = 0.25
 """How often routers that get no outputs hear of a changed load."""
+
+SIGN_OF_LIFE_S = 1.0
+"""How often they hear from this replica if nothing has changed."""
 
 
 class PhaseHooks(Protocol):
@@ -48,6 +52,7 @@ class _Load:
     num_running: int = 0
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
+    is_draining: bool = False
 
     def report_to(self, router: RouterEnd) -> LoadReport:
         return LoadReport(
@@ -55,6 +60,7 @@ class _Load:
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             kv_usage_fraction=self.kv_usage_fraction,
+            is_draining=self.is_draining,
         )
 
 
@@ -97,6 +103,11 @@ class EngineReplica:
         for router in list(self._routers):
             router.close(reason)
 
+    def say_draining(self) -> None:
+        """Tells every router to send nothing new. What comes all the same is taken."""
+        self._load.is_draining = True
+        self._report()
+
     @property
     def num_requests(self) -> int:
         return len(self._running)
@@ -116,8 +127,11 @@ class EngineReplica:
             num_kv_blocks=facts.num_kv_blocks,
         )
 
-    def add(self, router: RouterEnd, request: EngineCoreRequest, work_s: float) -> None:
+    def router_joined(self, router: RouterEnd) -> None:
         self._routers.add(router)
+        router.send(Kind.STEP, StepOutputs([], self._load.report_to(router)))
+
+    def add(self, router: RouterEnd, request: EngineCoreRequest, work_s: float) -> None:
         if request.request_id in self._running:
             router.send(Kind.REJECT, Rejection(request.request_id, "this id is already running"))
             return
@@ -202,10 +216,15 @@ class EngineReplica:
         self._hooks.stats_seen(stats)
 
     async def _tell_load(self) -> None:
+        reported_s = 0.0
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
-            if not self._load_changed:
-                continue
-            self._load_changed = False
-            for router in self._routers:
-                router.send(Kind.STEP, StepOutputs([], self._load.report_to(router)))
+            now_s = time.monotonic()
+            if self._load_changed or now_s - reported_s >= SIGN_OF_LIFE_S:
+                reported_s = now_s
+                self._report()
+
+    def _report(self) -> None:
+        self._load_changed = False
+        for router in self._routers:
+            router.send(Kind.STEP, StepOutputs([], self._load.report_to(router)))

@@ -6,6 +6,7 @@ Owns the life of one replica. What a phase adds is in its own package.
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from typing import Any, Literal
 
 import ray
@@ -23,7 +24,6 @@ from engine.metrics import RayExporter
 from engine.replica import EngineReplica
 from engine.secret import application_secret
 from kvtransfer.config import kv_transfer_config, side_channel_env
-from kvtransfer.release import RELEASE_EXTENSION
 from kvtransfer.stats import pair_deltas
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class EngineServer:
         context = serve.get_replica_context()
         self.settings = settings
         self.application: str = context.app_name
+        self._stepped = asyncio.Event()
         self.engine_id: str = context.replica_id.unique_id
         self.metrics = EngineMetrics(context.deployment, self.engine_id)
 
@@ -92,11 +93,7 @@ class EngineServer:
         )
         args = engine_args(
             resolve_model(settings.model),
-            {
-                **settings.options,
-                "kv_transfer_config": transfer,
-                "worker_extension_cls": RELEASE_EXTENSION,
-            },
+            {**settings.options, "kv_transfer_config": transfer},
         )
         self.host = await EngineHost.start(args)
         self.replica = EngineReplica(self.host, self.engine_id, self)
@@ -124,6 +121,21 @@ class EngineServer:
             self.replica.close(f"unhealthy: {error}")
             raise
 
+    async def drain(self) -> None:
+        """Takes nothing new, and returns when what it has is finished or `drain_s` is over."""
+        if hasattr(self, "replica"):
+            self.replica.say_draining()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.drain_s):
+                    while self.is_busy:
+                        self._stepped.clear()
+                        await self._stepped.wait()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody still needs this replica."""
+        return self.replica.num_requests > 0
+
     def stop(self) -> None:
         """Ends the connections and the engine, if they were started."""
         if hasattr(self, "replica"):
@@ -145,4 +157,5 @@ class EngineServer:
         pass
 
     def stats_seen(self, stats: SchedulerStats) -> None:
+        self._stepped.set()
         self.metrics.observe(stats)

@@ -76,6 +76,8 @@ class LoadReport(msgspec.Struct, frozen=True):
     num_running: int = 0
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
+    is_draining: bool = False
+    """The replica is about to leave: it finishes what it has and wants nothing new."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
-"""An agent that waits: NIXL's, with a progress thread that sleeps until there is something to do.
+"""NIXL's agent, as this package wants it: one that waits, and that tells nobody what it has read.
 
-Owns how NIXL's agent is built. Never touches a transfer.
+Owns how NIXL's agent is built and wrapped. Never starts a transfer.
 
 NIXL's Python wrapper hard-codes a progress delay of zero, with which the progress thread of every
 worker polls for ever and uses a whole core. From one microsecond up the thread waits on the
@@ -31,3 +31,20 @@ def replace_spinning_agent(wrapper: Any) -> None:
     wrapper.agent = bindings.nixlAgent(wrapper.name, config)
     for name, params in backend_params.items():
         wrapper.create_backend(name, params)
+
+
+class SilentReads:
+    """NIXL's `nixl_agent` wrapper, without the notification at the end of a prepared transfer.
+
+    Whoever starts one tells the peer himself, when he needs nothing of it any more.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapper, name)
+
+    def make_prepped_xfer(self, *sides: Any, notif_msg: bytes = b"", **options: Any) -> Any:
+        """As the wrapper's; `notif_msg` is dropped."""
+        return self._wrapper.make_prepped_xfer(*sides, **options)

@@ -9,26 +9,50 @@ from typing import Any, Literal
 from vllm.platforms import current_platform
 
 Role = Literal["prefill", "decode"]
+Connector = Literal["nixl", "nccl"]
+
 _KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
+_CONNECTORS: dict[Connector, tuple[str, str]] = {
+    "nixl": ("PdNixlConnector", "kvtransfer.nixl"),
+    "nccl": ("PdP2pConnector", "kvtransfer.p2p_connector"),
+}
 
 
 def kv_transfer_config(
-    role: Role, *, engine_id: str, lease_s: int, backends: Sequence[str]
+    role: Role,
+    *,
+    engine_id: str,
+    lease_s: int,
+    backends: Sequence[str],
+    connector: Connector = "nixl",
+    read_timeout_s: float = 10.0,
+    side_channel_port: int | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `KVTransferConfig`.
 
     `engine_id` must be new for every start of an engine: peers know an agent by it. `lease_s` is
     how long prefill keeps blocks that nobody reads or asks to keep; a decode's heartbeat, every
-    sixth of it, extends it.
+    sixth of it, extends it. `backends` are NIXL's; `nccl`, which is Gloo on CPU, has none.
+    `read_timeout_s` is what decode gives the two attempts to read a request's blocks before it
+    computes them. `side_channel_port` is a `ReservedPort`'s; without one the kernel chooses when
+    the engine starts.
     """
+    class_name, module = _CONNECTORS[connector]
+    extra = {
+        "kv_lease_duration": lease_s,
+        "backends": list(backends),
+        "read_timeout_s": read_timeout_s,
+    }
+    if side_channel_port is not None:
+        extra["side_channel_port"] = side_channel_port
     return {
-        "kv_connector": "PdNixlConnector",
-        "kv_connector_module_path": "kvtransfer.nixl",
+        "kv_connector": class_name,
+        "kv_connector_module_path": module,
         "kv_role": _KV_ROLES[role],
         "engine_id": engine_id,
         "kv_buffer_device": current_platform.device_type,
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"kv_lease_duration": lease_s, "backends": list(backends)},
+        "kv_connector_extra_config": extra,
     }
 
 

@@ -1,19 +1,20 @@
 """vLLM's pull connector over NIXL, as a cluster of separate prefill and decode engines needs it.
 
-Owns what differs from upstream, on both sides of the connector:
+Owns what differs from upstream in the scheduler (`kvtransfer.worker` owns what does beside the
+model):
 
 - a decode prompt may be longer than what was prefilled (it carries prefill's first token);
 - a prefill that ended for good at its first token keeps nothing for a decode;
-- blocks that no decode will ever read are freed when told so, not when the lease ends;
+- what is kept for a decode has a lease, whose id goes to the worker and to the decode;
 - a decode that is gone before it was scheduled tells its prefill engine so;
-- every transfer is counted under the pair of engines it ran between;
-- the side channel's port is chosen by the kernel, and NIXL's progress thread does not spin.
+- the side channel's port is chosen by the kernel.
 
 Never decides where a request goes. vLLM loads `PdNixlConnector` by name, see `kvtransfer.config`.
 """
 
-import os
+import secrets
 from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -22,12 +23,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.connector import NixlPull
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import (
     NixlPullConnectorScheduler,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 from vllm.v1.request import RequestStatus
 
-from kvtransfer.agent import replace_spinning_agent
 from kvtransfer.side_channel import SideChannel
 from kvtransfer.stats import PairStats
+from kvtransfer.worker import LeasedMetadata, PdNixlWorker
+
+LEASE_ID = "remote_lease_id"
+"""In `kv_transfer_params`: what decode must find in prefill's table once it has read the blocks."""
 
 
 class PdNixlConnector(NixlPullConnector):  # type: ignore[misc]
@@ -46,15 +49,35 @@ class PdNixlConnector(NixlPullConnector):  # type: ignore[misc]
         """Worker side: free these requests' blocks, nobody will read them."""
         self.connector_worker.release(request_ids)
 
+    def warm_up(
+        self, engine_id: str, host: str, port: int, tp_size: int
+    ) -> tuple[bool, str | None]:
+        """Worker side: get ready to read a prefill engine; see `PdNixlWorker.warm_up`."""
+        result: tuple[bool, str | None] = self.connector_worker.warm_up(
+            engine_id, host, port, tp_size
+        )
+        return result
+
+    def forget(self, engine_id: str) -> None:
+        """Worker side: that prefill engine is gone."""
+        self.connector_worker.forget(engine_id)
+
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> PairStats:
         return PairStats() if data is None else PairStats(data=data)
 
 
 class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
-    """Inside the engine core's scheduler. Owns the side channel."""
+    """Inside the engine core's scheduler. Owns the side channel and the numbering of leases."""
 
     _side_channel: SideChannel | None = None
+
+    def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        # From anywhere, so that no two engines, nor two lives of one, grant the same.
+        self._next_lease_id = count(secrets.randbits(60) + 1)
+        self._lease_ids: dict[str, int] = {}
+        self._new_lease_ids: dict[str, int] = {}
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
@@ -66,11 +89,39 @@ class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
             )
             return matched
         # Upstream counts the whole prompt; ours may end in a token that prefill never computed.
-        num_prefilled = min(params.get("remote_num_tokens", 0), request.num_prompt_tokens)
+        num_prefilled = min(params.get("remote_num_tokens", 0), request.num_tokens)
         num_external = num_prefilled - num_computed_tokens
         return (num_external, True) if num_external > 0 else (0, False)
 
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        params = request.kv_transfer_params or {}
+        if params.get("do_remote_decode") and request.request_id not in self._lease_ids:
+            lease_id = next(self._next_lease_id)
+            self._lease_ids[request.request_id] = lease_id
+            self._new_lease_ids[request.request_id] = lease_id
+
+    def build_connector_meta(self, scheduler_output: Any) -> LeasedMetadata:
+        remote_lease_ids = {
+            request_id: request.kv_transfer_params.get(LEASE_ID)
+            for request_id, (request, *_) in self._reqs_need_recv.items()
+        }
+        meta = LeasedMetadata(super().build_connector_meta(scheduler_output))
+        meta.remote_lease_ids = remote_lease_ids
+        # With its first step: the worker has granted a lease before its request can end.
+        meta.granted_lease_ids, self._new_lease_ids = self._new_lease_ids, {}
+        return meta
+
     def request_finished(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        lease_id = self._lease_ids.pop(request.request_id, None)
+        keeps_blocks, handed_over = self._finish(request, block_ids)
+        if handed_over is not None:
+            handed_over[LEASE_ID] = lease_id
+        return keeps_blocks, handed_over
+
+    def _finish(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         params = request.kv_transfer_params or {}
@@ -92,7 +143,10 @@ class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
 
     def set_xfer_handshake_metadata(self, metadata: Mapping[tuple[int, int], Any]) -> None:
         payloads = {rank: msgspec.msgpack.encode(payload) for rank, payload in metadata.items()}
-        self._side_channel = SideChannel(self.side_channel_host, payloads)
+        reserved_port = self.vllm_config.kv_transfer_config.get_from_extra_config(
+            "side_channel_port", None
+        )
+        self._side_channel = SideChannel(self.side_channel_host, payloads, reserved_port)
         # Read again for the params of every handoff.
         self.side_channel_port = self._side_channel.port
 
@@ -100,52 +154,3 @@ class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         if self._side_channel is not None:
             self._side_channel.stop()
         super().shutdown()
-
-
-class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
-    """Beside the model. Owns the NIXL agent and the released requests not yet reported as sent."""
-
-    def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
-        cores = os.sched_getaffinity(0)
-        super().__init__(vllm_config, engine_id, kv_cache_config)
-        # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
-        # the same one for every engine of the host.
-        os.sched_setaffinity(0, cores)
-        replace_spinning_agent(self.nixl_wrapper)
-        self.xfer_stats = PairStats()
-        self._released: set[str] = set()
-
-    def release(self, request_ids: Iterable[str]) -> None:
-        """Free these requests' blocks as if a decode had read them, at the next step."""
-        self._released.update(request_ids)
-
-    def _get_new_notifs(self) -> set[str]:
-        sent: set[str] = super()._get_new_notifs()
-        # A lease starts one step after its request ended; until then a release waits here.
-        for request_id in self._released & self._reqs_to_send.keys():
-            del self._reqs_to_send[request_id]
-            self._reqs_to_process.discard(request_id)
-            sent.add(request_id)
-        self._released &= self._reqs_to_process
-        return sent
-
-    def _pop_done_transfers(self, transfers: dict[str, list[int]]) -> tuple[set[str], set[str]]:
-        done: set[str] = set()
-        failed: set[str] = set()
-        # One request at a time, so that what upstream records is known to be this pair's.
-        for request_id, handles in list(transfers.items()):
-            rest = {request_id: handles}
-            self.xfer_stats.remote_engine_id = self._recving_metadata[request_id].remote.engine_id
-            one_done, one_failed = super()._pop_done_transfers(rest)
-            done |= one_done
-            failed |= one_failed
-            if request_id in rest:
-                transfers[request_id] = rest[request_id]
-            else:
-                del transfers[request_id]
-        return done, failed
-
-    def _handle_failed_transfer(self, req_id: str, *args: Any, **kwargs: Any) -> bool:
-        if (meta := self._recving_metadata.get(req_id)) is not None:
-            self.xfer_stats.record_pair_failure(meta.remote.engine_id)
-        return bool(super()._handle_failed_transfer(req_id, *args, **kwargs))

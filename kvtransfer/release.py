@@ -7,10 +7,9 @@ decode will not come.
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-RELEASE_EXTENSION = "kvtransfer.release.ReleaseExtension"
-"""For vLLM's `worker_extension_cls`; `release` needs it in the engine it is called on."""
+RELEASE_EXTENSION = "kvtransfer.extension.WorkerExtension"
+"""For vLLM's `worker_extension_cls`; `release` needs it in the engine it is called on, and so do
+`kvtransfer.peers.warm_up` and `forget`."""
 
 
 async def release(core: Any, request_ids: Sequence[str]) -> None:
@@ -26,10 +25,3 @@ async def release(core: Any, request_ids: Sequence[str]) -> None:
     ids = list(request_ids)
     await core.abort_requests_async(ids)
     await core.collective_rpc_async("release_kv_blocks", args=(ids,))
-
-
-class ReleaseExtension:
-    """Mixed into vLLM's worker, which finds its methods by name."""
-
-    def release_kv_blocks(self, request_ids: list[str]) -> None:
-        get_kv_transfer_group().release(request_ids)

@@ -11,7 +11,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
 PAIRS_KEY = "pairs"
-_BYTES, _SECONDS, _TRANSFERS, _FAILURES = range(4)
+_BYTES, _SECONDS, _TRANSFERS, _FAILURES, _ENDED_LEASES = range(5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,9 @@ class PairDelta:
     seconds: float
     num_transfers: int
     num_failures: int
+    """Attempts to read that did not end well; a request has two."""
+    num_ended_leases: int
+    """Requests whose blocks were read and not used: they may have been another's by then."""
 
 
 def pair_deltas(kv_connector_stats: Mapping[str, Any] | None) -> tuple[PairDelta, ...]:
@@ -36,6 +39,7 @@ def pair_deltas(kv_connector_stats: Mapping[str, Any] | None) -> tuple[PairDelta
             seconds=sums[_SECONDS],
             num_transfers=sums[_TRANSFERS],
             num_failures=sums[_FAILURES],
+            num_ended_leases=sums[_ENDED_LEASES],
         )
         for remote_engine_id, sums in kv_connector_stats.get(PAIRS_KEY, {}).items()
     )
@@ -67,6 +71,10 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
         """Adds a read that failed, for whatever reason."""
         self._sums(remote_engine_id)[_FAILURES] += 1
 
+    def record_ended_lease(self, remote_engine_id: str) -> None:
+        """Adds a request whose lease had ended when its blocks were there."""
+        self._sums(remote_engine_id)[_ENDED_LEASES] += 1
+
     def is_empty(self) -> bool:
         return not self.data[PAIRS_KEY] and bool(super().is_empty())
 
@@ -81,5 +89,5 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
         return self
 
     def _sums(self, remote_engine_id: str) -> list[Any]:
-        sums: list[Any] = self.data[PAIRS_KEY].setdefault(remote_engine_id, [0, 0.0, 0, 0])
+        sums: list[Any] = self.data[PAIRS_KEY].setdefault(remote_engine_id, [0, 0.0, 0, 0, 0])
         return sums

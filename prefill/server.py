@@ -27,6 +27,12 @@ class PrefillServer(EngineServer):
         self._handed_over: dict[str, RouterEnd] = {}
         self._releases: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_busy(self) -> bool:
+        # Blocks that were handed over are in use until decode has pulled them.
+        handed_over = bool(self._handed_over) and self.replica.kv_usage_fraction > 0
+        return super().is_busy or handed_over
+
     def output_sent(self, router: RouterEnd, output: EngineCoreOutput) -> None:
         if output.kv_transfer_params is None:
             return

@@ -26,11 +26,17 @@ class Assembly:
         check_internals()
         application = serve.get_replica_context().app_name
         self._frontend = settings.frontend
-        self._core = ClusterCoreClient(POLICIES[settings.policy], RouterMetrics(REGISTRY))
+        metrics = RouterMetrics(REGISTRY)
+        self._core = ClusterCoreClient(POLICIES[settings.policy], metrics, settings.recovery)
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
         secret = application_secret(application)
-        self._membership = Membership(pools, application=application, secret=secret)
+        self._membership = Membership(
+            pools,
+            application=application,
+            secret=secret,
+            stall_timeout_s=settings.stall_timeout_s,
+        )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
 
     async def build(self) -> ASGIApp:

@@ -2,7 +2,8 @@
 
 vLLM's AsyncLLM adds requests here and reads token outputs here, as it would from one engine. Owns
 every running request of this router: which replica has it, what comes next, and how it ends. A
-request that was accepted always ends in a final output, an error output, or an abort.
+request that was accepted always ends in a final output, an error output, or an abort: one that
+loses its engine goes on in another, after the tokens that its client has.
 """
 
 import asyncio
@@ -18,13 +19,14 @@ from vllm.v1.engine import (
 )
 from vllm.v1.engine.core_client import EngineCoreClient
 
+from engine.resume import OUTPUT_TOKENS
 from engine.wire import Rejection, StepOutputs
 from router.costs import CostModel
-from router.errors import NoReplica
 from router.handoff import Route, plan_handoff
 from router.metrics import RouterMetrics
 from router.policies import Policy
 from router.pool import Pool, PoolEvents, Replica
+from router.recovery import RecoveryLimits, plan_move
 from router.request import (
     KV_PARAMS,
     RequestPhase,
@@ -48,16 +50,25 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     resources = _Resources()
     engine_ranks_managed = (0,)
 
-    def __init__(self, policy: Policy, metrics: RouterMetrics) -> None:
-        events = PoolEvents(stepped=self._stepped, rejected=self._rejected, gone=self._gone)
+    def __init__(self, policy: Policy, metrics: RouterMetrics, limits: RecoveryLimits) -> None:
+        events = PoolEvents(
+            joined=self._joined,
+            stepped=self._stepped,
+            rejected=self._rejected,
+            gone=self._gone,
+        )
         self.prefill = Pool("prefill", policy, events)
         self.decode = Pool("decode", policy, events)
         self.prefills_whole_prompt = True
         """Set by who knows the model; see `plan_handoff`."""
+        self.limits = limits
         self._costs = CostModel()
         self._metrics = metrics
         self._requests: dict[str, RequestState] = {}
+        self._in_engines: dict[str, RequestState] = {}
+        """The same by what engines call them, which changes with every move."""
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._decode_joined = asyncio.Event()
 
     # What AsyncLLM calls.
 
@@ -65,28 +76,16 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         return ("generate",)
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Sends a request on its way.
-
-        Raises:
-            NoReplica: a pool has no live replica.
-        """
+        """Sends a request on its way."""
         params = request.sampling_params
         assert params is not None, "only generation is served"
-        if params.extra_args:
-            # Where KV comes from is decided here, never by a client.
-            params.extra_args.pop(KV_PARAMS, None)
+        for ours in (KV_PARAMS, OUTPUT_TOKENS):
+            # Where KV and tokens come from is decided here, never by a client.
+            (params.extra_args or {}).pop(ours, None)
         request.data_parallel_rank = None
-        plan = plan_handoff(params, prefills_whole_prompt=self.prefills_whole_prompt)
-        state = RequestState(request=request, plan=plan)
-        for pool in (self.prefill, self.decode):
-            if not pool.candidates:
-                raise NoReplica(pool.name)
+        state = RequestState(request=request, plan=plan_handoff(params))
         self._requests[request.request_id] = state
-        self._metrics.routed(state)
-        if state.plan.route is Route.DECODE_ONLY:
-            self._to_decode(state, request)
-        else:
-            self._to_prefill(state)
+        self._route(state)
 
     async def get_output_async(self) -> EngineCoreOutputs:
         return await self._outputs.get()
@@ -97,7 +96,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             if state is None:
                 continue
             if state.replica is not None:
-                state.replica.abort(request_id)
+                state.replica.abort(state.engine_request_id)
             # A decode engine that is told so frees what prefill keeps for it, in any state.
             self._end(state, "abort")
 
@@ -109,55 +108,116 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def shutdown(self, timeout: float | None = None) -> None:
         for pool in (self.prefill, self.decode):
-            for replica in pool.candidates:
+            for replica in list(pool):
                 if replica.end is not None:
                     replica.end.close("the router was stopped")
 
+    async def ready(self) -> None:
+        """Returns once a new request could be answered."""
+        while not self.decode.candidates:
+            self._decode_joined.clear()
+            await self._decode_joined.wait()
+
     # The way of a request.
+
+    def _route(self, state: RequestState) -> None:
+        """Sends a request, or what is left of it, to its next engine."""
+        state.plan = plan_handoff(
+            state.params,
+            num_output_tokens=state.num_output_tokens,
+            has_prefill=bool(self.prefill.candidates),
+            prefills_whole_prompt=self.prefills_whole_prompt,
+        )
+        state.prefill = state.decode = None
+        if state.plan.route is not Route.PREFILL_ONLY and not self.decode.candidates:
+            self._wait(state)
+            return
+        self._metrics.routed(state)
+        self._in_engines.pop(state.engine_request_id, None)
+        state.attempt += 1
+        self._in_engines[state.engine_request_id] = state
+        if state.plan.route is Route.DECODE_ONLY:
+            self._to_decode(state, decode_request(state, None))
+        else:
+            self._to_prefill(state)
 
     def _to_prefill(self, state: RequestState) -> None:
         route = state.plan.route
         samples = route is not Route.DECODE_FIRST
         hands_over = route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, hands_over=hands_over)
-        num_tokens = len(state.request.prompt_token_ids or ())
         state.prefill = self.prefill.pick()
         self._enter(state, RequestPhase.PREFILLING)
-        state.prefill.add(request, self._costs.prefill_s(num_tokens))
+        state.prefill.add(request, self._costs.prefill_s(state.num_tokens))
 
     def _to_decode(self, state: RequestState, request: EngineCoreRequest) -> None:
-        num_prompt = len(request.prompt_token_ids or ())
         num_output = self._metrics.expected_output_tokens(state.params.max_tokens)
-        work_s = self._costs.decode_s(num_prompt, num_output)
+        work_s = self._costs.decode_s(state.num_tokens, num_output)
         if state.plan.route is Route.DECODE_ONLY:
-            work_s += self._costs.prefill_s(num_prompt)
+            work_s += self._costs.prefill_s(state.num_tokens)
         state.decode = self.decode.pick()
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
         state.decode.add(request, work_s)
+
+    def _wait(self, state: RequestState) -> None:
+        """Holds a request until the decode pool has a live replica, or its time is up."""
+        self._enter(state, RequestPhase.WAITING)
+        loop = asyncio.get_running_loop()
+        state.waits_until = loop.call_later(self.limits.max_wait_s, self._waited_too_long, state)
+
+    def _waited_too_long(self, state: RequestState) -> None:
+        self._deliver([self._failed(state, f"no decode replica for {self.limits.max_wait_s:g} s")])
 
     def _enter(self, state: RequestState, phase: RequestPhase) -> None:
         self._metrics.phase_entered(state, phase)
         state.phase = phase
         state.phase_since_s = time.monotonic()
+        if state.waits_until is not None:
+            state.waits_until.cancel()
+            state.waits_until = None
 
     def _end(self, state: RequestState, outcome: str) -> None:
         if self._requests.pop(state.request_id, None) is None:
             return
+        self._in_engines.pop(state.engine_request_id, None)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
 
+    def _move(self, state: RequestState, cause: str, *, died: bool) -> list[EngineCoreOutput]:
+        """Takes a request from an engine that does not have it any more, and starts it again."""
+        state.num_deaths += died
+        plan = plan_move(num_moves=state.num_moves, num_deaths=state.num_deaths, limits=self.limits)
+        if not plan.moves:
+            return [self._failed(state, f"{cause}; {plan.reason}")]
+        self._metrics.moved(state, cause)
+        logger.info("request %s moves: %s", state.request_id, cause)
+        state.num_moves += 1
+        self._route(state)
+        return []
+
     # What the replicas say.
+
+    def _joined(self, replica: Replica) -> None:
+        if replica.pool is not self.decode:
+            return
+        self._decode_joined.set()
+        waiting = [s for s in self._requests.values() if s.phase is RequestPhase.WAITING]
+        for state in waiting:
+            self._route(state)
 
     def _stepped(self, replica: Replica, step: StepOutputs) -> None:
         outputs = []
         for output in step.outputs:
-            state = self._requests.get(output.request_id)
+            state = self._in_engines.get(output.request_id)
             if output.finished:
                 replica.settle(output.request_id)
             if state is None or state.replica is not replica:
                 # Aborted while this was under way; what was handed over is nobody's now.
                 if output.kv_transfer_params is not None:
                     replica.release(output.request_id)
+            elif output.finish_reason == FinishReason.ABORT:
+                # Not by us, so the engine is being stopped.
+                outputs += self._move(state, f"{replica.pool.name}_stopped", died=False)
             elif state.phase is RequestPhase.PREFILLING:
                 outputs += self._prefilled(state, output)
             else:
@@ -170,17 +230,17 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.prefill_stats = output.prefill_stats
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
+        kv_transfer_params = output.kv_transfer_params
         forwarded = []
         if state.plan.route is Route.PREFILL_FIRST:
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
-        try:
-            self._to_decode(state, decode_request(state, output))
-        except NoReplica as error:
-            assert state.prefill is not None
-            state.prefill.release(state.request_id)
-            forwarded.append(self._failed(state, str(error)))
+        if self.decode.candidates:
+            self._to_decode(state, decode_request(state, kv_transfer_params))
+        else:
+            self._release_handover(state)
+            self._wait(state)
         return forwarded
 
     def _decoded(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
@@ -195,16 +255,17 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
         """The output as the client's front end gets it; ends the request if it is the last."""
+        output.request_id = state.request_id
         output.kv_transfer_params = None
-        self._metrics.tokens_out(state, len(output.new_token_ids))
+        self._metrics.tokens_out(state, output.new_token_ids)
         if output.finished:
             self._end(state, str(output.finish_reason))
         return output
 
     def _release_handover(self, state: RequestState) -> None:
-        """Frees what prefill keeps for a decode that has died. Harmless once it was pulled."""
-        if state.phase is RequestPhase.TRANSFERRING and state.prefill is not None:
-            state.prefill.release(state.request_id)
+        """Frees what prefill keeps for a decode that will not come. Harmless once it was pulled."""
+        if state.prefill is not None:
+            state.prefill.release(state.engine_request_id)
 
     def _failed(self, state: RequestState, reason: str) -> EngineCoreOutput:
         logger.warning("request %s failed: %s", state.request_id, reason)
@@ -212,16 +273,25 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)
 
     def _rejected(self, replica: Replica, rejection: Rejection) -> None:
-        state = self._requests.get(rejection.request_id)
+        state = self._in_engines.get(rejection.request_id)
         if state is not None and state.replica is replica:
             self._deliver([self._failed(state, rejection.reason)])
 
     def _gone(self, replica: Replica, reason: str) -> None:
-        lost = [state for state in self._requests.values() if state.replica is replica]
+        """A replica's connection has ended: what it had goes on elsewhere."""
+        died = not replica.load.is_draining
+        cause = f"{replica.pool.name}_{'died' if died else 'drained'}"
         outputs = []
-        for state in lost:
-            self._release_handover(state)
-            outputs.append(self._failed(state, f"{replica.pool.name} replica lost: {reason}"))
+        for state in list(self._requests.values()):
+            if state.replica is replica:
+                if state.phase is RequestPhase.TRANSFERRING:
+                    self._release_handover(state)
+                outputs += self._move(state, cause, died=died)
+            elif state.prefill is replica and state.phase is RequestPhase.TRANSFERRING:
+                # Its blocks went with prefill. A decode that has pulled them loses little.
+                assert state.decode is not None
+                state.decode.abort(state.engine_request_id)
+                outputs += self._move(state, cause, died=False)
         self._deliver(outputs)
 
     def _deliver(self, outputs: Iterable[EngineCoreOutput]) -> None:

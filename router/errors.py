@@ -5,22 +5,16 @@ RouterError
 └── RouterInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
 
-from http import HTTPStatus
-
-from vllm.exceptions import GracefulHTTPError
-
 
 class RouterError(Exception):
     """Any error of this package."""
 
 
-class NoReplica(RouterError, GracefulHTTPError):  # type: ignore[misc]
-    """A pool has no live replica. vLLM's front end turns it into status 503."""
+class NoReplica(RouterError):
+    """A pool was asked for a replica and has no live one."""
 
     def __init__(self, pool: str) -> None:
-        GracefulHTTPError.__init__(
-            self, f"no {pool} replica is alive, try again", HTTPStatus.SERVICE_UNAVAILABLE
-        )
+        super().__init__(f"no {pool} replica is alive")
 
 
 class RouterInternalsChanged(RouterError):

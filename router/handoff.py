@@ -1,9 +1,7 @@
 """Which engine does what of a request: a pure function of the request's features.
 
-The first token comes from prefill wherever continuing from it is exact: decode then starts from
-prompt + token with nothing else to know. State that begins with the first output token (a seed's
-generator, a grammar, counts of output tokens) cannot be handed to an engine in vLLM 0.32, so such
-requests get every token from decode.
+The first token comes from prefill, and decode goes on after it: an engine can be given a request
+that has output tokens already (`engine.resume`), so whatever an answer's state is, it continues.
 """
 
 import enum
@@ -13,9 +11,9 @@ from vllm import SamplingParams
 
 
 class Route(enum.Enum):
-    """The engines a request visits, and who samples its first token."""
+    """The engines a request visits, and who samples its next token."""
 
-    PREFILL_FIRST = "prefill samples the first token, decode the rest"
+    PREFILL_FIRST = "prefill samples one token, decode the rest"
     DECODE_FIRST = "prefill only fills the KV cache, decode samples every token"
     PREFILL_ONLY = "one token: prefill does it all"
     DECODE_ONLY = "one engine does the whole request"
@@ -27,40 +25,37 @@ class HandoffPlan:
     reason: str
 
 
-def plan_handoff(params: SamplingParams, *, prefills_whole_prompt: bool = True) -> HandoffPlan:
-    """How to split a request between the phases.
+def plan_handoff(
+    params: SamplingParams,
+    *,
+    num_output_tokens: int = 0,
+    has_prefill: bool = True,
+    prefills_whole_prompt: bool = True,
+) -> HandoffPlan:
+    """How to split a request, or what is left of it, between the phases.
 
     Args:
         params: the request's sampling parameters, `max_tokens` already cut to the context limit.
+        num_output_tokens: how many tokens its client has been given.
+        has_prefill: whether a prefill replica is alive.
         prefills_whole_prompt: false for models with recurrent state, whose prompt vLLM cuts short
-            on the prefill side: what prefill samples there is not the first token.
+            on the prefill side: what prefill samples there is not the next token.
     """
-    if params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None:
+    if _wants_prompt_logprobs(params) and num_output_tokens == 0:
         # Needs a forward pass over the whole prompt in the engine that answers.
         return HandoffPlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
+    if not has_prefill:
+        return HandoffPlan(route=Route.DECODE_ONLY, reason="no_prefill_replica")
     if not prefills_whole_prompt:
         return HandoffPlan(route=Route.DECODE_FIRST, reason="recurrent_state")
-    if params.max_tokens == 1:
+    if params.max_tokens == num_output_tokens + 1:
         return HandoffPlan(route=Route.PREFILL_ONLY, reason="max_tokens")
-    for reason, starts_with_first_token in _output_state(params):
-        if starts_with_first_token:
-            return HandoffPlan(route=Route.DECODE_FIRST, reason=reason)
-    return HandoffPlan(route=Route.PREFILL_FIRST, reason="stateless")
+    if params.repetition_detection is not None:
+        # vLLM looks for a repetition only where the length does not end the answer first, as it
+        # does in prefill.
+        return HandoffPlan(route=Route.DECODE_FIRST, reason="repetition_detection")
+    return HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
 
 
-def _output_state(params: SamplingParams) -> tuple[tuple[str, bool], ...]:
-    """Features whose state begins with the first output token, and whether they are used."""
-    return (
-        ("seed", params.seed is not None and params.temperature > 0),
-        ("structured_outputs", params.structured_outputs is not None),
-        ("presence_penalty", params.presence_penalty != 0),
-        ("frequency_penalty", params.frequency_penalty != 0),
-        ("min_tokens", params.min_tokens > 0),
-        ("thinking_token_budget", params.thinking_token_budget is not None),
-        ("repetition_detection", params.repetition_detection is not None),
-        ("bad_words", bool(params.bad_words)),
-        ("watermarking", bool(params.watermarking)),
-        ("trace_decode_token_ids", params.trace_decode_token_ids is not None),
-        # What custom logits processors read from extra_args is theirs to know.
-        ("extra_args", bool(params.extra_args)),
-    )
+def _wants_prompt_logprobs(params: SamplingParams) -> bool:
+    return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None

@@ -6,6 +6,7 @@ Serve's; a connection that breaks is known at once, several seconds before the l
 
 import asyncio
 import logging
+import time
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,19 @@ from router.pool import Pool, Replica
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 1.0
+WATCH_S = 1.0
+"""How often silent replicas are looked for."""
 
 
 class Membership:
     """Keeps pools in step with Serve. Owns one connecting task per listed, unconnected replica."""
 
-    def __init__(self, pools: tuple[Pool, ...], *, application: str, secret: str) -> None:
+    def __init__(
+        self, pools: tuple[Pool, ...], *, application: str, secret: str, stall_timeout_s: float
+    ) -> None:
+        self._pools = pools
         self._secret = secret
+        self._stall_timeout_s = stall_timeout_s
         self._router_id = ray.get_runtime_context().get_worker_id()
         self._listed: dict[str, dict[str, dict[str, Any]]] = {pool.name: {} for pool in pools}
         self._connecting: dict[str, asyncio.Task[None]] = {}
@@ -44,9 +51,11 @@ class Membership:
             call_in_event_loop=asyncio.get_running_loop(),
             client_id=f"pdserve-router:{self._router_id}",
         )
+        self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
         self._subscription.stop()
+        self._watching.cancel()
         for task in self._connecting.values():
             task.cancel()
 
@@ -66,8 +75,8 @@ class Membership:
     def _update(self, pool: Pool, listed: dict[str, dict[str, Any]]) -> None:
         """Serve's list has changed."""
         self._listed[pool.name] = listed
-        for replica in pool.candidates:
-            replica.is_leaving = replica.replica_id not in listed
+        for replica in pool:
+            replica.is_unlisted = replica.replica_id not in listed
         connected = {replica.replica_id for replica in pool}
         for replica_id, metadata in listed.items():
             if replica_id not in connected and replica_id not in self._connecting:
@@ -94,6 +103,15 @@ class Membership:
                 continue
             pool.insert(replica)
             return
+
+    async def _watch(self) -> None:
+        """Ends connections on which nothing comes any more: the replica's process hangs."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            silent_since_s = time.monotonic() - self._stall_timeout_s
+            for replica in [each for pool in self._pools for each in pool]:
+                if replica.end is not None and replica.heard_s < silent_since_s:
+                    replica.end.close(f"nothing heard for {self._stall_timeout_s:g} s")
 
     def _lost(self, replica: Replica) -> None:
         """A connection broke: if Serve still lists the replica, it is tried again."""

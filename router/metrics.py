@@ -43,6 +43,15 @@ class RouterMetrics:
         )
         self._ended = Counter("pdserve_requests", "Requests ended.", ("end",), registry=registry)
         self._tokens = Counter("pdserve_output_tokens", "Tokens handed on.", registry=registry)
+        self._moves = Counter(
+            "pdserve_moves",
+            "Requests that lost their engine, by cause.",
+            ("cause",),
+            registry=registry,
+        )
+        self._recovery = histogram(
+            "pdserve_recovery_seconds", "From the loss of an engine to the next token."
+        ).observe
         self._inflight = Gauge(
             "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
@@ -72,19 +81,33 @@ class RouterMetrics:
         if start is not None and end is not None and state.replica is not None:
             self._queue[state.replica.pool.name](end - start)
 
-    def tokens_out(self, state: RequestState, num_tokens: int) -> None:
+    def moved(self, state: RequestState, cause: str) -> None:
+        self._moves.labels(cause).inc()
+        state.moved_s = state.moved_s or time.monotonic()
+
+    def tokens_out(self, state: RequestState, tokens: list[int]) -> None:
+        """Notes the tokens that the client is given, and when."""
+        num_tokens = len(tokens)
         if num_tokens == 0:
             return
         now_s = time.monotonic()
+        state.num_deaths = 0
+        if state.moved_s is not None:
+            self._recovery(now_s - state.moved_s)
+            state.moved_s = None
         if state.last_token_s is None:
             self._ttft(now_s - state.received_s)
         else:
             gap_s = now_s - state.last_token_s
             self._itl(gap_s / num_tokens)
-            if state.num_output_tokens == 1 and state.plan.route is Route.PREFILL_FIRST:
+            if (
+                state.num_output_tokens == 1
+                and state.num_moves == 0
+                and state.plan.route is Route.PREFILL_FIRST
+            ):
                 self._handover(gap_s)
         state.last_token_s = now_s
-        state.num_output_tokens += num_tokens
+        state.output_token_ids += tokens
         self._tokens.inc(num_tokens)
 
     def ended(self, state: RequestState, outcome: str) -> None:

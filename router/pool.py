@@ -6,6 +6,7 @@ replica goes, is the business of the core client.
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 class PoolEvents:
     """Whom a pool tells what its replicas say."""
 
+    joined: Callable[["Replica"], None]
     stepped: Callable[["Replica", StepOutputs], None]
     rejected: Callable[["Replica", Rejection], None]
     gone: Callable[["Replica", str], None]
@@ -41,8 +43,14 @@ class Replica:
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds of what this router sent and has not seen end, by request id."""
     sent_work_s: float = 0.0
-    is_leaving: bool = False
-    """Serve no longer lists it: it finishes what it has and gets nothing new."""
+    is_unlisted: bool = False
+    """Serve no longer lists it."""
+    heard_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_leaving(self) -> bool:
+        """It finishes what it has and gets nothing new."""
+        return self.is_unlisted or self.load.is_draining
 
     @property
     def work_s(self) -> float:
@@ -74,6 +82,7 @@ class Replica:
 
     def step_received(self, step: StepOutputs) -> None:
         self.load = step.load
+        self.heard_s = time.monotonic()
         self.pool.events.stepped(self, step)
 
     def rejected(self, rejection: Rejection) -> None:
@@ -107,6 +116,7 @@ class Pool:
     def insert(self, replica: Replica) -> None:
         self._replicas[replica.replica_id] = replica
         logger.info("%s replica %s joined", self.name, replica.replica_id)
+        self.events.joined(replica)
 
     def remove(self, replica: Replica, reason: str) -> None:
         if self._replicas.pop(replica.replica_id, None) is not None:

@@ -1,13 +1,16 @@
-"""One request's life in the router: its phase, its engines, its times."""
+"""One request's life in the router: its phase, its engines, its tokens, its times."""
 
+import asyncio
 import enum
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import PrefillStats
 
+from engine.resume import with_output_tokens
 from router.handoff import HandoffPlan
 from router.pool import Replica
 
@@ -18,6 +21,8 @@ class RequestPhase(enum.Enum):
     """Where a request is. Metrics and spans use these names."""
 
     RECEIVED = "received"
+    WAITING = "waiting"
+    """For a pool that has no live replica."""
     PREFILLING = "prefilling"
     TRANSFERRING = "transferring"
     DECODING = "decoding"
@@ -26,10 +31,15 @@ class RequestPhase(enum.Enum):
 
 @dataclass(slots=True)
 class RequestState:
-    """What the router knows of a running request. Owned by the core client."""
+    """What the router knows of a running request. Owned by the core client.
+
+    With the request and the tokens so far, it can go on in any engine.
+    """
 
     request: EngineCoreRequest
     plan: HandoffPlan
+    output_token_ids: list[int] = field(default_factory=list)
+    """What the client has been given."""
     phase: RequestPhase = RequestPhase.RECEIVED
     prefill: Replica | None = None
     decode: Replica | None = None
@@ -37,12 +47,33 @@ class RequestState:
     """Of the engine that really read the prompt."""
     received_s: float = field(default_factory=time.monotonic)
     phase_since_s: float = 0.0
+    waits_until: asyncio.TimerHandle | None = None
+    """Ends the wait for a replica."""
     last_token_s: float | None = None
-    num_output_tokens: int = 0
+    attempt: int = 0
+    num_moves: int = 0
+    num_deaths: int = 0
+    """Engines that died with it since its last token."""
+    moved_s: float | None = None
+    """When it was taken from its last engine, until a token comes from the next."""
 
     @property
     def request_id(self) -> str:
         return str(self.request.request_id)
+
+    @property
+    def engine_request_id(self) -> str:
+        """What engines call it: new at each attempt, as one may come back to an engine it knows."""
+        return f"{self.request_id}~{self.attempt}" if self.attempt > 1 else self.request_id
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer so far."""
+        return len(self.request.prompt_token_ids or ()) + self.num_output_tokens
 
     @property
     def params(self) -> SamplingParams:
@@ -52,51 +83,57 @@ class RequestState:
     @property
     def replica(self) -> Replica | None:
         """The replica that works on it now."""
+        if self.phase is RequestPhase.WAITING:
+            return None
         return self.prefill if self.phase is RequestPhase.PREFILLING else self.decode
 
 
 def prefill_request(state: RequestState, *, samples: bool, hands_over: bool) -> EngineCoreRequest:
-    """What the prefill engine is asked: the prompt and one token.
+    """What the prefill engine is asked: all tokens so far, and one more.
 
     Args:
         samples: the token counts; otherwise it is thrown away and costs as little as it can.
         hands_over: decode will pull the KV blocks.
     """
+    prompt = state.request.prompt_token_ids
     if samples:
-        params = state.params.clone()
-        params.max_tokens = 1
-        params.min_tokens = min(params.min_tokens, 1)
+        params = with_output_tokens(state.params, state.output_token_ids)
+        params.max_tokens = state.num_output_tokens + 1
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
     else:
         # An end of sequence in the unused token must not keep the blocks from being handed over.
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         params.skip_reading_prefix_cache = state.params.skip_reading_prefix_cache
+        prompt = [*(prompt or ()), *state.output_token_ids]
     if hands_over:
         handover = {"do_remote_decode": True, "do_remote_prefill": False}
         params.extra_args = {**(params.extra_args or {}), KV_PARAMS: handover}
-    return _with(state.request, params, state.request.prompt_token_ids)
+    return _with(state, params, prompt)
 
 
-def decode_request(state: RequestState, output: EngineCoreOutput) -> EngineCoreRequest:
-    """What the decode engine is asked: the prompt, prefill's token where it counts, and the rest.
+def decode_request(
+    state: RequestState, kv_transfer_params: dict[str, Any] | None
+) -> EngineCoreRequest:
+    """What the decode engine is asked: to go on after the tokens so far.
 
     Args:
-        output: prefill's only output, with the blocks it hands over.
+        kv_transfer_params: of the blocks that prefill hands over; None has decode compute them.
     """
-    params = state.params.clone()
-    prompt = state.request.prompt_token_ids or []
-    if state.num_output_tokens:
-        assert params.max_tokens is not None
-        params.max_tokens -= len(output.new_token_ids)
-        prompt = prompt + output.new_token_ids
-    params.extra_args = {**(params.extra_args or {}), KV_PARAMS: output.kv_transfer_params}
-    return _with(state.request, params, prompt)
+    params = with_output_tokens(state.params, state.output_token_ids)
+    if state.output_token_ids:
+        # They came with the first token.
+        params.prompt_logprobs = params.prompt_logprob_token_ids = None
+    if kv_transfer_params is not None:
+        params.extra_args = {**(params.extra_args or {}), KV_PARAMS: kv_transfer_params}
+    return _with(state, params, state.request.prompt_token_ids)
 
 
 def _with(
-    request: EngineCoreRequest, params: SamplingParams, prompt: list[int] | None
+    state: RequestState, params: SamplingParams, prompt: list[int] | None
 ) -> EngineCoreRequest:
     # A shallow copy by position: the struct's own __copy__ keeps every other field.
-    copy: EngineCoreRequest = request.__copy__()
+    copy: EngineCoreRequest = state.request.__copy__()
+    copy.request_id = state.engine_request_id
     copy.sampling_params = params
     copy.prompt_token_ids = prompt
     return copy

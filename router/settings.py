@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from router.recovery import RecoveryLimits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendSettings:
@@ -24,3 +26,6 @@ class RouterSettings:
 
     frontend: FrontendSettings
     policy: str = "p2c"
+    recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
+    stall_timeout_s: float = 10.0
+    """A replica that says nothing for this long is taken for dead."""

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from servers import Server, running_servers
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 150.0
 
 
 @pytest.fixture(scope="session")

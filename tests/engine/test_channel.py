@@ -38,6 +38,9 @@ class FakeReplica:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def router_joined(self, router: RouterEnd) -> None:
+        pass
+
     def facts(self) -> ReplicaFacts:
         return FACTS
 

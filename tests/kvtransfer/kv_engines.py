@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +21,8 @@ ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
     **side_channel_env("127.0.0.1"),
 }
+TRANSFER_OPTIONS = ("lease_s", "backends", "connector", "read_timeout_s", "side_channel_port")
+"""What `running_engines` passes on to `kv_transfer_config`; the rest is vLLM's."""
 PREFILL_ONLY = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -52,6 +55,15 @@ class Engine:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
         await asyncio.to_thread(self.core.shutdown)
+
+    async def kill(self) -> None:
+        """As a host that goes away does it; to be closed like every other."""
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        os.kill(self.pid, signal.SIGKILL)
+        process = self.core.resources.engine_manager.processes[0]
+        await asyncio.to_thread(process.join)
 
     @property
     def pid(self) -> int:
@@ -131,7 +143,10 @@ class Engine:
 async def running_engines(
     model: str, *roles: Role, **overrides: Any
 ) -> AsyncIterator[list[Engine]]:
-    """Engine cores of these roles, started side by side."""
+    """Engine cores of these roles, started side by side.
+
+    `overrides` are vLLM's, but for TRANSFER_OPTIONS.
+    """
     os.environ.update(ENGINE_ENV)
     engines = await asyncio.gather(
         *(asyncio.to_thread(_start_core, model, role, overrides) for role in roles)
@@ -150,16 +165,19 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
     from vllm.v1.executor.abstract import Executor
 
     engine_id = f"{role}-{uuid.uuid4().hex[:8]}"
-    kv = kv_transfer_config(role, engine_id=engine_id, lease_s=30, backends=["UCX"])
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 4096,
+        "enforce_eager": True,
+        "distributed_executor_backend": "engine.executor.InlineExecutor",
+        "worker_extension_cls": RELEASE_EXTENSION,
+        "lease_s": 30,
+        "backends": ["UCX"],
+    } | overrides
+    transfer = {key: options.pop(key) for key in TRANSFER_OPTIONS if key in options}
+    kv = kv_transfer_config(role, engine_id=engine_id, **transfer)
     config = AsyncEngineArgs(
-        model=model,
-        dtype="float32",
-        max_model_len=4096,
-        enforce_eager=True,
-        kv_transfer_config=KVTransferConfig(**kv),
-        distributed_executor_backend="engine.executor.InlineExecutor",
-        worker_extension_cls=RELEASE_EXTENSION,
-        **overrides,
+        model=model, kv_transfer_config=KVTransferConfig(**kv), **options
     ).create_engine_config()
     core = EngineCoreClient.make_async_mp_client(
         vllm_config=config, executor_class=Executor.get_class(config), log_stats=True

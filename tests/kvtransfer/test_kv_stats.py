@@ -34,6 +34,7 @@ def delta(remote_engine_id: str, num_bytes: int, seconds: float, num_transfers: 
         seconds=seconds,
         num_transfers=num_transfers,
         num_failures=0,
+        num_ended_leases=0,
     )
 
 
@@ -63,6 +64,14 @@ def test_a_failure_alone_is_worth_a_report() -> None:
     assert not stats.is_empty()
     (failed,) = pair_deltas(stats.to_dict())
     assert (failed.num_failures, failed.num_transfers) == (1, 0)
+
+
+def test_an_ended_lease_is_no_failed_read() -> None:
+    stats = PairStats()
+    stats.record_ended_lease("a")
+    assert not stats.is_empty()
+    (ended,) = pair_deltas(stats.to_dict())
+    assert (ended.num_ended_leases, ended.num_failures) == (1, 0)
 
 
 def test_sums_survive_the_wire() -> None:

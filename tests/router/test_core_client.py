@@ -1,5 +1,6 @@
 """The life of a request, with fake replicas: what is asked of whom, and how it ends."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +9,14 @@ from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
+from engine.resume import OUTPUT_TOKENS
 from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
 from router.core_client import ClusterCoreClient
-from router.errors import NoReplica
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
+from router.recovery import RecoveryLimits
+from router.request import KV_PARAMS
 
 HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
 
@@ -40,14 +43,15 @@ class FakeEnd:
 class Cluster:
     """A core client over fake replicas, `num` in each pool."""
 
-    def __init__(self, num: int = 1) -> None:
+    def __init__(self, num: int = 1, *, limits: RecoveryLimits | None = None) -> None:
         self.registry = CollectorRegistry()
-        self.core = ClusterCoreClient(POLICIES["round_robin"], RouterMetrics(self.registry))
+        metrics = RouterMetrics(self.registry)
+        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits or RecoveryLimits())
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
-        self.prefill = [self._join(self.core.prefill, f"p{index}") for index in range(num)]
-        self.decode = [self._join(self.core.decode, f"d{index}") for index in range(num)]
+        self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
+        self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
 
-    def _join(self, pool: Pool, replica_id: str) -> Replica:
+    def join(self, pool: Pool, replica_id: str) -> Replica:
         replica = Replica(replica_id, pool, on_gone=lambda _: None)
         replica.end = FakeEnd()  # type: ignore[assignment]
         pool.insert(replica)
@@ -62,10 +66,10 @@ class Cluster:
 
     def check_settled(self) -> None:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
-        assert self.core._requests == {}
+        assert self.core._requests == self.core._in_engines == {}
         for replica in (*self.prefill, *self.decode):
             assert (replica.sent, replica.sent_work_s) == ({}, 0.0)
-        for phase in ("prefilling", "transferring", "decoding"):
+        for phase in ("waiting", "prefilling", "transferring", "decoding"):
             inflight = self.registry.get_sample_value("pdserve_inflight", {"phase": phase})
             assert not inflight
 
@@ -102,9 +106,9 @@ def prefilled(token: int = 9, request_id: str = "r") -> EngineCoreOutput:
     )
 
 
-def decoded(token: int, *, ends: bool = False) -> EngineCoreOutput:
+def decoded(token: int, *, ends: bool = False, request_id: str = "r") -> EngineCoreOutput:
     reason = FinishReason.LENGTH if ends else None
-    return EngineCoreOutput("r", [token], finish_reason=reason)
+    return EngineCoreOutput(request_id, [token], finish_reason=reason)
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
@@ -122,18 +126,22 @@ async def test_first_token_from_prefill_then_decode_continues() -> None:
     (first,) = cluster.outputs()
     assert (first.new_token_ids, first.finish_reason, first.kv_transfer_params) == ([9], None, None)
     (asked,) = end_of(d).added()
-    assert asked.prompt_token_ids == [5, 6, 7, 9]
+    assert asked.prompt_token_ids == [5, 6, 7]
     assert asked.sampling_params is not None
-    assert asked.sampling_params.max_tokens == 3
-    assert asked.sampling_params.extra_args == {"kv_transfer_params": HANDED_OVER}
+    assert asked.sampling_params.max_tokens == 4
+    assert asked.sampling_params.extra_args == {
+        "kv_transfer_params": HANDED_OVER,
+        OUTPUT_TOKENS: [9],
+    }
     step(d, decoded(1))
     step(d, decoded(2), decoded(3, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[1], [2], [3]]
     cluster.check_settled()
 
 
-async def test_decode_samples_every_token_where_state_begins_with_the_first() -> None:
+async def test_decode_samples_every_token_where_prefill_cannot() -> None:
     cluster = Cluster()
+    cluster.core.prefills_whole_prompt = False
     (p,), (d,) = cluster.prefill, cluster.decode
     await cluster.core.add_request_async(request(seed=3, temperature=1.0, logprobs=2))
     (asked,) = end_of(p).added()
@@ -185,9 +193,12 @@ async def test_an_answer_that_ends_at_its_first_token_never_reaches_decode() -> 
     cluster.check_settled()
 
 
-async def test_a_client_cannot_say_where_kv_comes_from() -> None:
+async def test_a_client_cannot_say_where_kv_and_tokens_come_from() -> None:
     cluster = Cluster()
-    mine = {"kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"}}
+    mine = {
+        "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"},
+        OUTPUT_TOKENS: [1, 2],
+    }
     await cluster.core.add_request_async(request(extra_args=mine, prompt_logprobs=1))
     (asked,) = end_of(cluster.decode[0]).added()
     assert asked.sampling_params is not None
@@ -218,59 +229,216 @@ async def test_abort_after_handover_goes_to_decode_alone() -> None:
     cluster.check_settled()
 
 
-async def test_a_lost_prefill_replica_ends_its_requests_and_no_others() -> None:
+def lose(replica: Replica) -> None:
+    """The replica's connection breaks; its ledger is nobody's business any more."""
+    replica.replica_gone("killed")
+    replica.sent.clear()
+    replica.sent_work_s = 0.0
+
+
+def moves(cluster: Cluster, cause: str) -> float | None:
+    moved: float | None
+    moved = cluster.registry.get_sample_value("pdserve_moves_total", {"cause": cause})
+    return moved
+
+
+async def test_prefill_dies_and_its_requests_are_prefilled_elsewhere() -> None:
     cluster = Cluster(num=2)
     for request_id in ("a", "b"):
         await cluster.core.add_request_async(request(request_id))
     lost, other = cluster.prefill
-    lost.replica_gone("killed")
-    (output,) = cluster.outputs()
-    assert (output.request_id, output.finish_reason) == ("a", FinishReason.ERROR)
-    lost.sent.clear()
-    lost.sent_work_s = 0.0
+    lose(lost)
+    assert cluster.outputs() == []
+    assert [asked.request_id for asked in end_of(other).added()] == ["b", "a~2"]
+    assert moves(cluster, "prefill_died") == 1
     step(other, EngineCoreOutput("b", [1], finish_reason=FinishReason.STOP))
-    assert [output.request_id for output in cluster.outputs()] == ["b"]
+    step(other, EngineCoreOutput("a~2", [2], finish_reason=FinishReason.STOP))
+    assert [output.request_id for output in cluster.outputs()] == ["b", "a"]
     cluster.check_settled()
 
 
-async def test_a_lost_decode_replica_frees_what_prefill_keeps_for_it() -> None:
+async def test_prefill_dies_before_decode_has_its_blocks() -> None:
+    """Decode may wait for them for long, so it is told to forget the request."""
+    cluster = Cluster(num=2)
+    await cluster.core.add_request_async(request())
+    step(cluster.prefill[0], prefilled())
+    decode = next(d for d in cluster.decode if end_of(d).added())
+    lose(cluster.prefill[0])
+    assert end_of(decode).told(Kind.ABORT) == ["r"]
+    (asked,) = end_of(cluster.prefill[1]).added()
+    assert asked.request_id == "r~2"
+    assert asked.sampling_params is not None
+    assert asked.sampling_params.max_tokens == 2
+    assert (asked.sampling_params.extra_args or {})[OUTPUT_TOKENS] == [9]
+    step(decode, decoded(1))  # had left before the abort arrived
+    assert [output.new_token_ids for output in cluster.outputs()] == [[9]]
+
+
+async def test_prefill_dies_once_decode_has_its_blocks_and_nobody_cares() -> None:
+    cluster = Cluster(num=2)
+    await cluster.core.add_request_async(request())
+    step(cluster.prefill[0], prefilled())
+    decode = next(d for d in cluster.decode if end_of(d).added())
+    step(decode, decoded(1))
+    lose(cluster.prefill[0])
+    step(decode, decoded(2, ends=True))
+    assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1], [2]]
+    cluster.check_settled()
+
+
+@pytest.mark.parametrize("streamed", [0, 1], ids=["before-its-first-token", "mid-stream"])
+async def test_decode_dies_and_the_answer_goes_on_elsewhere(streamed: int) -> None:
+    cluster = Cluster(num=2)
+    p = cluster.prefill
+    await cluster.core.add_request_async(request())
+    step(p[0], prefilled())
+    lost = next(d for d in cluster.decode if end_of(d).added())
+    other = next(d for d in cluster.decode if d is not lost)
+    for token in range(streamed):
+        step(lost, decoded(token))
+    lose(lost)
+    assert end_of(p[0]).told(Kind.RELEASE) == ([] if streamed else ["r"])
+    asked = [asked for each in p for asked in end_of(each).added()][-1]
+    again = next(each for each in p if asked in end_of(each).added())
+    assert asked.sampling_params is not None
+    assert asked.sampling_params.max_tokens == streamed + 2
+    step(again, prefilled(token=5, request_id="r~2"))
+    (asked,) = end_of(other).added()
+    assert asked.sampling_params is not None
+    assert (asked.sampling_params.extra_args or {})[OUTPUT_TOKENS] == [9, *range(streamed), 5]
+    assert asked.sampling_params.max_tokens == 4
+    step(other, decoded(6, ends=True, request_id="r~2"))
+    tokens = [token for output in cluster.outputs() for token in output.new_token_ids]
+    assert tokens == [9, *range(streamed), 5, 6]
+    assert cluster.registry.get_sample_value("pdserve_recovery_seconds_count") == 1
+    cluster.check_settled()
+
+
+async def test_the_last_token_of_a_moved_answer_needs_no_decode() -> None:
+    cluster = Cluster(num=2)
+    await cluster.core.add_request_async(request(max_tokens=2))
+    step(cluster.prefill[0], prefilled())
+    lose(next(d for d in cluster.decode if end_of(d).added()))
+    asked = [asked for each in cluster.prefill for asked in end_of(each).added()][-1]
+    assert asked.sampling_params is not None
+    assert KV_PARAMS not in (asked.sampling_params.extra_args or {})
+
+
+async def test_prompt_logprobs_come_once() -> None:
+    cluster = Cluster(num=2)
+    await cluster.core.add_request_async(request(prompt_logprobs=1))
+    lost = next(d for d in cluster.decode if end_of(d).added())
+    step(lost, decoded(1))
+    lose(lost)
+    asked = end_of(cluster.prefill[0]).added()[-1]
+    step(cluster.prefill[0], prefilled(request_id=asked.request_id))
+    other = next(d for d in cluster.decode if d is not lost)
+    (asked,) = end_of(other).added()
+    assert asked.sampling_params is not None
+    assert asked.sampling_params.prompt_logprobs is None
+
+
+async def test_without_prefill_decode_does_it_all() -> None:
+    cluster = Cluster()
+    lose(cluster.prefill[0])
+    await cluster.core.add_request_async(request())
+    (asked,) = end_of(cluster.decode[0]).added()
+    assert not (asked.sampling_params and asked.sampling_params.extra_args)
+
+
+async def test_without_decode_a_request_waits_for_one() -> None:
+    cluster = Cluster()
+    (p,), (d,) = cluster.prefill, cluster.decode
+    lose(d)
+    waiting = asyncio.create_task(cluster.core.ready())
+    await cluster.core.add_request_async(request())
+    assert end_of(p).added() == []
+    cluster.decode = [cluster.join(cluster.core.decode, "new")]
+    await waiting
+    step(p, prefilled())
+    step(cluster.decode[0], decoded(1, ends=True))
+    assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1]]
+    cluster.check_settled()
+
+
+async def test_decode_dies_while_prefill_works_and_the_answer_waits() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     await cluster.core.add_request_async(request())
+    lose(d)
     step(p, prefilled())
-    cluster.outputs()
-    d.replica_gone("killed")
+    assert end_of(p).told(Kind.RELEASE) == ["r"]
+    assert [output.new_token_ids for output in cluster.outputs()] == [[9]]
+    cluster.join(cluster.core.decode, "new")
+    assert [asked.request_id for asked in end_of(p).added()] == ["r", "r~2"]
+
+
+async def test_a_wait_has_an_end() -> None:
+    cluster = Cluster(limits=RecoveryLimits(max_wait_s=0.01))
+    lose(cluster.decode[0])
+    await cluster.core.add_request_async(request())
+    async with asyncio.timeout(10):
+        outputs = (await cluster.core.get_output_async()).outputs
+    assert [output.finish_reason for output in outputs] == [FinishReason.ERROR]
+    cluster.check_settled()
+
+
+async def test_a_request_that_waits_can_be_aborted() -> None:
+    cluster = Cluster(limits=RecoveryLimits(max_wait_s=0.01))
+    lose(cluster.decode[0])
+    await cluster.core.add_request_async(request())
+    await cluster.core.abort_requests_async(["r"])
+    await asyncio.sleep(0.05)
+    assert cluster.outputs() == []
+    cluster.check_settled()
+
+
+async def test_moves_are_bounded() -> None:
+    cluster = Cluster(num=3, limits=RecoveryLimits(max_moves=1))
+    await cluster.core.add_request_async(request())
+    for turn, prefill in enumerate(cluster.prefill[:2]):
+        (asked,) = end_of(prefill).added()
+        step(prefill, prefilled(request_id=asked.request_id))
+        lose(next(d for d in cluster.core.decode if end_of(d).added()))
+        assert len(cluster.core._requests) == 1 - turn
+    assert cluster.outputs()[-1].finish_reason == FinishReason.ERROR
+
+
+async def test_a_request_that_kills_every_engine_is_refused() -> None:
+    cluster = Cluster(num=3)
+    await cluster.core.add_request_async(request())
+    for _ in range(2):
+        lose(next(each for each in cluster.core.prefill if end_of(each).added()))
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
-    assert end_of(p).told(Kind.RELEASE) == ["r"]
+    assert len(cluster.core.prefill.candidates) == 1
+    cluster.check_settled()
 
 
-async def test_no_decode_replica_at_handover_is_the_requests_error() -> None:
-    cluster = Cluster()
-    (p,), (d,) = cluster.prefill, cluster.decode
+async def test_an_engine_that_is_stopped_gives_its_requests_back() -> None:
+    cluster = Cluster(num=2)
     await cluster.core.add_request_async(request())
-    d.replica_gone("killed")
-    step(p, prefilled())
-    outputs = cluster.outputs()
-    assert [output.new_token_ids for output in outputs] == [[9], []]
-    assert outputs[-1].finish_reason == FinishReason.ERROR
-    assert end_of(p).told(Kind.RELEASE) == ["r"]
+    step(cluster.prefill[0], EngineCoreOutput("r", [], finish_reason=FinishReason.ABORT))
+    assert [asked.request_id for asked in end_of(cluster.prefill[1]).added()] == ["r~2"]
+    assert cluster.outputs() == []
 
 
-@pytest.mark.parametrize("pool", ["prefill", "decode"])
-async def test_without_a_live_replica_a_request_is_refused(pool: str) -> None:
-    cluster = Cluster()
-    getattr(cluster, pool)[0].replica_gone("killed")
-    with pytest.raises(NoReplica, match=pool):
-        await cluster.core.add_request_async(request())
-    assert cluster.core._requests == {}
+async def test_a_draining_replica_that_runs_out_of_time_has_its_requests_moved() -> None:
+    cluster = Cluster(num=2)
+    await cluster.core.add_request_async(request())
+    leaving, other = cluster.prefill
+    leaving.step_received(StepOutputs([], LoadReport(is_draining=True)))
+    await cluster.core.add_request_async(request("late"))
+    lose(leaving)
+    assert [asked.request_id for asked in end_of(other).added()] == ["late", "r~2"]
+    assert moves(cluster, "prefill_drained") == 1
 
 
 async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request("r"))
     leaving, staying = cluster.prefill
-    leaving.is_leaving = True
+    leaving.is_unlisted = True
     for index in range(3):
         await cluster.core.add_request_async(request(f"late-{index}"))
     assert len(end_of(leaving).added()) == 1

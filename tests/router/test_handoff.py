@@ -23,15 +23,15 @@ REPETITION = RepetitionDetectionParams(max_pattern_size=4, min_pattern_size=1, m
         pytest.param({"logprobs": 3}, Route.PREFILL_FIRST, id="logprobs"),
         pytest.param({"stop": ["x"]}, Route.PREFILL_FIRST, id="stop-string"),
         pytest.param({"repetition_penalty": 1.2}, Route.PREFILL_FIRST, id="repetition-penalty"),
-        pytest.param({"seed": 1}, Route.DECODE_FIRST, id="seed"),
-        pytest.param({"structured_outputs": GRAMMAR}, Route.DECODE_FIRST, id="grammar"),
-        pytest.param({"presence_penalty": 0.5}, Route.DECODE_FIRST, id="presence-penalty"),
-        pytest.param({"frequency_penalty": -0.5}, Route.DECODE_FIRST, id="frequency-penalty"),
-        pytest.param({"min_tokens": 2}, Route.DECODE_FIRST, id="min-tokens"),
-        pytest.param({"bad_words": ["no"]}, Route.DECODE_FIRST, id="bad-words"),
-        pytest.param({"thinking_token_budget": 4}, Route.DECODE_FIRST, id="thinking-budget"),
+        pytest.param({"seed": 1}, Route.PREFILL_FIRST, id="seed"),
+        pytest.param({"structured_outputs": GRAMMAR}, Route.PREFILL_FIRST, id="grammar"),
+        pytest.param({"presence_penalty": 0.5}, Route.PREFILL_FIRST, id="presence-penalty"),
+        pytest.param({"frequency_penalty": -0.5}, Route.PREFILL_FIRST, id="frequency-penalty"),
+        pytest.param({"min_tokens": 2}, Route.PREFILL_FIRST, id="min-tokens"),
+        pytest.param({"bad_words": ["no"]}, Route.PREFILL_FIRST, id="bad-words"),
+        pytest.param({"thinking_token_budget": 4}, Route.PREFILL_FIRST, id="thinking-budget"),
         pytest.param({"repetition_detection": REPETITION}, Route.DECODE_FIRST, id="repetition"),
-        pytest.param({"extra_args": {"custom": 1}}, Route.DECODE_FIRST, id="custom-processor"),
+        pytest.param({"extra_args": {"custom": 1}}, Route.PREFILL_FIRST, id="custom-processor"),
         pytest.param({"prompt_logprobs": 0}, Route.DECODE_ONLY, id="prompt-logprobs"),
         pytest.param({"prompt_logprobs": 1, "seed": 1}, Route.DECODE_ONLY, id="both"),
         pytest.param({"max_tokens": 1}, Route.PREFILL_ONLY, id="one-token"),
@@ -50,3 +50,24 @@ def test_route(options: dict[str, Any], route: Route) -> None:
 def test_recurrent_models_get_every_token_from_decode(max_tokens: int) -> None:
     plan = plan_handoff(SamplingParams(max_tokens=max_tokens), prefills_whole_prompt=False)
     assert plan.route is Route.DECODE_FIRST
+
+
+@pytest.mark.parametrize(
+    ("options", "num_output_tokens", "route"),
+    [
+        pytest.param({}, 5, Route.PREFILL_FIRST, id="mid-answer"),
+        pytest.param({}, 15, Route.PREFILL_ONLY, id="last-token"),
+        pytest.param({"prompt_logprobs": 1}, 1, Route.PREFILL_FIRST, id="prompt-logprobs-told"),
+    ],
+)
+def test_route_of_what_is_left(
+    options: dict[str, Any], num_output_tokens: int, route: Route
+) -> None:
+    params = SamplingParams(**{"max_tokens": 16, **options})
+    assert plan_handoff(params, num_output_tokens=num_output_tokens).route is route
+
+
+@pytest.mark.parametrize("max_tokens", [1, 16])
+def test_without_prefill_decode_does_it_all(max_tokens: int) -> None:
+    plan = plan_handoff(SamplingParams(max_tokens=max_tokens), has_prefill=False)
+    assert plan.route is Route.DECODE_ONLY

@@ -1,0 +1,107 @@
+"""Requests that bring output tokens with them: an answer goes on in another engine, exactly.
+
+vLLM itself continues a request after preemption with all that its answer has led to so far: a
+grammar's state, penalties, the count towards `min_tokens` and `max_tokens`, a seed's generator. But
+it has no way to be given such a request. Here the tokens travel in `extra_args`; the scheduler and
+the model runner, which live in different processes where an engine has several ranks, each take
+them from there. Owns nothing at run time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.worker import gpu_model_runner
+
+OUTPUT_TOKENS = "pdserve_output_token_ids"
+"""The key in `SamplingParams.extra_args`. `max_tokens` and `min_tokens` count these tokens too."""
+
+
+def output_tokens(params: SamplingParams | None) -> list[int]:
+    """The output tokens that a request brings with it."""
+    if params is None or not params.extra_args:
+        return []
+    return list(params.extra_args.get(OUTPUT_TOKENS, ()))
+
+
+class _Resuming:
+    """Mixed into vLLM's scheduler. Seen from there, such a request comes back from preemption."""
+
+    def add_request(self: Any, request: Request) -> None:
+        if tokens := output_tokens(request.sampling_params):
+            request.append_output_token_ids(tokens)
+            # As after preemption, what is read again is not counted as the prompt's prefill.
+            request.prefill_stats = None
+        super().add_request(request)  # type: ignore[misc]
+
+    def _handle_blocked_waiting_request(self: Any, request: Request) -> bool:
+        waited_for_grammar = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        if not super()._handle_blocked_waiting_request(request):  # type: ignore[misc]
+            return False
+        if waited_for_grammar and request.num_output_tokens:
+            tokens = list(request.output_token_ids)
+            if not self.structured_output_manager.accept_tokens(request, tokens):
+                # vLLM ends these with an error of their own.
+                self.grammar_compile_error_reqs.add(request.request_id)
+                return False
+        return True
+
+
+class ResumingScheduler(_Resuming, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, for requests with output tokens."""
+
+
+class ResumingAsyncScheduler(_Resuming, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's scheduler for engines that schedule one step ahead."""
+
+
+def use_resuming_scheduler(config: VllmConfig) -> None:
+    """To be called before the engine starts. vLLM loads the class by name, in its own process."""
+    is_async = config.scheduler_config.async_scheduling
+    cls = ResumingAsyncScheduler if is_async else ResumingScheduler
+    config.scheduler_config.scheduler_cls = f"{cls.__module__}.{cls.__qualname__}"
+
+
+def resume_in_model_runner(vocab_size: int) -> None:
+    """To be called in every process that runs the model, before its first request.
+
+    vLLM's second model runner takes the tokens from the scheduler; this is for the first.
+    """
+
+    class ResumedRequestState(gpu_model_runner.CachedRequestState):  # type: ignore[misc]
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            tokens = output_tokens(self.sampling_params)
+            self.output_token_ids.extend(tokens)
+            if self.generator is not None:
+                skip_draws(self.generator, len(tokens), vocab_size)
+
+    gpu_model_runner.CachedRequestState = ResumedRequestState
+
+
+def skip_draws(generator: torch.Generator, num_tokens: int, vocab_size: int) -> None:
+    """Brings a request's seeded generator to where sampling `num_tokens` tokens has left it.
+
+    The draws are those of vLLM's samplers: on CPU one number a token, elsewhere one a word of the
+    vocabulary.
+    """
+    if generator.device.type == "cpu":
+        for _ in range(num_tokens):
+            torch.randint(0, 2**31, (1,), generator=generator, dtype=torch.long)
+        return
+    noise = torch.empty(vocab_size, dtype=torch.float32, device=generator.device)
+    for _ in range(num_tokens):
+        noise.exponential_(generator=generator)
+
+
+def with_output_tokens(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams:
+    """A copy of a request's parameters that brings these output tokens."""
+    copy: SamplingParams = params.clone()
+    if tokens:
+        copy.extra_args = {**(copy.extra_args or {}), OUTPUT_TOKENS: list(tokens)}
+    return copy

@@ -1,0 +1,24 @@
+"""What a client of an engine core can ask of the connector beside the model.
+
+Owns the names under which `collective_rpc` finds it. Never decides anything.
+"""
+
+from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker, which finds its methods by name."""
+
+    def release_kv_blocks(self, request_ids: list[str]) -> None:
+        get_kv_transfer_group().release(request_ids)
+
+    def warm_up_kv_peer(
+        self, engine_id: str, host: str, port: int, tp_size: int
+    ) -> tuple[bool, str | None]:
+        done_and_problem: tuple[bool, str | None] = get_kv_transfer_group().warm_up(
+            engine_id, host, port, tp_size
+        )
+        return done_and_problem
+
+    def forget_kv_peer(self, engine_id: str) -> None:
+        get_kv_transfer_group().forget(engine_id)

@@ -1,0 +1,401 @@
+"""The connector's side beside the model: what prefill grants, what decode reads and believes.
+
+Owns what differs from upstream's worker:
+
+- a request that prefill keeps has a lease in a table that peers can read, and loses it before its
+  blocks can become another's; decode believes no block before it has seen the lease after its read;
+- a read that fails, or takes too long, is tried once more and then given up: the engine computes
+  the blocks itself (`kv_load_failure_policy: recompute`);
+- a handshake first compares layouts, and a peer that is gone is noticed at once;
+- blocks that no decode will ever read are freed when told so, not when the lease ends;
+- every transfer is counted under the pair of engines it ran between.
+
+Never decides where a request goes.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+from vllm import __version__ as vllm_version
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
+    NIXL_CONNECTOR_VERSION,
+    NixlConnectorMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+
+from kvtransfer.agent import SilentReads, replace_spinning_agent
+from kvtransfer.block_read import BlockRead, Verdict
+from kvtransfer.errors import PeerMismatch
+from kvtransfer.handshake import PdHandshakePayload, fetch_payload
+from kvtransfer.layout import PROTOCOL, KVLayout, mismatch
+from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
+from kvtransfer.stats import PairStats
+
+logger = logging.getLogger(__name__)
+
+READ_TIMEOUT_S = 10.0
+"""Both attempts together, unless `read_timeout_s` says otherwise."""
+
+_ATTEMPTS = 2
+_LEASE_POLL_S = 0.0005
+"""How long a step waits for the read of a lease, which takes microseconds, before the next does."""
+
+
+class LeasedMetadata(NixlConnectorMetadata):  # type: ignore[misc]
+    """Upstream's orders for one step, and the leases that belong to them."""
+
+    def __init__(self, upstream: NixlConnectorMetadata) -> None:
+        super().__init__()
+        self.__dict__.update(upstream.__dict__)
+        self.granted_lease_ids: dict[str, int] = {}
+        self.remote_lease_ids: dict[str, int | None] = {}
+
+
+class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
+    """Beside the model. Owns the NIXL agent, the leases it granted and the reads under way."""
+
+    def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
+        cores = os.sched_getaffinity(0)
+        super().__init__(vllm_config, engine_id, kv_cache_config)
+        # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
+        # the same one for every engine of the host.
+        os.sched_setaffinity(0, cores)
+        replace_spinning_agent(self.nixl_wrapper)
+        # Prefill may free a request as soon as it is told, so it is told after the lease was read.
+        self.nixl_wrapper = SilentReads(self.nixl_wrapper)
+        self.xfer_stats = PairStats()
+        self.layout = _layout(self)
+        self._attempt_timeout_s = (
+            float(self.kv_transfer_config.get_from_extra_config("read_timeout_s", READ_TIMEOUT_S))
+            / _ATTEMPTS
+        )
+        # As prefill.
+        self._released: set[str] = set()
+        self._leases = LeaseTable()
+        self._granted: dict[str, int] = {}
+        # As decode.
+        self._lease_reader = LeaseReader()
+        self._remote_tables: dict[str, dict[int, RemoteTable]] = {}
+        self._remote_lease_ids: dict[str, int | None] = {}
+        self._block_reads: dict[str, BlockRead] = {}
+        self._warm_ups: dict[str, Future[Any]] = {}
+        self._warm_up_reads: dict[str, list[LeaseRead]] = {}
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        # Before upstream asks the agent for what it tells peers.
+        for regions in (self._leases.regions, self._lease_reader.regions):
+            descriptors = self.nixl_wrapper.get_reg_descs(regions, "DRAM")
+            self.nixl_wrapper.register_memory(descriptors, backends=self.nixl_backends)
+            self._registered_descs.append(descriptors)
+        super().register_kv_caches(kv_caches)
+        upstream = self.xfer_handshake_metadata
+        self.xfer_handshake_metadata = PdHandshakePayload(
+            compatibility_hash=upstream.compatibility_hash,
+            agent_metadata_bytes=upstream.agent_metadata_bytes,
+            engine_id=self.engine_id,
+            layout=self.layout,
+            lease_table_address=self._leases.address,
+            num_lease_slots=self._leases.num_slots,
+        )
+
+    def start_load_kv(self, metadata: LeasedMetadata) -> None:
+        for request_id, lease_id in metadata.granted_lease_ids.items():
+            self._granted[request_id] = lease_id
+            self._leases.grant(lease_id)
+        self._remote_lease_ids.update(metadata.remote_lease_ids)
+        super().start_load_kv(metadata)
+        self._end_leases(metadata.reqs_not_processed)
+
+    def get_transfer_results(self) -> Any:
+        results = super().get_transfer_results()
+        # The scheduler frees these blocks when it sees the results.
+        self._end_leases(results.finished_sending)
+        for request_id in results.finished_recving:
+            self._forget_read(request_id)
+        return results
+
+    # As prefill.
+
+    def release(self, request_ids: Iterable[str]) -> None:
+        """Free these requests' blocks as if a decode had read them, at the next step."""
+        self._released.update(request_ids)
+
+    def _get_new_notifs(self) -> set[str]:
+        sent: set[str] = super()._get_new_notifs()
+        # A lease starts one step after its request ended; until then a release waits here.
+        for request_id in self._released & self._reqs_to_send.keys():
+            del self._reqs_to_send[request_id]
+            self._reqs_to_process.discard(request_id)
+            sent.add(request_id)
+        self._released &= self._reqs_to_process
+        return sent
+
+    def _end_leases(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            if (lease_id := self._granted.pop(request_id, None)) is not None:
+                self._leases.end(lease_id)
+
+    # As decode: peers.
+
+    def warm_up(
+        self, engine_id: str, host: str, port: int, tp_size: int
+    ) -> tuple[bool, str | None]:
+        """Makes a prefill engine ready to be read, in steps: (done, what keeps the pair apart).
+
+        Returns at once; to be called until it is done.
+        """
+        handshake = self._warm_ups.get(engine_id)
+        if handshake is None and engine_id not in self._warm_up_reads:
+            self._cleanup_remote_engines()
+            handshake = self._ensure_handshake(engine_id, host, port, tp_size)
+            if handshake is not None:
+                self._warm_ups[engine_id] = handshake
+        if handshake is not None:
+            if not handshake.done():
+                return False, None
+            if (error := handshake.exception()) is not None:
+                del self._warm_ups[engine_id]
+                return True, one_line(error)
+        with self._handshake_lock:
+            if engine_id not in self._remote_agents:
+                return False, None  # Done, but upstream's callback has not noted it yet.
+        self._warm_ups.pop(engine_id, None)
+        return self._warm_up_connection(engine_id)
+
+    def _warm_up_connection(self, engine_id: str) -> tuple[bool, str | None]:
+        """NIXL connects with the first read: any entry of the peer's tables will do."""
+        reads = self._warm_up_reads.get(engine_id)
+        try:
+            if reads is None:
+                tables = list(self._remote_tables[engine_id].values())
+                reads = self._lease_reader.post(self.nixl_wrapper, tables, 0)
+                self._warm_up_reads[engine_id] = reads
+            if any(self._lease_reader.entry(self.nixl_wrapper, read) is None for read in reads):
+                return False, None
+            problem = None
+        except Exception as error:
+            # Whatever NIXL raises, the pair is not ready.
+            problem = f"the KV of engine {engine_id} cannot be read: {one_line(error)}"
+            self._failed_remote_engines.add(engine_id)
+        self._lease_reader.release(self.nixl_wrapper, self._warm_up_reads.pop(engine_id, []))
+        self._engine_last_active[engine_id] = time.perf_counter()
+        return True, problem
+
+    def forget(self, engine_id: str) -> None:
+        """An engine that is gone: new reads of it fail at once, and the rest ends with the last."""
+        self._warm_ups.pop(engine_id, None)
+        if engine_id in self._remote_agents:
+            self._invalid_remote_engines.add(engine_id)
+            self._cleanup_remote_engines()
+
+    def _nixl_handshake(
+        self,
+        host: str,
+        port: int,
+        remote_tp_size: int,
+        expected_engine_id: str,
+        remote_dcp_size: int = 1,
+        *more: Any,
+    ) -> Any:
+        ranks = self.transfer_topo.handshake_target_ranks(remote_tp_size, remote_dcp_size)
+        payloads: dict[int, PdHandshakePayload] = {}
+        for rank in ranks:
+            payload = payloads[rank] = fetch_payload(host, port, rank)
+            if payload.engine_id != expected_engine_id:
+                raise PeerMismatch(
+                    f"the KV engine at {host}:{port} is {payload.engine_id},"
+                    f" not {expected_engine_id}: it was replaced"
+                )
+            if (line := mismatch(prefill=payload.layout, decode=self.layout)) is not None:
+                raise PeerMismatch(f"the KV of engine {expected_engine_id} does not fit: {line}")
+        agents, clock_offset = super()._nixl_handshake(
+            host, port, remote_tp_size, expected_engine_id, remote_dcp_size, *more
+        )
+        self._remote_tables[expected_engine_id] = {
+            rank: RemoteTable(
+                agent_name=agents[0, rank],
+                address=payload.lease_table_address,
+                num_slots=payload.num_lease_slots,
+            )
+            for rank, payload in payloads.items()
+        }
+        return agents, clock_offset
+
+    def _cleanup_remote_engine(self, engine_id: str, **how: Any) -> None:
+        self._lease_reader.release(self.nixl_wrapper, self._warm_up_reads.pop(engine_id, []))
+        self._remote_tables.pop(engine_id, None)
+        super()._cleanup_remote_engine(engine_id, **how)
+
+    # As decode: reads.
+
+    def _read_blocks_for_req(self, req_id: str, meta: Any) -> None:
+        lease_id = self._remote_lease_ids.pop(req_id, None)
+        if req_id in self._recving_metadata and req_id not in self._block_reads:
+            self._block_reads[req_id] = BlockRead(
+                lease_id=lease_id, remote_block_ids=meta.remote.block_ids
+            )
+        super()._read_blocks_for_req(req_id, meta)
+
+    def _read_blocks(self, *, request_id: str, read_spec: Any, **peer: Any) -> bool:
+        posted = bool(super()._read_blocks(request_id=request_id, read_spec=read_spec, **peer))
+        if posted and any(read_spec.local_block_ids):
+            until_s = time.perf_counter() + self._attempt_timeout_s
+            self._block_reads[request_id].posted(read_spec.remote_rank, until_s)
+            if not self._mixed_mem_types:  # There upstream itself holds the notification back.
+                agent = self._remote_agents[peer["dst_engine_id"]][0, read_spec.remote_rank]
+                notification = f"{peer['remote_request_id']}:{peer['expected_consumers']}".encode()
+                self._pending_recv_notifs.setdefault(request_id, []).append((agent, notification))
+        return posted
+
+    def _pop_done_transfers(self, transfers: dict[str, list[Any]]) -> tuple[set[str], set[str]]:
+        done: set[str] = set()
+        failed: set[str] = set()
+        # One request at a time, so that what upstream records is known to be this pair's.
+        for request_id, handles in list(transfers.items()):
+            rest = {request_id: handles}
+            self.xfer_stats.remote_engine_id = self._recving_metadata[request_id].remote.engine_id
+            _, newly_failed = super()._pop_done_transfers(rest)
+            failed |= newly_failed
+            if request_id in rest:
+                transfers[request_id] = self._in_time(request_id, rest[request_id], failed)
+                continue
+            if request_id in failed or request_id in self._recv_failures:
+                verdict = Verdict.UNREADABLE
+            else:
+                verdict = self._verdict(request_id)
+            if verdict is Verdict.OPEN:
+                transfers[request_id] = []
+                continue
+            del transfers[request_id]
+            if verdict is Verdict.UNREADABLE and self._retry(request_id):
+                failed.discard(request_id)
+                continue
+            done.add(request_id)
+            if verdict is not Verdict.VALID:
+                failed.add(request_id)
+        return done, failed
+
+    def _in_time(self, request_id: str, handles: list[Any], failed: set[str]) -> list[Any]:
+        """The handles that still stand, once those of a late request were cancelled."""
+        read = self._block_reads[request_id]
+        if read.cancelled or not read.is_late(time.perf_counter()):
+            return handles
+        read.cancelled = True
+        self._give_up_connection(request_id)
+        return [
+            handle
+            for handle in handles
+            if not self._handle_failed_transfer(request_id, handle, failed)
+        ]
+
+    def _give_up_connection(self, request_id: str) -> None:
+        """Without it nothing can arrive any more in blocks whose read was given up."""
+        engine_id = self._recving_metadata[request_id].remote.engine_id
+        logger.warning("The read of request %s from engine %s is late.", request_id, engine_id)
+        self._mark_remote_engine_invalid(engine_id, time.perf_counter())
+
+    def _verdict(self, request_id: str) -> Verdict:
+        """Of a request whose blocks are read: waits for a moment, not for as long as it takes."""
+        read = self._block_reads.get(request_id)
+        if read is None or not read.remote_ranks:
+            return Verdict.VALID  # Nothing was read.
+        engine_id = self._recving_metadata[request_id].remote.engine_id
+        if read.lease_id is None:
+            logger.warning("Request %s of engine %s names no lease.", request_id, engine_id)
+            return Verdict.ENDED
+        try:
+            leases = self._read_leases(read, engine_id)
+        except Exception as error:
+            self._log_failure("lease_unreadable", request_id, error=error)
+            self._handle_failed_transfer(request_id, None)
+            return Verdict.UNREADABLE
+        if leases is None:
+            return self._open_verdict(request_id, read)
+        if leases == {read.lease_id}:
+            return Verdict.VALID
+        logger.warning(
+            "The lease of request %s ended before its blocks were read from engine %s.",
+            request_id,
+            engine_id,
+        )
+        self.xfer_stats.record_ended_lease(engine_id)
+        return Verdict.ENDED
+
+    def _read_leases(self, read: BlockRead, engine_id: str) -> set[int] | None:
+        """What stands in the slot on every rank that was read; None as long as one is open."""
+        if not read.lease_reads:
+            tables = [self._remote_tables[engine_id][rank] for rank in read.remote_ranks]
+            read.lease_reads = self._lease_reader.post(self.nixl_wrapper, tables, read.lease_id)
+            if not read.lease_reads:
+                return None
+        until_s = time.perf_counter() + _LEASE_POLL_S
+        entries: set[int] = set()
+        for lease_read in read.lease_reads:
+            while (entry := self._lease_reader.entry(self.nixl_wrapper, lease_read)) is None:
+                if time.perf_counter() > until_s:
+                    return None
+            entries.add(entry)
+        return entries
+
+    def _open_verdict(self, request_id: str, read: BlockRead) -> Verdict:
+        if not read.is_late(time.perf_counter()):
+            return Verdict.OPEN
+        self._give_up_connection(request_id)
+        self._handle_failed_transfer(request_id, None)
+        return Verdict.UNREADABLE
+
+    def _retry(self, request_id: str) -> bool:
+        """Queues a second attempt, once what the first has shown of the peer was acted on."""
+        read = self._block_reads[request_id]
+        if read.retried:
+            return False
+        self._lease_reader.release(self.nixl_wrapper, read.lease_reads)
+        read.begin_again()
+        self._pending_recv_notifs.pop(request_id, None)
+        self._recv_failures.discard(request_id)
+        meta = self._recving_metadata[request_id]
+        meta.remote = replace(meta.remote, block_ids=read.remote_block_ids)
+        self._ready_requests.put((request_id, meta))
+        return True
+
+    def _forget_read(self, request_id: str) -> None:
+        if (read := self._block_reads.pop(request_id, None)) is not None:
+            self._lease_reader.release(self.nixl_wrapper, read.lease_reads)
+
+    def _handle_failed_transfer(self, req_id: str, *args: Any, **kwargs: Any) -> bool:
+        if (meta := self._recving_metadata.get(req_id)) is not None:
+            self.xfer_stats.record_pair_failure(meta.remote.engine_id)
+        return bool(super()._handle_failed_transfer(req_id, *args, **kwargs))
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a reader of one line wants it."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _layout(worker: PdNixlWorker) -> KVLayout:
+    config = worker.vllm_config
+    model = config.model_config
+    return KVLayout(
+        protocol=PROTOCOL,
+        vllm_version=vllm_version,
+        connector_version=NIXL_CONNECTOR_VERSION,
+        transfer_mode=worker._TRANSFER_MODE,
+        model=model.model,
+        dtype=str(model.dtype),
+        kv_cache_dtype=str(config.cache_config.cache_dtype),
+        num_layers=model.get_total_num_hidden_layers(),
+        num_kv_heads=1 if model.use_mla else model.get_total_num_kv_heads(),
+        head_size=model.get_head_size(),
+        block_size=config.cache_config.block_size,
+        kv_cache_layout=worker.kv_cache_layout,
+        attention_backend=worker.backend_name,
+        hybrid_kv_cache=not config.scheduler_config.disable_hybrid_kv_cache_manager,
+        tensor_parallel_size=worker.transfer_tp_size,
+        reads_repeated_heads=model.use_mla or worker._has_mamba,
+    )
