@@ -23,9 +23,11 @@ from engine.wire import (
     FrameReader,
     Hello,
     Kind,
+    KVAddress,
     Rejection,
     ReplicaFacts,
     StepOutputs,
+    Warmed,
     pack_frame,
     prove,
 )
@@ -102,6 +104,8 @@ class RouterRequests(Protocol):
     def add(self, router: "RouterEnd", request: EngineCoreRequest, work_s: float) -> None: ...
     def abort(self, router: "RouterEnd", request_ids: list[str]) -> None: ...
     def release(self, router: "RouterEnd", request_ids: list[str]) -> None: ...
+    def warm_up(self, router: "RouterEnd", peer: KVAddress) -> None: ...
+    def forget(self, engine_ids: list[str]) -> None: ...
     def router_gone(self, router: "RouterEnd") -> None: ...
 
 
@@ -135,6 +139,10 @@ class RouterEnd(_Connection):
             self._owner.abort(self, self._decode_ids.decode(buffers))
         elif kind == Kind.RELEASE:
             self._owner.release(self, self._decode_ids.decode(buffers))
+        elif kind == Kind.WARM_UP:
+            self._owner.warm_up(self, MsgpackDecoder(KVAddress).decode(buffers))
+        elif kind == Kind.FORGET:
+            self._owner.forget(self._decode_ids.decode(buffers))
         else:
             raise ProtocolError(f"a router does not send {kind.name}")
 
@@ -163,6 +171,7 @@ class ReplicaOutputs(Protocol):
 
     def step_received(self, step: StepOutputs) -> None: ...
     def rejected(self, rejection: Rejection) -> None: ...
+    def warmed(self, warmed: Warmed) -> None: ...
     def replica_gone(self, reason: str) -> None: ...
 
 
@@ -182,6 +191,8 @@ class ReplicaEnd(_Connection):
             self._owner.step_received(self._decode_step.decode(buffers))
         elif kind == Kind.REJECT:
             self._owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
+        elif kind == Kind.WARMED:
+            self._owner.warmed(MsgpackDecoder(Warmed).decode(buffers))
         elif kind == Kind.CHALLENGE:
             challenge: Challenge = MsgpackDecoder(Challenge).decode(buffers)
             if challenge.version != PROTOCOL_VERSION:

@@ -12,12 +12,22 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd, listen
 from engine.host import EngineHost
-from engine.wire import Kind, LoadReport, Rejection, ReplicaFacts, StepOutputs
+from engine.wire import (
+    Kind,
+    KVAddress,
+    LoadReport,
+    Rejection,
+    ReplicaFacts,
+    StepOutputs,
+    Warmed,
+)
+from kvtransfer.peers import KVPeer, forget, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +77,9 @@ class _Load:
 class EngineReplica:
     """Relays between one engine core and its routers. Owns both ends' tasks; `close` ends them."""
 
-    def __init__(self, host: EngineHost, engine_id: str, hooks: PhaseHooks) -> None:
+    def __init__(self, host: EngineHost, kv: KVAddress, hooks: PhaseHooks) -> None:
         self.host = host
-        self.engine_id = engine_id
+        self._kv = kv
         self.address: tuple[str, int] | None = None
         self.closed_because: str | None = None
         self._hooks = hooks
@@ -121,7 +131,8 @@ class EngineReplica:
     def facts(self) -> ReplicaFacts:
         facts = self.host.facts()
         return ReplicaFacts(
-            engine_id=self.engine_id,
+            engine_id=self._kv.engine_id,
+            kv=self._kv,
             max_model_len=facts.max_model_len,
             block_size=facts.block_size,
             num_kv_blocks=facts.num_kv_blocks,
@@ -153,6 +164,18 @@ class EngineReplica:
         running = [request_id for request_id in request_ids if self._forget(request_id)]
         if running:
             self._send(self.host.core.abort_requests_async(running))
+
+    def warm_up(self, router: RouterEnd, peer: KVAddress) -> None:
+        self._send(self._warm_up(router, peer))
+
+    async def _warm_up(self, router: RouterEnd, peer: KVAddress) -> None:
+        # A dataclass of the same fields: kvtransfer knows nothing of the channel.
+        problem = await warm_up(self.host.core, KVPeer(**msgspec.structs.asdict(peer)))
+        router.send(Kind.WARMED, Warmed(peer.engine_id, problem))
+
+    def forget(self, engine_ids: list[str]) -> None:
+        for engine_id in engine_ids:
+            self._send(forget(self.host.core, engine_id))
 
     def release(self, router: RouterEnd, request_ids: list[str]) -> None:
         self._hooks.released(request_ids)

@@ -23,7 +23,9 @@ from engine.host import EngineHost, engine_args
 from engine.metrics import RayExporter
 from engine.replica import EngineReplica
 from engine.secret import application_secret
+from engine.wire import KVAddress
 from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
 
 logger = logging.getLogger(__name__)
@@ -85,18 +87,23 @@ class EngineServer:
         settings = self.settings
         host_ip = ray.util.get_node_ip_address()
         os.environ.update(side_channel_env(host_ip))
-        transfer = kv_transfer_config(
-            self.phase,
-            engine_id=self.engine_id,
-            lease_s=int(settings.lease_s),
-            backends=settings.backends,
-        )
-        args = engine_args(
-            resolve_model(settings.model),
-            {**settings.options, "kv_transfer_config": transfer},
-        )
-        self.host = await EngineHost.start(args)
-        self.replica = EngineReplica(self.host, self.engine_id, self)
+        # Routers tell decode engines where to find this one before it has handed anything over.
+        with ReservedPort(host_ip) as side_channel:
+            transfer = kv_transfer_config(
+                self.phase,
+                engine_id=self.engine_id,
+                lease_s=int(settings.lease_s),
+                backends=settings.backends,
+                side_channel_port=side_channel.port,
+            )
+            args = engine_args(
+                resolve_model(settings.model),
+                {**settings.options, "kv_transfer_config": transfer},
+            )
+            self.host = await EngineHost.start(args)
+        tp_size = self.host.config.parallel_config.tensor_parallel_size
+        kv = KVAddress(self.engine_id, host_ip, side_channel.port, tp_size)
+        self.replica = EngineReplica(self.host, kv, self)
         await self.replica.open(host_ip, application_secret(self.application))
         self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
 

@@ -23,7 +23,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from engine.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_GREETING_BYTES = 4096
 """No frame before authentication may be longer."""
@@ -42,6 +42,9 @@ class Kind(enum.IntEnum):
     RELEASE = 6  # list[str] of request ids whose handed-over KV nobody will pull, router
     STEP = 7  # StepOutputs, replica
     REJECT = 8  # Rejection, replica
+    WARM_UP = 9  # KVAddress of a prefill engine, router to decode
+    WARMED = 10  # Warmed, decode
+    FORGET = 11  # list[str] of engine ids that are gone for good, router to decode
 
 
 class Challenge(msgspec.Struct, frozen=True):
@@ -54,10 +57,28 @@ class Hello(msgspec.Struct, frozen=True):
     proof: bytes
 
 
+class KVAddress(msgspec.Struct, frozen=True):
+    """Where one engine's KV blocks are asked for."""
+
+    engine_id: str
+    host: str
+    port: int
+    tp_size: int
+
+
+class Warmed(msgspec.Struct, frozen=True):
+    """A pair of engines is ready, or what keeps it apart, in one line."""
+
+    engine_id: str
+    """Of the prefill engine."""
+    problem: str | None
+
+
 class ReplicaFacts(msgspec.Struct, frozen=True):
     """What a replica says of itself once a router is let in."""
 
     engine_id: str
+    kv: KVAddress
     max_model_len: int
     block_size: int
     num_kv_blocks: int

@@ -32,8 +32,8 @@ RELIED_ON = {
         "shutdown",
         "update_state_after_alloc",
     ),
-    # Of its attributes, which no class shows, the worker uses: _failed_remote_engines,
-    # _handshake_lock, _has_mamba, _invalid_remote_engines, _engine_last_active, _mixed_mem_types,
+    # Of its attributes, which no class shows, the worker uses: _handshake_lock,
+    # _has_mamba, _invalid_remote_engines, _engine_last_active, _mixed_mem_types,
     # _pending_recv_notifs, _ready_requests, _recv_failures, _recving_metadata, _registered_descs,
     # _remote_agents, _reqs_to_process, _reqs_to_send, kv_cache_layout, nixl_backends, nixl_wrapper,
     # transfer_topo, transfer_tp_size, xfer_handshake_metadata.
@@ -45,7 +45,6 @@ RELIED_ON = {
         "_get_new_notifs",
         "_handle_failed_transfer",
         "_log_failure",
-        "_mark_remote_engine_invalid",
         "_nixl_handshake",
         "_pop_done_transfers",
         "_read_blocks",

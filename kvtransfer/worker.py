@@ -59,6 +59,9 @@ class LeasedMetadata(NixlConnectorMetadata):  # type: ignore[misc]
 class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     """Beside the model. Owns the NIXL agent, the leases it granted and the reads under way."""
 
+    nixl_wrapper: Any
+    xfer_handshake_metadata: Any
+
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         cores = os.sched_getaffinity(0)
         super().__init__(vllm_config, engine_id, kv_cache_config)
@@ -181,7 +184,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         except Exception as error:
             # Whatever NIXL raises, the pair is not ready.
             problem = f"the KV of engine {engine_id} cannot be read: {one_line(error)}"
-            self._failed_remote_engines.add(engine_id)
+            self._disconnect(engine_id)
         self._lease_reader.release(self.nixl_wrapper, self._warm_up_reads.pop(engine_id, []))
         self._engine_last_active[engine_id] = time.perf_counter()
         return True, problem
@@ -189,9 +192,13 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def forget(self, engine_id: str) -> None:
         """An engine that is gone: new reads of it fail at once, and the rest ends with the last."""
         self._warm_ups.pop(engine_id, None)
+        self._disconnect(engine_id)
+        self._cleanup_remote_engines()
+
+    def _disconnect(self, engine_id: str) -> None:
+        """Once no read of it is under way; until then new ones fail at once, later ones connect."""
         if engine_id in self._remote_agents:
             self._invalid_remote_engines.add(engine_id)
-            self._cleanup_remote_engines()
 
     def _nixl_handshake(
         self,
@@ -286,18 +293,18 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         if read.cancelled or not read.is_late(time.perf_counter()):
             return handles
         read.cancelled = True
-        self._give_up_connection(request_id)
+        self._note_late(request_id)
         return [
             handle
             for handle in handles
             if not self._handle_failed_transfer(request_id, handle, failed)
         ]
 
-    def _give_up_connection(self, request_id: str) -> None:
-        """Without it nothing can arrive any more in blocks whose read was given up."""
+    def _note_late(self, request_id: str) -> None:
         engine_id = self._recving_metadata[request_id].remote.engine_id
         logger.warning("The read of request %s from engine %s is late.", request_id, engine_id)
-        self._mark_remote_engine_invalid(engine_id, time.perf_counter())
+        # Without the connection nothing arrives any more in blocks whose read was given up.
+        self._disconnect(engine_id)
 
     def _verdict(self, request_id: str) -> Verdict:
         """Of a request whose blocks are read: waits for a moment, not for as long as it takes."""
@@ -309,7 +316,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             logger.warning("Request %s of engine %s names no lease.", request_id, engine_id)
             return Verdict.ENDED
         try:
-            leases = self._read_leases(read, engine_id)
+            leases = self._read_leases(read, read.lease_id, engine_id)
         except Exception as error:
             self._log_failure("lease_unreadable", request_id, error=error)
             self._handle_failed_transfer(request_id, None)
@@ -326,11 +333,11 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         self.xfer_stats.record_ended_lease(engine_id)
         return Verdict.ENDED
 
-    def _read_leases(self, read: BlockRead, engine_id: str) -> set[int] | None:
+    def _read_leases(self, read: BlockRead, lease_id: int, engine_id: str) -> set[int] | None:
         """What stands in the slot on every rank that was read; None as long as one is open."""
         if not read.lease_reads:
             tables = [self._remote_tables[engine_id][rank] for rank in read.remote_ranks]
-            read.lease_reads = self._lease_reader.post(self.nixl_wrapper, tables, read.lease_id)
+            read.lease_reads = self._lease_reader.post(self.nixl_wrapper, tables, lease_id)
             if not read.lease_reads:
                 return None
         until_s = time.perf_counter() + _LEASE_POLL_S
@@ -345,12 +352,12 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def _open_verdict(self, request_id: str, read: BlockRead) -> Verdict:
         if not read.is_late(time.perf_counter()):
             return Verdict.OPEN
-        self._give_up_connection(request_id)
+        self._note_late(request_id)
         self._handle_failed_transfer(request_id, None)
         return Verdict.UNREADABLE
 
     def _retry(self, request_id: str) -> bool:
-        """Queues a second attempt, once what the first has shown of the peer was acted on."""
+        """Queues a second attempt, over a new connection: the old one does not heal."""
         read = self._block_reads[request_id]
         if read.retried:
             return False
@@ -359,6 +366,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         self._pending_recv_notifs.pop(request_id, None)
         self._recv_failures.discard(request_id)
         meta = self._recving_metadata[request_id]
+        self._disconnect(meta.remote.engine_id)
         meta.remote = replace(meta.remote, block_ids=read.remote_block_ids)
         self._ready_requests.put((request_id, meta))
         return True

@@ -2,6 +2,7 @@
 
 RouterError
 ├── NoReplica               a pool has no live replica
+├── PairNotReady            a prefill and a decode engine cannot exchange KV
 └── RouterInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
 
@@ -15,6 +16,13 @@ class NoReplica(RouterError):
 
     def __init__(self, pool: str) -> None:
         super().__init__(f"no {pool} replica is alive")
+
+
+class PairNotReady(RouterError):
+    """A prefill and a decode engine cannot exchange KV."""
+
+    def __init__(self, prefill: str, decode: str, problem: str) -> None:
+        super().__init__(f"prefill {prefill} and decode {decode} are not a pair: {problem}")
 
 
 class RouterInternalsChanged(RouterError):

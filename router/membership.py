@@ -16,11 +16,14 @@ from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 from ray.serve.context import _get_global_client
 
 from engine.channel import connect
+from engine.wire import Kind
+from router.errors import PairNotReady
 from router.pool import Pool, Replica
 
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 1.0
+WARM_UP_TIMEOUT_S = 30.0
 WATCH_S = 1.0
 """How often silent replicas are looked for."""
 
@@ -32,6 +35,11 @@ class Membership:
         self, pools: tuple[Pool, ...], *, application: str, secret: str, stall_timeout_s: float
     ) -> None:
         self._pools = pools
+        self._prefill, self._decode = pools
+        self._prefill_engines: set[str] = set()
+        """That decode engines were told of."""
+        self._told: dict[str, str] = {}
+        """What was last logged of a replica that cannot join yet."""
         self._secret = secret
         self._stall_timeout_s = stall_timeout_s
         self._router_id = ray.get_runtime_context().get_worker_id()
@@ -83,6 +91,7 @@ class Membership:
                 task = asyncio.create_task(self._connect(pool, replica_id, metadata))
                 self._connecting[replica_id] = task
                 task.add_done_callback(partial(self._connected, replica_id))
+        self._forget_gone()
 
     def _connected(self, replica_id: str, _: asyncio.Task[None]) -> None:
         self._connecting.pop(replica_id, None)
@@ -96,13 +105,47 @@ class Membership:
                 replica.end, replica.facts = await connect(
                     address, secret=self._secret, router_id=self._router_id, owner=replica
                 )
+                await self._warm_up(replica)
             except Exception as error:
                 # Whatever keeps this one away, the others must still be reached: try again.
-                logger.warning("%s replica %s: %s", pool.name, replica_id, error)
+                self._tell(replica, str(error) or type(error).__name__)
+                if replica.end is not None:
+                    replica.end.close("it is tried again")
                 await asyncio.sleep(RECONNECT_S)
                 continue
             pool.insert(replica)
             return
+
+    async def _warm_up(self, replica: Replica) -> None:
+        """Makes every pair of engines that this replica completes ready, before it gets traffic."""
+        is_prefill = replica.pool is self._prefill
+        others = self._decode if is_prefill else self._prefill
+        ready: set[str] = set()
+        # Another one may have joined in the meantime.
+        while cold := [other for other in others if other.replica_id not in ready]:
+            for other in cold:
+                prefill, decode = (replica, other) if is_prefill else (other, replica)
+                assert prefill.facts is not None
+                self._prefill_engines.add(prefill.replica_id)
+                async with asyncio.timeout(WARM_UP_TIMEOUT_S):
+                    problem = await decode.warm_up(prefill.facts.kv)
+                if problem is not None:
+                    raise PairNotReady(prefill.replica_id, decode.replica_id, problem)
+                ready.add(other.replica_id)
+
+    def _forget_gone(self) -> None:
+        """Has decode engines drop what they keep of prefill engines that will not come back."""
+        alive = {replica.replica_id for replica in self._prefill} | self._connecting.keys()
+        if gone := self._prefill_engines - alive - self._listed["prefill"].keys():
+            self._prefill_engines -= gone
+            for decode in self._decode:
+                assert decode.end is not None
+                decode.end.send(Kind.FORGET, sorted(gone))
+
+    def _tell(self, replica: Replica, problem: str) -> None:
+        if self._told.get(replica.replica_id) != problem:
+            self._told[replica.replica_id] = problem
+            logger.warning("%s replica %s: %s", replica.pool.name, replica.replica_id, problem)
 
     async def _watch(self) -> None:
         """Ends connections on which nothing comes any more: the replica's process hangs."""

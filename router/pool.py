@@ -4,6 +4,7 @@ Owns the connections to the pool's replicas. What a request is, and what becomes
 replica goes, is the business of the core client.
 """
 
+import asyncio
 import logging
 import random
 import time
@@ -13,7 +14,17 @@ from dataclasses import dataclass, field
 from vllm.v1.engine import EngineCoreRequest
 
 from engine.channel import ReplicaEnd
-from engine.wire import AddRequest, Kind, LoadReport, Rejection, ReplicaFacts, StepOutputs
+from engine.errors import ChannelClosed
+from engine.wire import (
+    AddRequest,
+    Kind,
+    KVAddress,
+    LoadReport,
+    Rejection,
+    ReplicaFacts,
+    StepOutputs,
+    Warmed,
+)
 from router.errors import NoReplica
 from router.policies import Policy, PoolSnapshot, ReplicaLoad
 
@@ -43,6 +54,8 @@ class Replica:
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds of what this router sent and has not seen end, by request id."""
     sent_work_s: float = 0.0
+    warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
+    """Answers that are awaited, by the prefill engine in question."""
     is_unlisted: bool = False
     """Serve no longer lists it."""
     heard_s: float = field(default_factory=time.monotonic)
@@ -78,6 +91,17 @@ class Replica:
         assert self.end is not None
         self.end.send(Kind.RELEASE, [request_id])
 
+    async def warm_up(self, peer: KVAddress) -> str | None:
+        """Has a decode engine make itself ready for a prefill engine; returns what keeps it from.
+
+        Raises ChannelClosed where the replica goes before it has answered.
+        """
+        assert self.end is not None
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.warming[peer.engine_id] = answer
+        self.end.send(Kind.WARM_UP, peer)
+        return await answer
+
     # What the channel says (engine.channel.ReplicaOutputs).
 
     def step_received(self, step: StepOutputs) -> None:
@@ -89,7 +113,15 @@ class Replica:
         self.settle(rejection.request_id)
         self.pool.events.rejected(self, rejection)
 
+    def warmed(self, warmed: Warmed) -> None:
+        answer = self.warming.pop(warmed.engine_id, None)
+        if answer is not None and not answer.done():
+            answer.set_result(warmed.problem)
+
     def replica_gone(self, reason: str) -> None:
+        for answer in self.warming.values():
+            if not answer.done():
+                answer.set_exception(ChannelClosed(reason))
         self.pool.remove(self, reason)
         self.on_gone(self)
 

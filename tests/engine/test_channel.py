@@ -17,14 +17,17 @@ from engine.wire import (
     AddRequest,
     Hello,
     Kind,
+    KVAddress,
     LoadReport,
     Rejection,
     ReplicaFacts,
     StepOutputs,
+    Warmed,
     pack_frame,
 )
 
-FACTS = ReplicaFacts(engine_id="e", max_model_len=8, block_size=2, num_kv_blocks=4)
+KV = KVAddress("e", "127.0.0.1", 1, 1)
+FACTS = ReplicaFacts(engine_id="e", kv=KV, max_model_len=8, block_size=2, num_kv_blocks=4)
 
 
 @dataclass(eq=False)
@@ -37,6 +40,12 @@ class FakeReplica:
     routers: list[RouterEnd] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def warm_up(self, router: RouterEnd, peer: KVAddress) -> None:
+        pass
+
+    def forget(self, engine_ids: list[str]) -> None:
+        pass
 
     def router_joined(self, router: RouterEnd) -> None:
         pass
@@ -73,6 +82,9 @@ class FakeRouter:
     def step_received(self, step: StepOutputs) -> None:
         self.steps.append(step)
         self.changed.set()
+
+    def warmed(self, warmed: Warmed) -> None:
+        pass
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.append(rejection)

@@ -21,7 +21,7 @@ from engine.errors import EngineStalled
 from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost, engine_args
 from engine.replica import EngineReplica
-from engine.wire import AddRequest, Kind, Rejection, StepOutputs
+from engine.wire import AddRequest, Kind, KVAddress, Rejection, StepOutputs, Warmed
 
 OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
 
@@ -74,6 +74,9 @@ class Recorder:
     def step_received(self, step: StepOutputs) -> None:
         for output in step.outputs:
             self.outputs.put_nowait(output)
+
+    def warmed(self, warmed: Warmed) -> None:
+        pass
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.put_nowait(rejection)
@@ -133,7 +136,7 @@ def request(request_id: str, max_tokens: int = 4) -> EngineCoreRequest:
 async def running() -> AsyncIterator[Running]:
     host = await EngineHost.start(engine_args(resolve_model("demo"), OPTIONS))
     hooks = NoHooks()
-    replica = EngineReplica(host, "e", hooks)
+    replica = EngineReplica(host, KVAddress("e", "127.0.0.1", 1, 1), hooks)
     await replica.open("127.0.0.1", "s")
     yield Running(replica, hooks)
     replica.close("the test is over")
