@@ -63,7 +63,7 @@ class _Connection(asyncio.Protocol):
             self.close(f"more than {MAX_PENDING_BYTES} bytes wait to be read by {self.peer}")
 
     def close(self, reason: str) -> None:
-        """Ends the connection at once; what is still queued is dropped."""
+        """Ends the connection at once; what the kernel has not taken yet is dropped."""
         self.closed_because = reason
         if self._transport is not None:
             self._transport.abort()

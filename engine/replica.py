@@ -62,7 +62,7 @@ class _Load:
     num_running: int = 0
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
-    is_draining: bool = False
+    leaves_because: str = ""
 
     def report_to(self, router: RouterEnd) -> LoadReport:
         return LoadReport(
@@ -70,7 +70,7 @@ class _Load:
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             kv_usage_fraction=self.kv_usage_fraction,
-            is_draining=self.is_draining,
+            leaves_because=self.leaves_because,
         )
 
 
@@ -113,9 +113,9 @@ class EngineReplica:
         for router in list(self._routers):
             router.close(reason)
 
-    def say_draining(self) -> None:
-        """Tells every router to send nothing new. What comes all the same is taken."""
-        self._load.is_draining = True
+    def say_leaving(self, because: str) -> None:
+        """Tells every router to send nothing new, and why. What comes all the same is taken."""
+        self._load.leaves_because = because
         self._report()
 
     @property

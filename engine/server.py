@@ -18,7 +18,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from engine.channel import RouterEnd
 from engine.demo_model import resolve_model
 from engine.deployment import EngineSettings
-from engine.errors import ReplicaClosed
+from engine.errors import EngineStalled, ReplicaClosed
 from engine.host import EngineHost, engine_args
 from engine.metrics import RayExporter
 from engine.replica import EngineReplica
@@ -124,6 +124,11 @@ class EngineServer:
             raise ReplicaClosed(self.replica.closed_because)
         try:
             await self.host.check(self.settings.stall_timeout_s)
+        except EngineStalled as error:
+            # Whatever made it hang: its requests are not taken for having killed it.
+            self.replica.say_leaving("stalled")
+            self.replica.close(f"unhealthy: {error}")
+            raise
         except Exception as error:
             self.replica.close(f"unhealthy: {error}")
             raise
@@ -131,7 +136,7 @@ class EngineServer:
     async def drain(self) -> None:
         """Takes nothing new, and returns when what it has is finished or `drain_s` is over."""
         if hasattr(self, "replica"):
-            self.replica.say_draining()
+            self.replica.say_leaving("drained")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.drain_s):
                     while self.is_busy:

@@ -97,8 +97,9 @@ class LoadReport(msgspec.Struct, frozen=True):
     num_running: int = 0
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
-    is_draining: bool = False
-    """The replica is about to leave: it finishes what it has and wants nothing new."""
+    leaves_because: str = ""
+    """Set once the replica wants nothing new: "drained" while it finishes what it has, "stalled"
+    where its engine hangs."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True):

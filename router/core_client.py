@@ -9,6 +9,7 @@ loses its engine goes on in another, after the tokens that its client has.
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable
 
 from vllm.v1.engine import (
@@ -67,6 +68,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
+        self._on_trial: RequestState | None = None
+        """The one request in the engines that may have killed one."""
+        self._suspects: deque[RequestState] = deque()
+        """Others that may have; each waits for the one before it."""
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._decode_joined = asyncio.Event()
 
@@ -132,6 +137,13 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.plan.route is not Route.PREFILL_ONLY and not self.decode.candidates:
             self._wait(state)
             return
+        if state.num_deaths and self._on_trial not in (None, state):
+            # It may be what kills engines. Should the next one die, it must be clear by whom.
+            self._enter(state, RequestPhase.WAITING)
+            self._suspects.append(state)
+            return
+        if state.num_deaths:
+            self._on_trial = state
         self._metrics.routed(state)
         self._in_engines.pop(state.engine_request_id, None)
         state.attempt += 1
@@ -147,6 +159,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         hands_over = route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, hands_over=hands_over)
         state.prefill = self.prefill.pick()
+        state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.PREFILLING)
         state.prefill.add(request, self._costs.prefill_s(state.num_tokens))
 
@@ -156,6 +169,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.plan.route is Route.DECODE_ONLY:
             work_s += self._costs.prefill_s(state.num_tokens)
         state.decode = self.decode.pick()
+        state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
         state.decode.add(request, work_s)
 
@@ -167,6 +181,13 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _waited_too_long(self, state: RequestState) -> None:
         self._deliver([self._failed(state, f"no decode replica for {self.limits.max_wait_s:g} s")])
+
+    def _acquit(self, state: RequestState) -> None:
+        """A suspect has shown that it kills nobody, or is gone: the next one may try."""
+        if self._on_trial is state:
+            self._on_trial = None
+            if self._suspects:
+                self._route(self._suspects.popleft())
 
     def _enter(self, state: RequestState, phase: RequestPhase) -> None:
         self._metrics.phase_entered(state, phase)
@@ -182,10 +203,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._in_engines.pop(state.engine_request_id, None)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
+        if state in self._suspects:
+            self._suspects.remove(state)
+        self._acquit(state)
 
     def _move(self, state: RequestState, cause: str, *, died: bool) -> list[EngineCoreOutput]:
         """Takes a request from an engine that does not have it any more, and starts it again."""
-        state.num_deaths += died
+        # What had a token from this engine did not kill it at sight, as it would the next.
+        made_progress = state.num_output_tokens > state.num_tokens_at_entry
+        state.num_deaths = 0 if made_progress else state.num_deaths + died
         plan = plan_move(num_moves=state.num_moves, num_deaths=state.num_deaths, limits=self.limits)
         if not plan.moves:
             return [self._failed(state, f"{cause}; {plan.reason}")]
@@ -201,7 +227,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if replica.pool is not self.decode:
             return
         self._decode_joined.set()
-        waiting = [s for s in self._requests.values() if s.phase is RequestPhase.WAITING]
+        waiting = [s for s in self._requests.values() if s.waits_until is not None]
         for state in waiting:
             self._route(state)
 
@@ -251,6 +277,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Decode's own count would call the whole prompt cached.
             is_first = state.num_output_tokens == 0
             output.prefill_stats = state.prefill_stats if is_first else None
+        if output.new_token_ids:
+            state.num_deaths = 0
+            self._acquit(state)
         return self._forward(state, output)
 
     def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
@@ -279,14 +308,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""
-        died = not replica.load.is_draining
-        cause = f"{replica.pool.name}_{'died' if died else 'drained'}"
+        how = replica.load.leaves_because or "died"
+        cause = f"{replica.pool.name}_{how}"
         outputs = []
         for state in list(self._requests.values()):
             if state.replica is replica:
                 if state.phase is RequestPhase.TRANSFERRING:
                     self._release_handover(state)
-                outputs += self._move(state, cause, died=died)
+                outputs += self._move(state, cause, died=how == "died")
             elif state.prefill is replica and state.phase is RequestPhase.TRANSFERRING:
                 # Its blocks went with prefill. A decode that has pulled them loses little.
                 assert state.decode is not None

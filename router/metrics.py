@@ -91,7 +91,6 @@ class RouterMetrics:
         if num_tokens == 0:
             return
         now_s = time.monotonic()
-        state.num_deaths = 0
         if state.moved_s is not None:
             self._recovery(now_s - state.moved_s)
             state.moved_s = None

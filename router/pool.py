@@ -63,7 +63,7 @@ class Replica:
     @property
     def is_leaving(self) -> bool:
         """It finishes what it has and gets nothing new."""
-        return self.is_unlisted or self.load.is_draining
+        return self.is_unlisted or bool(self.load.leaves_because)
 
     @property
     def work_s(self) -> float:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 MAX_DEATHS = 2
-"""A request that saw this many engines die in a row, with no token in between, may be the cause."""
+"""A request is refused once this many engines in a row died before it had a token from them. After
+the first such death it comes to an engine as the only one of its kind: the next is no accident.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ def plan_move(*, num_moves: int, num_deaths: int, limits: RecoveryLimits) -> Mov
 
     Args:
         num_moves: moves before this one.
-        num_deaths: engines that died with it, the last one included, since its last token.
+        num_deaths: engines in a row that died before it had a token, the last one included.
     """
     if num_deaths >= MAX_DEATHS:
         return MovePlan(moves=False, reason=f"{num_deaths} engines in a row died with it")

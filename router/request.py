@@ -29,7 +29,7 @@ class RequestPhase(enum.Enum):
     ENDED = "ended"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestState:
     """What the router knows of a running request. Owned by the core client.
 
@@ -53,7 +53,9 @@ class RequestState:
     attempt: int = 0
     num_moves: int = 0
     num_deaths: int = 0
-    """Engines that died with it since its last token."""
+    """Engines in a row that died with it before it had a token from them."""
+    num_tokens_at_entry: int = 0
+    """Output tokens when it came to its engine."""
     moved_s: float | None = None
     """When it was taken from its last engine, until a token comes from the next."""
 

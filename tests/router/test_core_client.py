@@ -415,6 +415,45 @@ async def test_a_request_that_kills_every_engine_is_refused() -> None:
     cluster.check_settled()
 
 
+async def test_suspects_are_tried_one_at_a_time() -> None:
+    """So that the next death tells which of them it is."""
+    cluster = Cluster(num=3)
+    lost, *others = cluster.prefill
+    cluster.core.prefill._policy = POLICIES["least_work"]
+    for each in others:
+        each.is_unlisted = True
+    for request_id in ("a", "poison", "b"):
+        await cluster.core.add_request_async(request(request_id))
+    for each in others:
+        each.is_unlisted = False
+    lose(lost)
+
+    def tried() -> list[str]:
+        return [asked.request_id for each in others for asked in end_of(each).added()]
+
+    assert tried() == ["a~2"]
+    first = next(each for each in others if end_of(each).added())
+    step(first, prefilled(request_id="a~2"))
+    assert tried() == ["a~2"]
+    decode = next(each for each in cluster.decode if end_of(each).added())
+    step(decode, decoded(1, request_id="a~2", ends=True))
+    assert sorted(tried()) == ["a~2", "poison~2"]
+    lose(
+        next(
+            each
+            for each in others
+            if end_of(each).added()[-1:] and "poison" in end_of(each).added()[-1].request_id
+        )
+    )
+    assert [
+        output.request_id
+        for output in cluster.outputs()
+        if output.finish_reason == FinishReason.ERROR
+    ] == ["poison"]
+    (left,) = cluster.core.prefill.candidates
+    assert end_of(left).added()[-1].request_id == "b~2"
+
+
 async def test_an_engine_that_is_stopped_gives_its_requests_back() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request())
@@ -427,7 +466,7 @@ async def test_a_draining_replica_that_runs_out_of_time_has_its_requests_moved()
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request())
     leaving, other = cluster.prefill
-    leaving.step_received(StepOutputs([], LoadReport(is_draining=True)))
+    leaving.step_received(StepOutputs([], LoadReport(leaves_because="drained")))
     await cluster.core.add_request_async(request("late"))
     lose(leaving)
     assert [asked.request_id for asked in end_of(other).added()] == ["late", "r~2"]
