@@ -63,6 +63,8 @@ def build(args: Mapping[str, Any]) -> Application:
         num_replicas=config.router.replicas,
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
+        # A router that is replaced, in a config update say, keeps what waits for new engines.
+        graceful_shutdown_timeout_s=config.recovery.max_wait_s + config.recovery.drain_s,
         # A line in a file for every request costs more than routing it.
         logging_config={"enable_access_log": False},
         ray_actor_options={
@@ -87,6 +89,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         model=config.model,
         options=_engine_options(config, name),
         lease_s=config.transfer.lease_s,
+        connector=config.transfer.connector,
         backends=config.transfer.backends,
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,

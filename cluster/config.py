@@ -91,7 +91,11 @@ class PoolConfig(_Section):
 class TransferConfig(_Section):
     """How KV blocks get from prefill to decode."""
 
-    connector: Literal["nixl"] = Field(default="nixl", description="What moves the KV blocks.")
+    connector: Literal["nixl", "nccl"] = Field(
+        default="nixl",
+        description="What moves the KV blocks: reads by NIXL, or messages over NCCL between GPUs "
+        "and over Gloo between CPUs.",
+    )
     backends: tuple[str, ...] = Field(
         default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
     )

@@ -7,7 +7,7 @@ there would cost ten seconds of every start. So it is imported where the replica
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class EngineSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, as configured."""
     lease_s: float = 30.0
+    connector: Literal["nixl", "nccl"] = "nixl"
     backends: tuple[str, ...] = ("UCX",)
     stall_timeout_s: float = 10.0
     """An engine core that gives no sign of life for this long is replaced."""

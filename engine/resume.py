@@ -78,10 +78,37 @@ def resume_in_model_runner(vocab_size: int) -> None:
             super().__post_init__()
             tokens = output_tokens(self.sampling_params)
             self.output_token_ids.extend(tokens)
-            if self.generator is not None:
-                skip_draws(self.generator, len(tokens), vocab_size)
+            if self.generator is None:
+                return
+            if self.generator.device.type == "cpu":
+                self.generator = _CPUGenerator(self.generator.initial_seed(), self.output_token_ids)
+            skip_draws(self.generator, len(tokens), vocab_size)
 
     gpu_model_runner.CachedRequestState = ResumedRequestState
+
+
+class _CPUGenerator(torch.Generator):
+    """A request's generator that vLLM can take back, as it can those of a GPU.
+
+    Where a prompt is read in several steps, vLLM also samples after the first ones, throws that
+    away and sets the generator's offset back. On a CPU there is no offset, and torch's error would
+    end the engine, with all of its requests.
+    """
+
+    def __new__(cls, seed: int, output_token_ids: list[int]) -> "_CPUGenerator":
+        return super().__new__(cls, device="cpu")
+
+    def __init__(self, seed: int, output_token_ids: list[int]) -> None:
+        self._output_token_ids = output_token_ids
+        self.manual_seed(seed)
+
+    def get_offset(self) -> int:
+        return 0
+
+    def set_offset(self, offset: int) -> None:
+        """Back to where sampling the answer so far has left it; vLLM asks for nothing else."""
+        self.manual_seed(self.initial_seed())
+        skip_draws(self, len(self._output_token_ids), vocab_size=0)
 
 
 def skip_draws(generator: torch.Generator, num_tokens: int, vocab_size: int) -> None:

@@ -93,6 +93,7 @@ class EngineServer:
                 self.phase,
                 engine_id=self.engine_id,
                 lease_s=int(settings.lease_s),
+                connector=settings.connector,
                 backends=settings.backends,
                 side_channel_port=side_channel.port,
             )

@@ -7,16 +7,19 @@ it knows. Never loads an agent.
 import contextlib
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import zmq
+from vllm import __version__ as vllm_version
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
     GET_META_MSG,
+    NIXL_CONNECTOR_VERSION,
     NixlHandshakePayload,
 )
 
 from kvtransfer.errors import PeerMismatch, PeerUnreachable
-from kvtransfer.layout import KVLayout
+from kvtransfer.layout import PROTOCOL, KVLayout
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
@@ -30,6 +33,30 @@ class PdHandshakePayload(NixlHandshakePayload):  # type: ignore[misc]
     layout: KVLayout
     lease_table_address: int
     num_lease_slots: int
+
+
+def layout_of(worker: Any) -> KVLayout:
+    """How a worker of vLLM's NIXL connector keeps its KV."""
+    config = worker.vllm_config
+    model = config.model_config
+    return KVLayout(
+        protocol=PROTOCOL,
+        vllm_version=vllm_version,
+        connector_version=NIXL_CONNECTOR_VERSION,
+        transfer_mode=worker._TRANSFER_MODE,
+        model=model.model,
+        dtype=str(model.dtype),
+        kv_cache_dtype=str(config.cache_config.cache_dtype),
+        num_layers=model.get_total_num_hidden_layers(),
+        num_kv_heads=1 if model.use_mla else model.get_total_num_kv_heads(),
+        head_size=model.get_head_size(),
+        block_size=config.cache_config.block_size,
+        kv_cache_layout=worker.kv_cache_layout,
+        attention_backend=worker.backend_name,
+        hybrid_kv_cache=not config.scheduler_config.disable_hybrid_kv_cache_manager,
+        tensor_parallel_size=worker.transfer_tp_size,
+        reads_repeated_heads=model.use_mla or worker._has_mamba,
+    )
 
 
 def fetch_payload(host: str, port: int, tp_rank: int) -> PdHandshakePayload:

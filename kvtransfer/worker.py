@@ -21,18 +21,14 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from vllm import __version__ as vllm_version
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
-    NIXL_CONNECTOR_VERSION,
-    NixlConnectorMetadata,
-)
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 
 from kvtransfer.agent import SilentReads, replace_spinning_agent
 from kvtransfer.block_read import BlockRead, Verdict
 from kvtransfer.errors import PeerMismatch
-from kvtransfer.handshake import PdHandshakePayload, fetch_payload
-from kvtransfer.layout import PROTOCOL, KVLayout, mismatch
+from kvtransfer.handshake import PdHandshakePayload, fetch_payload, layout_of
+from kvtransfer.layout import mismatch
 from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
 from kvtransfer.stats import PairStats
 
@@ -72,7 +68,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         # Prefill may free a request as soon as it is told, so it is told after the lease was read.
         self.nixl_wrapper = SilentReads(self.nixl_wrapper)
         self.xfer_stats = PairStats()
-        self.layout = _layout(self)
+        self.layout = layout_of(self)
         self._attempt_timeout_s = (
             float(self.kv_transfer_config.get_from_extra_config("read_timeout_s", READ_TIMEOUT_S))
             / _ATTEMPTS
@@ -384,26 +380,3 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
 def one_line(error: BaseException) -> str:
     """An error as a reader of one line wants it."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _layout(worker: PdNixlWorker) -> KVLayout:
-    config = worker.vllm_config
-    model = config.model_config
-    return KVLayout(
-        protocol=PROTOCOL,
-        vllm_version=vllm_version,
-        connector_version=NIXL_CONNECTOR_VERSION,
-        transfer_mode=worker._TRANSFER_MODE,
-        model=model.model,
-        dtype=str(model.dtype),
-        kv_cache_dtype=str(config.cache_config.cache_dtype),
-        num_layers=model.get_total_num_hidden_layers(),
-        num_kv_heads=1 if model.use_mla else model.get_total_num_kv_heads(),
-        head_size=model.get_head_size(),
-        block_size=config.cache_config.block_size,
-        kv_cache_layout=worker.kv_cache_layout,
-        attention_backend=worker.backend_name,
-        hybrid_kv_cache=not config.scheduler_config.disable_hybrid_kv_cache_manager,
-        tensor_parallel_size=worker.transfer_tp_size,
-        reads_repeated_heads=model.use_mla or worker._has_mamba,
-    )

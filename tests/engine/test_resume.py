@@ -26,6 +26,7 @@ OPTIONS = {
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPT = [7, 11, 13, 17, 19, 23]
+LONG_PROMPT = list(range(5, 105))
 NUM_TOKENS = 40
 EOS = 2
 JSON_SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
@@ -59,12 +60,15 @@ class Engine:
         self._ids = itertools.count()
 
     async def ask(
-        self, params: SamplingParams, given: Sequence[int] = ()
+        self,
+        params: SamplingParams,
+        given: Sequence[int] = (),
+        prompt: Sequence[int] = PROMPT,
     ) -> list[EngineCoreOutput]:
         """The outputs of a request that brings the tokens `given`."""
         request = EngineCoreRequest(
             request_id=f"r{next(self._ids)}",
-            prompt_token_ids=list(PROMPT),
+            prompt_token_ids=list(prompt),
             mm_features=None,
             sampling_params=with_output_tokens(params, given),
             pooling_params=None,
@@ -108,6 +112,13 @@ async def test_a_continued_answer(engine: Engine, case: str) -> None:
         assert tokens_of(rest) == tokens[cut:], cut
         assert rest[-1].finish_reason == whole[-1].finish_reason
         assert rest[-1].stop_reason == whole[-1].stop_reason
+
+
+async def test_a_seeded_prompt_that_is_read_in_several_steps(engine: Engine) -> None:
+    """On a CPU this ends vLLM's own engine, and with it whatever runs beside."""
+    params = sampling("seed")
+    whole = tokens_of(await engine.ask(params, prompt=LONG_PROMPT))
+    assert tokens_of(await engine.ask(params, whole[:3], prompt=LONG_PROMPT)) == whole[3:]
 
 
 async def test_tokens_that_a_grammar_forbids_are_an_error_of_that_request(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import zmq
 
-from kvtransfer.side_channel import SideChannel
+from kvtransfer.side_channel import ReservedPort, SideChannel
 
 PAYLOADS = {(0, 0): b"rank zero", (0, 1): b"rank one"}
 
@@ -55,3 +55,12 @@ def test_two_on_one_host_have_two_ports(side_channel: SideChannel) -> None:
     other = SideChannel("127.0.0.1", PAYLOADS)
     assert other.port != side_channel.port
     other.stop()
+
+
+def test_a_reserved_port_is_the_channels() -> None:
+    with ReservedPort("127.0.0.1") as reserved, ReservedPort("127.0.0.1") as other:
+        assert reserved.port != other.port
+        channel = SideChannel("127.0.0.1", PAYLOADS, reserved.port)
+        payload, _ = ask(reserved.port, msgspec.msgpack.encode(("query", 0, 1)))
+        assert payload == PAYLOADS[0, 1]
+        channel.stop()

@@ -1,0 +1,150 @@
+"""The chaos run: a cluster of two and two under load, a fault every few seconds, a verdict.
+
+Owns the command line and the cluster's beginning and end. `python -m benchmarks.chaos --help` is
+the command; its exit status and the last line of its output are the result.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from benchmarks import chaos_report
+from benchmarks.chaos_chart import write_chart
+from benchmarks.chaos_faults import POOLS, Kind, PoolName
+from benchmarks.chaos_processes import end
+from benchmarks.chaos_run import ChaosError, ChaosRun, RunOptions
+from benchmarks.chaos_verdict import Record, judge
+from benchmarks.load import real_time_priority
+from benchmarks.machine import observe_machine
+from benchmarks.systems import SystemFailedError, adopt_orphans, started
+
+_FOLDER = Path(__file__).resolve().parent
+_START_S = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Prints a line of progress, with the minutes and seconds since the start."""
+    minutes, seconds = divmod(int(time.monotonic() - _START_S), 60)
+    print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
+
+
+def run(config: Path, options: RunOptions) -> Record:
+    """Starts the cluster, runs, ends it, and looks for what is left.
+
+    Raises:
+        ChaosError: the cluster did not start, or answers differently without any fault.
+        SystemFailedError: the cluster's own process ended.
+    """
+    say("starting the cluster")
+    with started("pdserve", config) as system:
+        with real_time_priority():
+            record = asyncio.run(ChaosRun(system, options, say).run())
+        say("ending the cluster")
+        return dataclasses.replace(record, left=tuple(end(system.process)))
+
+
+def main() -> int:
+    """The command line."""
+    options = _parser().parse_args()
+    run_options = RunOptions(
+        duration_s=options.minutes * 60,
+        rate=options.rate,
+        fault_every_s=options.fault_every,
+        burst=options.burst,
+        timeout_s=options.timeout,
+        seed=options.seed,
+        kinds=tuple(Kind(name) for name in options.faults),
+        spare_last=options.spare_last,
+        num_replicas=_num_replicas(options.config),
+    )
+    adopt_orphans()
+    try:
+        record = run(options.config, run_options)
+    except (ChaosError, SystemFailedError) as failure:
+        print(f"no result: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what was started has been stopped", file=sys.stderr)
+        return 130
+    verdict = judge(record)
+    chaos_report.write(options.out, record, verdict, options=run_options, machine=observe_machine())
+    write_chart(record, options.out.with_suffix(".png"))
+    say(f"written to {options.out}")
+    print(f"\n{chaos_report.summary_table(record, verdict)}\n")
+    for reason in verdict.reasons:
+        print(f"it did not hold: {reason}")
+    print(json.dumps(verdict.summary()))
+    return 1 if verdict.reasons else 0
+
+
+def _num_replicas(config: Path) -> dict[PoolName, int]:
+    # Read as it stands: `pdserve up` is about to check it, and says what is wrong with it.
+    (application,) = yaml.safe_load(config.read_text())["applications"]
+    return {pool: application["args"].get(pool, {}).get("replicas", 1) for pool in POOLS}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos",
+        description="Puts load on two prefill and two decode replicas while a fault comes every"
+        " few seconds, and compares every answer with the undisturbed one. The last line is JSON;"
+        " the exit status is 0 only if no request failed, no answer was wrong, nothing was held"
+        " and no process left at the end. Starting, learning the answers and ending take about"
+        " three minutes more than the run.",
+        epilog=f"Faults: {chaos_report.describe_kinds()}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=_positive, default=5.0, help="how long load is put on")
+    parser.add_argument("--rate", type=_positive, default=1.5, help="requests a second, on average")
+    parser.add_argument(
+        "--fault-every", type=_positive, default=15.0, help="seconds from one fault to the next"
+    )
+    parser.add_argument(
+        "--burst", type=int, default=4, help="requests more in the second before each fault"
+    )
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        choices=[kind.value for kind in Kind],
+        default=[kind.value for kind in Kind],
+        help="which kinds",
+    )
+    parser.add_argument(
+        "--spare-last",
+        action="store_true",
+        help="hit no replica that is the only live one of its pool; else requests have to wait",
+    )
+    parser.add_argument(
+        "--timeout", type=_positive, default=120.0, help="seconds a client waits for a whole answer"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals, requests and faults")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=_FOLDER / "configs" / "chaos.yaml",
+        help="the cluster; it must serve the demo model under its own name, in float32",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=_FOLDER / "results" / "chaos.md",
+        help="the report; its chart goes beside it",
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("more than 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The faults of the chaos run: which there are, which comes next, and whom it hits.
+
+Owns the order of the faults. Pure: the choice is made from what was observed and a given random
+generator; benchmarks.chaos_processes carries it out.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+PoolName = Literal["prefill", "decode"]
+POOLS: tuple[PoolName, PoolName] = ("prefill", "decode")
+
+
+class Kind(Enum):
+    """What happens. The value is its name on the command line and in the report."""
+
+    KILL_REPLICA = "kill-replica"
+    KILL_ENGINE = "kill-engine"
+    STOP_ENGINE = "stop-engine"
+    TERM_REPLICA = "term-replica"
+    CLIENTS_LEAVE = "clients-leave"
+    SLOW_READER = "slow-reader"
+
+    @property
+    def hits_pool(self) -> bool:
+        """Whether it costs a pool a replica; the others are clients' doing."""
+        return self not in (Kind.CLIENTS_LEAVE, Kind.SLOW_READER)
+
+
+DESCRIPTIONS: Mapping[Kind, str] = {
+    Kind.KILL_REPLICA: "SIGKILL of a replica's process",
+    Kind.KILL_ENGINE: "SIGKILL of a replica's engine core",
+    Kind.STOP_ENGINE: "SIGSTOP of an engine core, for good: it has to be noticed and replaced",
+    Kind.TERM_REPLICA: "SIGTERM of a replica's process, as before a spot machine is taken away",
+    Kind.CLIENTS_LEAVE: "a burst of streams whose clients leave midway",
+    Kind.SLOW_READER: "a client that reads nothing of a long stream for a while, then the rest",
+}
+
+_WEIGHTS: Mapping[Kind, int] = {Kind.KILL_REPLICA: 2, Kind.KILL_ENGINE: 2}
+"""How often a kind comes in each round of all kinds; once where nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What shall happen; `pool` is whom it costs a replica, if anyone."""
+
+    kind: Kind
+    pool: PoolName | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A replica that was seen: its process, and its engine core's if that has started."""
+
+    pid: int
+    created_s: float
+    engine_pid: int | None
+
+
+class FaultOrder:
+    """Deals out the kinds in rounds, shuffled, so that a short run sees them all.
+
+    Owns the rest of the round: a kind that cannot be used now is kept for later.
+    """
+
+    def __init__(
+        self, rng: random.Random, kinds: Iterable[Kind] = Kind, *, spare_last: bool = False
+    ) -> None:
+        self._rng = rng
+        self._round = [kind for kind in kinds for _ in range(_WEIGHTS.get(kind, 1))]
+        self._min_live = 2 if spare_last else 1
+        self._rest: list[Kind] = []
+
+    def next(self, num_live: Mapping[PoolName, int]) -> Fault | None:
+        """The next fault, given each pool's live replicas; None if there is none to use now.
+
+        A pool without a live replica is left alone; of two, the one with more is taken.
+        """
+        eligible = {pool: num for pool, num in num_live.items() if num >= self._min_live}
+        kind = self._draw(can_hit_pool=bool(eligible))
+        if kind is None:
+            return None
+        if not kind.hits_pool:
+            return Fault(kind=kind, pool=None)
+        most = max(eligible.values())
+        fullest = sorted(pool for pool, num in eligible.items() if num == most)
+        return Fault(kind=kind, pool=self._rng.choice(fullest))
+
+    def _draw(self, *, can_hit_pool: bool) -> Kind | None:
+        def usable(kind: Kind) -> bool:
+            return can_hit_pool or not kind.hits_pool
+
+        if not any(usable(kind) for kind in self._round):
+            return None
+        if not any(usable(kind) for kind in self._rest):
+            self._rest += self._rng.sample(self._round, k=len(self._round))
+        first = next(at for at, kind in enumerate(self._rest) if usable(kind))
+        return self._rest.pop(first)
+
+
+def live_members(
+    members: Iterable[Member], *, num_live: int, already_hit: frozenset[int]
+) -> tuple[Member, ...]:
+    """Which of a pool's processes are its live replicas, the oldest first.
+
+    From outside a starting replica looks like a live one. The router says how many are live, and
+    those have been there longest, but for the ones that were hit and are not gone yet.
+    """
+    ready = [
+        member
+        for member in members
+        if member.pid not in already_hit and member.engine_pid is not None
+    ]
+    ready.sort(key=lambda member: member.created_s)
+    return tuple(ready[:num_live])

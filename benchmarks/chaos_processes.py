@@ -1,0 +1,149 @@
+"""The cluster's processes as an operator sees them: found by name, sent signals, counted.
+
+Owns the knowledge of which process is what. It starts none and decides nothing.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.chaos_faults import POOLS, Kind, Member, PoolName
+
+_REPLICA = "ray::ServeReplica:"
+_ENGINE = "VLLM::"
+
+_END_TIMEOUT_S = 45.0
+_GRACE_S = 5.0
+
+_SIGNALS: Mapping[Kind, signal.Signals] = {
+    Kind.KILL_REPLICA: signal.SIGKILL,
+    Kind.KILL_ENGINE: signal.SIGKILL,
+    Kind.STOP_ENGINE: signal.SIGSTOP,
+    Kind.TERM_REPLICA: signal.SIGTERM,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    pid: int
+    parent_pid: int
+    created_s: float
+    title: str
+
+
+def find_members(leader: psutil.Process) -> dict[PoolName, list[Member]]:
+    """Each pool's replicas below `leader`, in any state. Takes tens of milliseconds."""
+    seen = _look_below(leader)
+    found: dict[PoolName, list[Member]] = {pool: [] for pool in POOLS}
+    for process in seen.values():
+        pool = next((pool for pool in POOLS if _is_replica(process.title, pool)), None)
+        if pool is None:
+            continue
+        engines = [
+            each.pid
+            for each in seen.values()
+            if each.title.startswith(_ENGINE) and process.pid in _ancestors(each, seen)
+        ]
+        member = Member(
+            pid=process.pid,
+            created_s=process.created_s,
+            # The engine core; workers, if it has any, descend from it.
+            engine_pid=min(engines, key=lambda pid: seen[pid].created_s, default=None),
+        )
+        found[pool].append(member)
+    return found
+
+
+def find_stray_engines(leader: psutil.Process) -> list[int]:
+    """Processes of engines whose replica is gone."""
+    seen = _look_below(leader)
+    return [
+        each.pid
+        for each in seen.values()
+        if each.title.startswith(_ENGINE)
+        and not any(seen[pid].title.startswith(_REPLICA) for pid in _ancestors(each, seen))
+    ]
+
+
+def send(kind: Kind, member: Member) -> int | None:
+    """Does `kind`, one that hits a pool, to a replica; returns the pid, or None if it was gone."""
+    engine = kind in (Kind.KILL_ENGINE, Kind.STOP_ENGINE)
+    pid = member.engine_pid if engine else member.pid
+    if pid is None:
+        return None
+    try:
+        psutil.Process(pid).send_signal(_SIGNALS[kind])
+    except psutil.NoSuchProcess:
+        return None
+    return pid
+
+
+def still_stopped(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that were stopped which are still there, still stopped."""
+    there = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                there.append(pid)
+        except psutil.NoSuchProcess:
+            continue
+    return there
+
+
+def end(process: subprocess.Popen[bytes]) -> list[str]:
+    """Ends the cluster as Ctrl-C does; returns the processes that it leaves, "pid: command".
+
+    Needs `benchmarks.systems.adopt_orphans` before the start: orphans are then found here.
+    """
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return [f"{process.pid}: it did not end within {_END_TIMEOUT_S:g} s of SIGINT"]
+    # The wait also collects those that have ended already.
+    _, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=_GRACE_S)
+    return [f"{each.pid}: {_title(each)[:100]}" for each in left if each.is_running()]
+
+
+def _is_replica(title: str, pool: PoolName) -> bool:
+    # "ray::ServeReplica:APPLICATION:DEPLOYMENT", and ".METHOD" while it runs one.
+    name = title.partition(" ")[0].partition(".")[0]
+    return name.startswith(_REPLICA) and name.endswith(f":{pool}")
+
+
+def _look_below(leader: psutil.Process) -> dict[int, _Seen]:
+    """The living processes below `leader` by pid."""
+    seen = {}
+    for process in leader.children(recursive=True):
+        with process.oneshot():
+            try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                seen[process.pid] = _Seen(
+                    pid=process.pid,
+                    parent_pid=process.ppid(),
+                    created_s=process.create_time(),
+                    title=_title(process),
+                )
+            except psutil.NoSuchProcess:
+                continue
+    return seen
+
+
+def _ancestors(process: _Seen, seen: Mapping[int, _Seen]) -> list[int]:
+    found = []
+    while (parent := seen.get(process.parent_pid)) is not None:
+        found.append(parent.pid)
+        process = parent
+    return found
+
+
+def _title(process: psutil.Process) -> str:
+    """The command line, which Ray and vLLM replace by a title; empty for what has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""

@@ -1,0 +1,284 @@
+"""A chaos run: undisturbed answers, then load and faults at once, then what is left of them.
+
+Owns the order of things while the cluster runs, and the requests that are under way. Starts and
+ends no cluster, judges nothing.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from benchmarks.chaos_answers import Answer, differences
+from benchmarks.chaos_cases import UNREAD, Case, base_cases, stop_case
+from benchmarks.chaos_client import Client, Outcome
+from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName, live_members
+from benchmarks.chaos_metrics import Scrape, scrape
+from benchmarks.chaos_processes import find_members, find_stray_engines, send, still_stopped
+from benchmarks.chaos_verdict import Injected, Record, Sample
+from benchmarks.systems import RunningSystem, SystemFailedError
+
+START_TIMEOUT_S = 400.0
+WHOLE_TIMEOUT_S = 180.0
+FREE_TIMEOUT_S = 15.0
+BURST_S = 1.0
+"""How long before a fault its burst begins, so that it finds requests in every phase."""
+NUM_LEAVING = 8
+UNREAD_S = 20.0
+
+_STOPPED_CASES = ("greedy", "greedy-whole", "seed", "chat")
+"""Cases that are also sent with a stop string, taken from their own answer."""
+_SALTED = 0.75
+"""The share of requests that no prefix cache may answer: their KV has to be made and moved."""
+_WATCH_S = 1.0
+
+
+class ChaosError(RuntimeError):
+    """There is no result: the cluster was not even right while it was left alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What is put on the cluster. `num_replicas` is what each pool has when it is whole."""
+
+    duration_s: float
+    rate: float
+    fault_every_s: float
+    burst: int
+    timeout_s: float
+    seed: int
+    kinds: tuple[Kind, ...]
+    spare_last: bool
+    num_replicas: dict[PoolName, int]
+
+
+class ChaosRun:
+    """Owns the outcomes, the faults and the samples of one run on one running cluster."""
+
+    def __init__(
+        self, system: RunningSystem, options: RunOptions, say: Callable[[str], None]
+    ) -> None:
+        self._system = system
+        self._leader = psutil.Process(system.process.pid)
+        self._options = options
+        self._say = say
+        self._client = Client(system.url, timeout_s=options.timeout_s)
+        self._cases: list[Case] = []
+        self._expected: dict[str, Answer] = {}
+        self._outcomes: list[Outcome] = []
+        self._faults: list[Injected] = []
+        self._samples: list[Sample] = []
+        self._hit: set[int] = set()
+        self._stopped: set[int] = set()
+        self._num_sent = 0
+        self._salts = random.Random(f"{options.seed} salts")
+
+    async def run(self) -> Record:
+        """All of it.
+
+        Raises:
+            ChaosError: the cluster did not start, or answers differently without any fault.
+            SystemFailedError: the cluster's own process ended.
+        """
+        if await self._await_whole(START_TIMEOUT_S) is None:
+            raise ChaosError(f"not ready: {self._system.log_tail()}")
+        await self._learn_answers()
+        start_s = time.monotonic()
+        self._say(
+            f"{len(self._cases)} cases have their answers;"
+            f" now {self._options.rate:g} requests/s for {self._options.duration_s:.0f} s"
+        )
+        try:
+            async with asyncio.TaskGroup() as background:
+                watch = background.create_task(self._watch())
+                async with asyncio.TaskGroup() as tasks:
+                    until_s = start_s + self._options.duration_s
+                    tasks.create_task(self._put_load(tasks, until_s=until_s))
+                    tasks.create_task(self._inject_faults(tasks, start_s=start_s))
+                end_s = time.monotonic()
+                self._say("all requests have ended; waiting for whole pools that hold nothing")
+                whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
+                last = await self._await_free()
+                watch.cancel()
+        except* SystemFailedError as failures:
+            raise failures.exceptions[0] from None
+        return Record(
+            start_s=start_s,
+            end_s=end_s,
+            faults=tuple(self._faults),
+            outcomes=tuple(self._outcomes),
+            expected=self._expected,
+            samples=tuple(self._samples),
+            whole_after_s=whole_after_s,
+            held=self._held(last),
+        )
+
+    async def _learn_answers(self) -> None:
+        """Asks every case alone, then all at once: without a fault, load may change nothing."""
+        self._cases = list(base_cases())
+        for case in self._cases:
+            self._expected[case.name] = await self._undisturbed(case)
+        for case in [case for case in self._cases if case.name in _STOPPED_CASES]:
+            stopped = stop_case(case, self._expected[case.name].choices[0].text)
+            self._expected[stopped.name] = await self._undisturbed(stopped)
+            self._cases.append(stopped)
+        self._expected[UNREAD.name] = await self._undisturbed(UNREAD)
+        again = await asyncio.gather(*(self._undisturbed(case) for case in self._cases))
+        for case, answer in zip(self._cases, again, strict=True):
+            if lines := differences(self._expected[case.name], answer):
+                raise ChaosError(f"{case.name} has two answers without a fault: {lines[0]}")
+
+    async def _undisturbed(self, case: Case) -> Answer:
+        outcome = await self._client.ask(case)
+        if outcome.answer is None:
+            raise ChaosError(f"{case.name} fails without a fault: {outcome.error}")
+        return outcome.answer
+
+    # Load.
+
+    async def _put_load(self, tasks: asyncio.TaskGroup, *, until_s: float) -> None:
+        """Poisson arrivals: the next comes when it comes, whatever the cluster makes of these."""
+        rng = random.Random(f"{self._options.seed} load")
+        due_s = time.monotonic()
+        while (due_s := due_s + rng.expovariate(self._options.rate)) < until_s:
+            await _sleep_until(due_s)
+            tasks.create_task(self._send(rng.choice(self._cases)))
+
+    async def _send(
+        self,
+        case: Case,
+        *,
+        delay_s: float = 0.0,
+        leave_after: int | None = None,
+        pause_s: float = 0.0,
+    ) -> None:
+        await asyncio.sleep(delay_s)
+        self._num_sent += 1
+        salt = f"{self._options.seed} {self._num_sent}" if self._salts.random() < _SALTED else None
+        outcome = await self._client.ask(
+            case, cache_salt=salt, leave_after=leave_after, pause_s=pause_s
+        )
+        self._outcomes.append(outcome)
+
+    # Faults.
+
+    async def _inject_faults(self, tasks: asyncio.TaskGroup, *, start_s: float) -> None:
+        options = self._options
+        rng = random.Random(f"{options.seed} faults")
+        order = FaultOrder(rng, options.kinds, spare_last=options.spare_last)
+        for number in range(1, int(options.duration_s / options.fault_every_s) + 1):
+            at_s = start_s + number * options.fault_every_s
+            if at_s >= start_s + options.duration_s:
+                return
+            await _sleep_until(at_s - BURST_S)
+            for _ in range(options.burst):
+                delay_s = rng.uniform(0.0, BURST_S)
+                tasks.create_task(self._send(rng.choice(self._cases), delay_s=delay_s))
+            await _sleep_until(at_s)
+            await self._inject_next(tasks, order, rng)
+
+    async def _inject_next(
+        self, tasks: asyncio.TaskGroup, order: FaultOrder, rng: random.Random
+    ) -> None:
+        seen = await scrape(self._system.url)
+        # Not in a thread, though it takes a moment: one of ordinary priority that holds Python's
+        # lock would keep the clients from reading for far longer.
+        members = find_members(self._leader)
+        live = {
+            pool: live_members(
+                members[pool],
+                num_live=seen.num_live[pool] if seen else 0,
+                already_hit=frozenset(self._hit),
+            )
+            for pool in POOLS
+        }
+        num_live = {pool: len(live[pool]) for pool in POOLS}
+        fault = order.next(num_live)
+        if fault is None:
+            self._say("no fault: no pool may lose a replica now")
+            return
+        at_s = time.monotonic()
+        if fault.pool is None:
+            target = self._disturb_as_client(tasks, fault.kind, rng)
+        else:
+            victim = rng.choice(live[fault.pool])
+            pid = send(fault.kind, victim)
+            if pid is None:
+                self._say(f"no fault: {fault.kind.value} came too late for process {victim.pid}")
+                return
+            self._hit.add(victim.pid)
+            if fault.kind is Kind.STOP_ENGINE:
+                self._stopped.add(pid)
+            target = f"{fault.pool}, process {pid}"
+        self._note(fault, at_s=at_s, target=target, num_live=num_live)
+
+    def _disturb_as_client(self, tasks: asyncio.TaskGroup, kind: Kind, rng: random.Random) -> str:
+        if kind is Kind.SLOW_READER:
+            tasks.create_task(self._send(UNREAD, pause_s=UNREAD_S))
+            return f"reads nothing for {UNREAD_S:g} s"
+        streams = [case for case in self._cases if case.streamed]
+        for _ in range(NUM_LEAVING):
+            leave_after = rng.randint(1, 60)
+            tasks.create_task(self._send(rng.choice(streams), leave_after=leave_after))
+        return f"{NUM_LEAVING} streams"
+
+    def _note(
+        self, fault: Fault, *, at_s: float, target: str, num_live: dict[PoolName, int]
+    ) -> None:
+        self._faults.append(
+            Injected(at_s=at_s, kind=fault.kind, pool=fault.pool, target=target, num_live=num_live)
+        )
+        num_failed = sum(outcome.error is not None for outcome in self._outcomes)
+        live = ", ".join(f"{pool} {num}" for pool, num in num_live.items())
+        self._say(
+            f"{fault.kind.value:13}  {target}; live: {live}; {len(self._outcomes)} requests ended,"
+            f" {num_failed} failed, {self._num_sent - len(self._outcomes)} under way"
+        )
+
+    # What is seen of the cluster.
+
+    async def _watch(self) -> None:
+        while True:
+            self._system.check_alive()
+            await self._look()
+            await asyncio.sleep(_WATCH_S)
+
+    async def _look(self) -> Scrape | None:
+        if (seen := await scrape(self._system.url)) is not None:
+            self._samples.append(Sample(at_s=time.monotonic(), seen=seen))
+        return seen
+
+    async def _await_whole(self, timeout_s: float) -> float | None:
+        """Waits until each pool has all its replicas; returns the seconds, or None if too many."""
+        start_s = time.monotonic()
+        while (waited_s := time.monotonic() - start_s) < timeout_s:
+            self._system.check_alive()
+            seen = await scrape(self._system.url)
+            if seen is not None and seen.num_live == self._options.num_replicas:
+                return waited_s
+            await asyncio.sleep(_WATCH_S)
+        return None
+
+    async def _await_free(self) -> Scrape | None:
+        """The first look at which nothing is held, or the last one that was to be had."""
+        deadline_s = time.monotonic() + FREE_TIMEOUT_S
+        last = None
+        while time.monotonic() < deadline_s:
+            last = await self._look() or last
+            if last is not None and not last.held:
+                break
+            await asyncio.sleep(_WATCH_S)
+        return last
+
+    def _held(self, last: Scrape | None) -> tuple[str, ...]:
+        blocks = last.held if last is not None else ("the router does not answer",)
+        strays = [f"engine {pid} without a replica" for pid in find_stray_engines(self._leader)]
+        stopped = [f"stopped engine {pid} never replaced" for pid in still_stopped(self._stopped)]
+        return (*blocks, *strays, *stopped)
+
+
+async def _sleep_until(at_s: float) -> None:
+    await asyncio.sleep(at_s - time.monotonic())

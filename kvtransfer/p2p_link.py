@@ -1,0 +1,235 @@
+"""The process group of one prefill/decode pair: Gloo between CPUs, NCCL between GPUs.
+
+Owns how a group of two is made, used and ended. Never knows what it carries, nor another pair.
+
+No group here is torch's default one, nor known to it: each has its own rendezvous, and ends alone.
+NCCL is used through vLLM's communicator and not through torch's `ProcessGroupNCCL`, whose watchdog
+ends the whole process when one peer dies.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
+
+from kvtransfer.p2p_errors import PairBroken, PairTimeout
+
+_PREFILL_RANK, _DECODE_RANK = 0, 1
+_GPU_POLL_S = 100e-6
+
+Wait = Callable[[], None]
+"""Returns when the buffer of a send or a receive may be used again; raises PairBroken."""
+
+
+class Link(Protocol):
+    """One end of a pair's group. One thread uses it, inside `stream()`.
+
+    Sends and receives are matched by their order. After any error the link is to be closed.
+    """
+
+    device: torch.device
+    chunk_bytes: int
+    """Of a message: enough to hide what one costs, and so few that two are copied and sent at once.
+    The same on both sides."""
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """Where the copies into and out of the buffers must be queued."""
+
+    def send(self, buffer: torch.Tensor) -> Wait: ...
+
+    def receive(self, buffer: torch.Tensor) -> Wait: ...
+
+    def finish(self) -> None:
+        """Returns when all that was queued is done. Raises PairBroken."""
+
+    def close(self) -> None:
+        """Ends the group. When it returns nothing touches a buffer or a block any more."""
+
+
+Opening = tuple[bytes, Callable[[], Link]]
+"""The address for decode, and what prefill calls once decode has it."""
+
+
+class Transport(Protocol):
+    """Makes links; one for each worker."""
+
+    def invite(self, host: str) -> Opening:
+        """Prefill's side of a new group, reached at this host's address `host`."""
+
+    def join(self, host: str, address: bytes) -> Link:
+        """Decode's side of the group that prefill at `host` waits in. Raises PairBroken."""
+
+
+class GlooLink:
+    """A Gloo group of two. Owns its sockets."""
+
+    device = torch.device("cpu")
+    chunk_bytes = 1 << 20  # Of 256 KiB to 4 MiB the fastest: both buffers stay in a core's cache.
+
+    def __init__(self, group: Any, peer: int) -> None:
+        self._group, self._peer = group, peer
+
+    def stream(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def send(self, buffer: torch.Tensor) -> Wait:
+        with _broken_pairs():
+            return _waiting_for(self._group.send([buffer], self._peer, 0), buffer)
+
+    def receive(self, buffer: torch.Tensor) -> Wait:
+        with _broken_pairs():
+            return _waiting_for(self._group.recv([buffer], self._peer, 0), buffer)
+
+    def finish(self) -> None:
+        """Nothing is queued: every wait has been waited for."""
+
+    def close(self) -> None:
+        self._group = None
+
+
+class GlooTransport:
+    """Groups over TCP from one of this host's addresses. Owns Gloo's thread."""
+
+    def __init__(self, host: str, *, timeout_s: float) -> None:
+        self._device = ProcessGroupGloo.create_device(hostname=host)
+        self._timeout = timedelta(seconds=timeout_s)
+
+    def invite(self, host: str) -> Opening:
+        # Port 0: the kernel chooses. The store lives as long as the group.
+        store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=self._timeout, use_libuv=True
+        )
+        return str(store.port).encode(), lambda: self._open(store, _PREFILL_RANK)
+
+    def join(self, host: str, address: bytes) -> Link:
+        with _broken_pairs():
+            store = TCPStore(
+                host, int(address), is_master=False, wait_for_workers=False, timeout=self._timeout
+            )
+        return self._open(store, _DECODE_RANK)
+
+    def _open(self, store: Any, rank: int) -> Link:
+        options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [self._device]
+        options._threads = 1
+        options._timeout = self._timeout
+        with _broken_pairs():
+            group = ProcessGroupGloo(PrefixStore("pair", store), rank, 2, options)
+        return GlooLink(group, peer=1 - rank)
+
+
+class NcclLink:
+    """A NCCL communicator of two and the CUDA stream that its copies run on. Owns both."""
+
+    chunk_bytes = 8 << 20
+
+    def __init__(self, communicator: Any, stream: Any, peer: int, *, timeout_s: float) -> None:
+        self.device: torch.device = communicator.device
+        self._communicator, self._stream, self._peer = communicator, stream, peer
+        self._timeout_s = timeout_s
+
+    def stream(self) -> AbstractContextManager[Any]:
+        stream: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
+        return stream
+
+    def send(self, buffer: torch.Tensor) -> Wait:
+        with _broken_pairs():
+            self._communicator.send(buffer, self._peer, self._stream)
+        return _in_stream_order
+
+    def receive(self, buffer: torch.Tensor) -> Wait:
+        with _broken_pairs():
+            self._communicator.recv(buffer, self._peer, self._stream)
+        return _in_stream_order
+
+    def finish(self) -> None:
+        with _broken_pairs():
+            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+        deadline_s = time.monotonic() + self._timeout_s
+        # Waiting inside CUDA cannot be given up, and a peer that died leaves the kernel waiting.
+        while not done.query():
+            if time.monotonic() > deadline_s:
+                raise PairTimeout("NCCL made no progress")
+            time.sleep(_GPU_POLL_S)
+
+    def close(self) -> None:
+        if self._communicator is None:
+            return
+        self._communicator.destroy()  # Aborts: kernels that wait for the peer return.
+        self._communicator = None
+        # The copies queued behind them write to blocks that are given back after this.
+        self._stream.synchronize()
+
+
+class NcclTransport:
+    """Groups between GPUs, one communicator each."""
+
+    def __init__(self, device: torch.device, *, timeout_s: float) -> None:
+        self._device, self._timeout_s = device, timeout_s
+
+    def invite(self, host: str) -> Opening:
+        from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+
+        unique_id = bytes(NCCLLibrary().ncclGetUniqueId().internal)
+        return unique_id, lambda: self._open(unique_id, _PREFILL_RANK)
+
+    def join(self, host: str, address: bytes) -> Link:
+        return self._open(address, _DECODE_RANK)
+
+    def _open(self, unique_id: bytes, rank: int) -> Link:
+        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+
+        with _broken_pairs(), torch.cuda.device(self._device):
+            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                communicator = PyNcclCommunicator.from_unique_id_bytes(
+                    unique_id, rank, 2, self._device
+                )
+                link = NcclLink(communicator, stream, 1 - rank, timeout_s=self._timeout_s)
+                # NCCL connects two ranks at their first message: now, while both are known to live.
+                first = torch.zeros(1, dtype=torch.uint8, device=self._device)
+                (link.send if rank == _PREFILL_RANK else link.receive)(first)
+                link.finish()
+        return link
+
+
+def transport_for(device: torch.device, host: str, *, timeout_s: float) -> Transport:
+    """NCCL where the KV cache is on a GPU, Gloo from `host` where it is in memory.
+
+    A transfer that makes no progress for `timeout_s` is given up.
+    """
+    if device.type == "cuda":
+        return NcclTransport(device, timeout_s=timeout_s)
+    if device.type == "cpu":
+        return GlooTransport(host, timeout_s=timeout_s)
+    raise ValueError(f"no point-to-point transport for a KV cache on {device.type}")
+
+
+def _in_stream_order() -> None:
+    """The next copy or message on the stream comes after this one."""
+
+
+def _waiting_for(work: Any, buffer: torch.Tensor) -> Wait:
+    def wait() -> None:
+        with _broken_pairs():
+            work.wait()
+        assert buffer is not None  # Gloo has only its address: kept alive until here.
+
+    return wait
+
+
+@contextlib.contextmanager
+def _broken_pairs() -> Iterator[None]:
+    # torch, Gloo and NCCL raise RuntimeErrors, some of them told apart by their text only.
+    try:
+        yield
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        timed_out = "timed out" in first_line.lower() or "timeout" in first_line.lower()
+        raise (PairTimeout if timed_out else PairBroken)(first_line) from error

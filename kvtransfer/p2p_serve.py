@@ -1,0 +1,116 @@
+"""Prefill's end of every pair: decodes connect, ask for blocks, and say when they have them.
+
+Owns one listening socket and a thread for each decode that is connected. Only what the leases say
+is held is sent; what a decode says is checked against them, never believed.
+"""
+
+import logging
+import socket
+import threading
+import time
+
+from kvtransfer.p2p_errors import PairError
+from kvtransfer.p2p_leases import Leases
+from kvtransfer.p2p_link import Transport
+from kvtransfer.p2p_pages import KVPages
+from kvtransfer.p2p_stream import BlockStream
+from kvtransfer.p2p_wire import (
+    Connection,
+    Fetch,
+    Finished,
+    Granted,
+    Heartbeat,
+    Hello,
+    Message,
+    Refused,
+    Welcome,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class PairServer:
+    """Serves the decodes of one prefill worker. `port` is the one the kernel chose."""
+
+    def __init__(
+        self, host: str, *, engine_id: str, leases: Leases, pages: KVPages, transport: Transport,
+        timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._engine_id, self._leases, self._pages = engine_id, leases, pages
+        self._transport, self._timeout_s = transport, timeout_s
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        self.port: int = self._listener.getsockname()[1]
+        self._connections: set[Connection] = set()
+        self._lock = threading.Lock()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True, name="kv-pairs")
+        self._acceptor.start()
+
+    def stop(self) -> None:
+        """Ends every pair. Their threads end on their own."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
+        self._listener.close()
+        with self._lock:
+            for connection in self._connections:
+                connection.end()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return  # Stopped.
+            threading.Thread(target=self._serve, args=(sock,), daemon=True, name="kv-pair").start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with Connection(sock, self._timeout_s) as connection:
+            with self._lock:
+                self._connections.add(connection)
+            try:
+                self._serve_pair(connection)
+            except PairError as error:
+                _log.info("A pair ended: %s", error)
+            except Exception:
+                _log.exception("A pair ended")
+            finally:
+                with self._lock:
+                    self._connections.discard(connection)
+
+    def _serve_pair(self, connection: Connection) -> None:
+        hello = connection.receive(self._timeout_s)
+        if not isinstance(hello, Hello) or hello.prefill_engine_id != self._engine_id:
+            connection.send(Refused(f"this is engine {self._engine_id}"))
+            return
+        address, open_link = self._transport.invite(connection.local_host)
+        connection.send(Welcome(address))
+        stream = BlockStream(open_link(), self._pages)
+        try:
+            while True:
+                self._answer(connection.receive(None), connection, stream)
+        finally:
+            stream.close()
+
+    def _answer(self, message: Message, connection: Connection, stream: BlockStream) -> None:
+        match message:
+            case Fetch():
+                self._send_blocks(message, connection, stream)
+            case Finished():
+                self._leases.finish(message.request_id, message.lease_id)
+            case Heartbeat():
+                self._leases.extend(message.request_ids, now_s=time.perf_counter())
+            case _:
+                raise PairError(f"a decode does not say {type(message).__name__}")
+
+    def _send_blocks(self, fetch: Fetch, connection: Connection, stream: BlockStream) -> None:
+        if not self._pages.owns(fetch.block_ids):
+            connection.send(Refused("there are no such blocks"))
+            return
+        if not self._leases.pin(fetch.request_id, fetch.lease_id):
+            connection.send(Refused("its lease has ended"))
+            return
+        try:
+            connection.send(Granted())
+            stream.send(fetch.block_ids)
+        finally:
+            self._leases.unpin(fetch.request_id)

@@ -1,0 +1,50 @@
+"""What is read from the router's metrics."""
+
+from benchmarks.chaos_metrics import read_metrics
+
+IDLE = """\
+# TYPE pdserve_replicas gauge
+pdserve_replicas{pool="prefill"} 2.0
+pdserve_replicas{pool="decode"} 1.0
+# TYPE pdserve_inflight gauge
+pdserve_inflight{phase="decoding"} 0.0
+# TYPE pdserve_replica_kv_usage_fraction gauge
+pdserve_replica_kv_usage_fraction{pool="decode",replica="a"} 0.0
+"""
+BUSY = """\
+# TYPE pdserve_inflight gauge
+pdserve_inflight{phase="decoding"} 3.0
+# TYPE pdserve_replica_running gauge
+pdserve_replica_running{pool="decode",replica="a"} 3.0
+# TYPE pdserve_moves_total counter
+pdserve_moves_total{cause="replica-died",pool="decode"} 4.0
+# TYPE pdserve_moves_created gauge
+pdserve_moves_created{cause="replica-died",pool="decode"} 1.7e+09
+"""
+
+
+def test_idle() -> None:
+    seen = read_metrics(IDLE)
+
+    assert seen.num_live == {"prefill": 2, "decode": 1}
+    assert seen.held == ()
+    assert seen.moves == {}
+    assert seen.num_moves is None
+
+
+def test_busy() -> None:
+    seen = read_metrics(BUSY)
+
+    assert seen.num_live == {"prefill": 0, "decode": 0}
+    assert seen.held == (
+        "pdserve_inflight (phase decoding): 3",
+        "pdserve_replica_running (pool decode, replica a): 3",
+    )
+    assert seen.moves == {"pdserve_moves_total (cause replica-died, pool decode)": 4.0}
+    assert seen.num_moves == 4
+
+
+def test_moves_are_counted_but_there_was_none() -> None:
+    text = "# HELP pdserve_moves_total Moves.\n# TYPE pdserve_moves_total counter\n"
+
+    assert read_metrics(text).num_moves == 0

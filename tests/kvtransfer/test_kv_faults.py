@@ -1,0 +1,172 @@
+"""Prefill engines that die, come back, or stop in the midst of it: decode computes, and goes on."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from kv_engines import PREFILL_ONLY, Engine, running_engines
+from kv_faults import FAULTY_WORKER
+
+from engine.demo_model import resolve_model
+from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.side_channel import ReservedPort
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HOST = "127.0.0.1"
+READ_TIMEOUT_S = 4.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def decode() -> AsyncIterator[Engine]:
+    async with running_engines(
+        resolve_model("demo"),
+        "decode",
+        worker_extension_cls=FAULTY_WORKER,
+        read_timeout_s=READ_TIMEOUT_S,
+    ) as (engine,):
+        yield engine
+
+
+def random_prompt(num_tokens: int, seed: str) -> list[int]:
+    return random.Random(seed).choices(range(4, 700), k=num_tokens)
+
+
+async def plain(decode: Engine, prompt: list[int], max_tokens: int) -> list[int]:
+    await decode.core.reset_prefix_cache_async()
+    answer = await decode.generate(prompt, max_tokens=max_tokens)
+    await decode.core.reset_prefix_cache_async()
+    return answer.token_ids
+
+
+async def handed_over(prefill: Engine, decode: Engine, prompt: list[int]) -> list[int]:
+    first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+    rest = await decode.generate(
+        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+    )
+    assert rest.prefill_stats.num_external_cached_tokens == len(prompt)
+    return first.token_ids + rest.token_ids
+
+
+async def known_peers(decode: Engine) -> list[str]:
+    (engine_ids,) = await decode.core.collective_rpc_async("known_kv_peers")
+    return list(engine_ids)
+
+
+async def test_a_read_that_fails_once_is_tried_again(decode: Engine) -> None:
+    async with running_engines(resolve_model("demo"), "prefill") as (prefill,):
+        for num_failures, num_external_tokens in ((1, 300), (2, 0)):
+            prompt = random_prompt(300, f"fails {num_failures}")
+            expected = await plain(decode, prompt, 6)
+            first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+            await decode.core.collective_rpc_async("fail_reads", args=(num_failures,))
+            before = decode.num_bytes_read
+            rest = await decode.generate(
+                prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+            )
+            assert first.token_ids + rest.token_ids == expected
+            assert (decode.num_bytes_read > before) == (num_external_tokens > 0)
+
+
+@pytest.mark.parametrize("num_waiting", [1, 4])
+async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_waiting: int) -> None:
+    model = resolve_model("demo")
+    prompts = [random_prompt(1000, f"dies {number}") for number in range(num_waiting)]
+    expected = [await plain(decode, prompt, 6) for prompt in prompts]
+    other = random_prompt(200, "other")
+    other_expected = await plain(decode, other, 300)
+    with ReservedPort(HOST) as reserved:
+        async with running_engines(model, "prefill", side_channel_port=reserved.port) as (prefill,):
+            warm = random_prompt(300, "warm")
+            assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+            firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
+            bystander = await decode.start(other, max_tokens=300)
+            await prefill.kill()
+            rests = await asyncio.gather(
+                *(
+                    decode.generate(
+                        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+                    )
+                    for prompt, first in zip(prompts, firsts, strict=True)
+                )
+            )
+            answers = [a.token_ids + b.token_ids for a, b in zip(firsts, rests, strict=True)]
+            assert answers == expected
+            await asyncio.wait_for(bystander.ended.wait(), 20)
+            assert bystander.token_ids == other_expected
+            assert prefill.engine_id not in await known_peers(decode)
+
+        async with running_engines(model, "prefill", side_channel_port=reserved.port) as (heir,):
+            late = {"remote_engine_id": prefill.engine_id, "remote_port": reserved.port}
+            assert firsts[0].kv_transfer_params is not None
+            await decode.core.reset_prefix_cache_async()
+            rest = await decode.generate(
+                prompts[0] + firsts[0].token_ids,
+                max_tokens=5,
+                kv=firsts[0].kv_transfer_params | late,
+            )
+            assert firsts[0].token_ids + rest.token_ids == expected[0]
+            peer = KVPeer(engine_id=heir.engine_id, host=HOST, port=reserved.port, tp_size=1)
+            assert await warm_up(decode.core, peer) is None
+            again = random_prompt(300, "again")
+            assert await handed_over(heir, decode, again) == await plain(decode, again, 6)
+            await forget(decode.core, heir.engine_id)
+
+
+async def test_prefill_dies_while_it_is_read(decode: Engine) -> None:
+    """At whatever moment: its blocks are whole, or they are computed."""
+    model = resolve_model("demo")
+    prompts = [random_prompt(4000, f"while {number}") for number in range(3)]
+    expected = [await plain(decode, prompt, 6) for prompt in prompts]
+    async with running_engines(model, "prefill") as (prefill,):
+        warm = random_prompt(300, "warm")
+        assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+        firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
+        rests = [
+            await decode.start(prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params)
+            for prompt, first in zip(prompts, firsts, strict=True)
+        ]
+        await prefill.kill()
+        for rest in rests:
+            await asyncio.wait_for(rest.ended.wait(), 30)
+        answers = [a.token_ids + b.token_ids for a, b in zip(firsts, rests, strict=True)]
+        assert answers == expected
+    await decode.until(lambda stats: stats.kv_cache_usage == 0, 5)
+
+
+async def test_a_read_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over TCP a read needs the peer's help, and this peer is stopped."""
+    monkeypatch.setenv("UCX_TLS", "tcp")
+    async with running_engines(
+        resolve_model("demo"),
+        "prefill",
+        "decode",
+        worker_extension_cls=FAULTY_WORKER,
+        read_timeout_s=READ_TIMEOUT_S,
+    ) as (prefill, decode):
+        warm = random_prompt(300, "warm")
+        assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+        prompt, other = random_prompt(1000, "stopped"), random_prompt(200, "other")
+        expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
+        first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+        os.kill(prefill.pid, signal.SIGSTOP)
+        try:
+            late = await decode.start(
+                prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+            )
+            bystander = await decode.generate(other, max_tokens=6)
+            assert bystander.token_ids == other_expected
+            assert not late.ended.is_set()
+            await asyncio.wait_for(late.ended.wait(), 60)
+        finally:
+            os.kill(prefill.pid, signal.SIGCONT)
+        assert first.token_ids + late.token_ids == expected
+        # The peer goes on, and what it still sends reaches no block: these are used once more.
+        await asyncio.sleep(1)
+        again = await decode.generate(prompt, max_tokens=6)
+        assert again.token_ids == expected
+        assert again.prefill_stats.num_local_cached_tokens > 0

@@ -1,0 +1,100 @@
+"""Pairs of real engines: made ready before their first request, or kept apart by one clear line."""
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from kv_engines import PREFILL_ONLY, Engine, running_engines
+from kv_faults import FAULTY_WORKER
+
+from engine.demo_model import resolve_model
+from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.side_channel import ReservedPort
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HOST = "127.0.0.1"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def decode() -> AsyncIterator[Engine]:
+    async with running_engines(
+        resolve_model("demo"), "decode", worker_extension_cls=FAULTY_WORKER
+    ) as (engine,):
+        yield engine
+
+
+async def num_handshakes(decode: Engine) -> int:
+    (count,) = await decode.core.collective_rpc_async("num_handshakes")
+    return int(count)
+
+
+async def known_peers(decode: Engine) -> list[str]:
+    (engine_ids,) = await decode.core.collective_rpc_async("known_kv_peers")
+    return list(engine_ids)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def port() -> AsyncIterator[int]:
+    with ReservedPort(HOST) as reserved:
+        yield reserved.port
+
+
+async def test_a_pair_that_is_warm_needs_no_handshake(decode: Engine, port: int) -> None:
+    async with running_engines(resolve_model("demo"), "prefill", side_channel_port=port) as (
+        prefill,
+    ):
+        before = await num_handshakes(decode)
+        peer = KVPeer(engine_id=prefill.engine_id, host=HOST, port=port, tp_size=1)
+        assert await warm_up(decode.core, peer) is None
+        assert await warm_up(decode.core, peer) is None
+        assert await num_handshakes(decode) - before == 1
+
+        prompt = random.Random(1).choices(range(4, 700), k=300)
+        expected = await decode.generate(prompt, max_tokens=6)
+        await decode.core.reset_prefix_cache_async()
+        first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+        params = first.kv_transfer_params
+        assert params is not None
+        assert (params["remote_host"], params["remote_port"]) == (peer.host, peer.port)
+        rest = await decode.generate(prompt + first.token_ids, max_tokens=5, kv=params)
+        assert first.token_ids + rest.token_ids == expected.token_ids
+        assert rest.prefill_stats.num_external_cached_tokens == len(prompt)
+        assert await num_handshakes(decode) - before == 1
+
+        other = KVPeer(engine_id="other", host=HOST, port=port, tp_size=1)
+        assert await warm_up(decode.core, other) == (
+            f"the KV engine at {HOST}:{port} is {prefill.engine_id}, not other: it was replaced"
+        )
+        await forget(decode.core, prefill.engine_id)
+        assert await known_peers(decode) == []
+        assert await warm_up(decode.core, peer) is None
+        await forget(decode.core, prefill.engine_id)
+
+
+async def test_a_pair_that_does_not_fit(decode: Engine, port: int) -> None:
+    async with running_engines(
+        resolve_model("demo"),
+        "prefill",
+        side_channel_port=port,
+        block_size=32,
+        dtype="bfloat16",
+    ) as (prefill,):
+        peer = KVPeer(engine_id=prefill.engine_id, host=HOST, port=port, tp_size=1)
+        expected = (
+            f"the KV of engine {prefill.engine_id} does not fit:"
+            " dtype is torch.bfloat16 on prefill and torch.float32 on decode;"
+            " block size is 32 on prefill and 128 on decode"
+        )
+        assert await warm_up(decode.core, peer) == expected
+        # Asked again it is looked at again.
+        assert await warm_up(decode.core, peer) == expected
+        assert await known_peers(decode) == []
+
+
+async def test_nobody_there(decode: Engine, port: int) -> None:
+    peer = KVPeer(engine_id="nobody", host=HOST, port=port, tp_size=1)
+    problem = await warm_up(decode.core, peer)
+    assert problem is not None
+    assert problem.startswith(f"no KV engine listens at {HOST}:{port}: ")

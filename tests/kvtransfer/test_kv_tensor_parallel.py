@@ -1,0 +1,49 @@
+"""Sides of different tensor parallelism: each of prefill's workers is read, and each is asked."""
+
+import asyncio
+import random
+
+from kv_engines import PREFILL_ONLY, running_engines
+
+from engine.demo_model import resolve_model
+from kvtransfer.peers import KVPeer, warm_up
+from kvtransfer.side_channel import ReservedPort
+
+HOST = "127.0.0.1"
+LEASE_S = 1
+
+
+async def test_one_decode_worker_reads_two_of_prefill() -> None:
+    model = resolve_model("demo")
+    small = {"lease_s": LEASE_S, "max_model_len": 1024, "num_gpu_blocks_override": 12}
+    with ReservedPort(HOST) as port:
+        async with (
+            running_engines(
+                model,
+                "prefill",
+                side_channel_port=port.port,
+                tensor_parallel_size=2,
+                distributed_executor_backend="mp",
+                **small,
+            ) as (prefill,),
+            running_engines(model, "decode", **small) as (decode,),
+        ):
+            peer = KVPeer(engine_id=prefill.engine_id, host=HOST, port=port.port, tp_size=2)
+            assert await warm_up(decode.core, peer) is None
+            for lease_ends in (False, True):
+                prompt = random.Random(lease_ends).choices(range(4, 700), k=900)
+                expected = await decode.generate(prompt, max_tokens=6)
+                await decode.core.reset_prefix_cache_async()
+                first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+                if lease_ends:
+                    await asyncio.sleep(1.5 * LEASE_S)
+                    for seed in range(3):
+                        other = random.Random(seed).choices(range(4, 700), k=1000)
+                        await prefill.generate(other)
+                before = sum(delta.num_ended_leases for delta in decode.transfers)
+                rest = await decode.generate(
+                    prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+                )
+                assert first.token_ids + rest.token_ids == expected.token_ids
+                ended = sum(delta.num_ended_leases for delta in decode.transfers) - before
+                assert ended == lease_ends
