@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= cluster/configs/demo.yaml
 
-.PHONY: help setup serve test check bench docs clean
+.PHONY: help setup serve test check chaos bench docs clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,11 +23,15 @@ serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for an
 test: setup  ## The whole test suite, real engines included
 	$(BIN)/python -m pytest
 
-check: setup  ## What CI runs: formatting, lint, types, tests
+check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of faults
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	$(BIN)/python -m benchmarks.chaos --minutes 2 --out build/chaos.md
+
+chaos: setup  ## Kill, stop and starve replicas under load for five minutes, and check every answer
+	$(BIN)/python -m benchmarks.chaos
 
 bench: setup  ## Compare with bare vLLM and Ray Serve LLM; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.compare

@@ -74,6 +74,8 @@ def resume_in_model_runner(vocab_size: int) -> None:
     """
 
     class ResumedRequestState(gpu_model_runner.CachedRequestState):  # type: ignore[misc]
+        generator: torch.Generator | None
+
         def __post_init__(self) -> None:
             super().__post_init__()
             tokens = output_tokens(self.sampling_params)
@@ -96,7 +98,8 @@ class _CPUGenerator(torch.Generator):
     """
 
     def __new__(cls, seed: int, output_token_ids: list[int]) -> "_CPUGenerator":
-        return super().__new__(cls, device="cpu")
+        # torch's stubs do not know that a generator is made by its __new__.
+        return super().__new__(cls, device="cpu")  # type: ignore[call-arg]
 
     def __init__(self, seed: int, output_token_ids: list[int]) -> None:
         self._output_token_ids = output_token_ids
@@ -105,10 +108,11 @@ class _CPUGenerator(torch.Generator):
     def get_offset(self) -> int:
         return 0
 
-    def set_offset(self, offset: int) -> None:
+    def set_offset(self, offset: int) -> torch.Generator:
         """Back to where sampling the answer so far has left it; vLLM asks for nothing else."""
         self.manual_seed(self.initial_seed())
         skip_draws(self, len(self._output_token_ids), vocab_size=0)
+        return self
 
 
 def skip_draws(generator: torch.Generator, num_tokens: int, vocab_size: int) -> None:

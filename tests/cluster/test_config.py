@@ -11,7 +11,7 @@ WRONG = [
     ("policy", {"router": {"policy": "p3c"}},
      "router.policy: 'p3c' is not one of p2c, least_work, round_robin, random"),
     ("connector", {"transfer": {"connector": "tcp"}},
-     "transfer.connector: 'tcp' is not one of nixl"),
+     "transfer.connector: 'tcp' is not one of nixl, nccl"),
     ("unknown", {"prefil": {}}, "prefil: no such field; did you mean prefill?"),
     ("unknown-inside", {"router": {"polcy": "p2c"}},
      "router.polcy: no such field; did you mean policy?"),
