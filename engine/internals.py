@@ -23,6 +23,7 @@ RELIED_ON = {
     "vllm.v1.engine:EngineCoreOutput": ("kv_transfer_params", "prefill_stats", "finish_reason"),
     "vllm.v1.serial_utils:MsgpackEncoder": ("encode",),
     "vllm.v1.serial_utils:MsgpackDecoder": ("decode",),
+    "vllm.v1.engine.core:time": ("sleep",),
     "vllm.v1.core.sched.scheduler:Scheduler": (
         "_handle_blocked_waiting_request",
         "add_request",

@@ -18,6 +18,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
+from engine.pacing import sleep_only_if
+
 OUTPUT_TOKENS = "pdserve_output_token_ids"
 """The key in `SamplingParams.extra_args`. `max_tokens` and `min_tokens` count these tokens too."""
 
@@ -31,6 +33,10 @@ def output_tokens(params: SamplingParams | None) -> list[int]:
 
 class _Resuming:
     """Mixed into vLLM's scheduler. Seen from there, such a request comes back from preemption."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        sleep_only_if(lambda: not self.finished_recving_kv_req_ids)
 
     def add_request(self: Any, request: Request) -> None:
         if tokens := output_tokens(request.sampling_params):
