@@ -23,7 +23,6 @@ from engine.wire import (
     FrameReader,
     Hello,
     Kind,
-    KVAddress,
     Rejection,
     ReplicaFacts,
     StepOutputs,
@@ -31,6 +30,7 @@ from engine.wire import (
     pack_frame,
     prove,
 )
+from kvtransfer.peers import KVPeer
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class RouterRequests(Protocol):
     def add(self, router: "RouterEnd", request: EngineCoreRequest, work_s: float) -> None: ...
     def abort(self, router: "RouterEnd", request_ids: list[str]) -> None: ...
     def release(self, router: "RouterEnd", request_ids: list[str]) -> None: ...
-    def warm_up(self, router: "RouterEnd", peer: KVAddress) -> None: ...
+    def warm_up(self, router: "RouterEnd", peer: KVPeer) -> None: ...
     def forget(self, engine_ids: list[str]) -> None: ...
     def router_gone(self, router: "RouterEnd") -> None: ...
 
@@ -140,7 +140,7 @@ class RouterEnd(_Connection):
         elif kind == Kind.RELEASE:
             self._owner.release(self, self._decode_ids.decode(buffers))
         elif kind == Kind.WARM_UP:
-            self._owner.warm_up(self, MsgpackDecoder(KVAddress).decode(buffers))
+            self._owner.warm_up(self, MsgpackDecoder(KVPeer).decode(buffers))
         elif kind == Kind.FORGET:
             self._owner.forget(self._decode_ids.decode(buffers))
         else:

@@ -12,7 +12,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.metrics.stats import SchedulerStats
 
@@ -20,7 +19,6 @@ from engine.channel import RouterEnd, listen
 from engine.host import EngineHost
 from engine.wire import (
     Kind,
-    KVAddress,
     LoadReport,
     Rejection,
     ReplicaFacts,
@@ -77,7 +75,7 @@ class _Load:
 class EngineReplica:
     """Relays between one engine core and its routers. Owns both ends' tasks; `close` ends them."""
 
-    def __init__(self, host: EngineHost, kv: KVAddress, hooks: PhaseHooks) -> None:
+    def __init__(self, host: EngineHost, kv: KVPeer, hooks: PhaseHooks) -> None:
         self.host = host
         self._kv = kv
         self.address: tuple[str, int] | None = None
@@ -165,12 +163,11 @@ class EngineReplica:
         if running:
             self._send(self.host.core.abort_requests_async(running))
 
-    def warm_up(self, router: RouterEnd, peer: KVAddress) -> None:
+    def warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
         self._send(self._warm_up(router, peer))
 
-    async def _warm_up(self, router: RouterEnd, peer: KVAddress) -> None:
-        # A dataclass of the same fields: kvtransfer knows nothing of the channel.
-        problem = await warm_up(self.host.core, KVPeer(**msgspec.structs.asdict(peer)))
+    async def _warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
+        problem = await warm_up(self.host.core, peer)
         router.send(Kind.WARMED, Warmed(peer.engine_id, problem))
 
     def forget(self, engine_ids: list[str]) -> None:

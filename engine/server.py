@@ -23,8 +23,8 @@ from engine.host import EngineHost, engine_args
 from engine.metrics import RayExporter
 from engine.replica import EngineReplica
 from engine.secret import application_secret
-from engine.wire import KVAddress
 from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.peers import KVPeer
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
 
@@ -103,7 +103,7 @@ class EngineServer:
             )
             self.host = await EngineHost.start(args)
         tp_size = self.host.config.parallel_config.tensor_parallel_size
-        kv = KVAddress(self.engine_id, host_ip, side_channel.port, tp_size)
+        kv = KVPeer(engine_id=self.engine_id, host=host_ip, port=side_channel.port, tp_size=tp_size)
         self.replica = EngineReplica(self.host, kv, self)
         await self.replica.open(host_ip, application_secret(self.application))
         self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
@@ -125,12 +125,10 @@ class EngineServer:
             raise ReplicaClosed(self.replica.closed_because)
         try:
             await self.host.check(self.settings.stall_timeout_s)
-        except EngineStalled as error:
-            # Whatever made it hang: its requests are not taken for having killed it.
-            self.replica.say_leaving("stalled")
-            self.replica.close(f"unhealthy: {error}")
-            raise
         except Exception as error:
+            if isinstance(error, EngineStalled):
+                # Whatever made it hang: its requests are not taken for having killed it.
+                self.replica.say_leaving("stalled")
             self.replica.close(f"unhealthy: {error}")
             raise
 

@@ -22,6 +22,7 @@ import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from engine.errors import ProtocolError
+from kvtransfer.peers import KVPeer
 
 PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 256 * 1024 * 1024
@@ -42,7 +43,7 @@ class Kind(enum.IntEnum):
     RELEASE = 6  # list[str] of request ids whose handed-over KV nobody will pull, router
     STEP = 7  # StepOutputs, replica
     REJECT = 8  # Rejection, replica
-    WARM_UP = 9  # KVAddress of a prefill engine, router to decode
+    WARM_UP = 9  # KVPeer of a prefill engine, router to decode
     WARMED = 10  # Warmed, decode
     FORGET = 11  # list[str] of engine ids that are gone for good, router to decode
 
@@ -57,15 +58,6 @@ class Hello(msgspec.Struct, frozen=True):
     proof: bytes
 
 
-class KVAddress(msgspec.Struct, frozen=True):
-    """Where one engine's KV blocks are asked for."""
-
-    engine_id: str
-    host: str
-    port: int
-    tp_size: int
-
-
 class Warmed(msgspec.Struct, frozen=True):
     """A pair of engines is ready, or what keeps it apart, in one line."""
 
@@ -78,7 +70,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     """What a replica says of itself once a router is let in."""
 
     engine_id: str
-    kv: KVAddress
+    kv: KVPeer
     max_model_len: int
     block_size: int
     num_kv_blocks: int

@@ -18,7 +18,7 @@ class WaitsForReplicas:
     """Waits for `ready` before the app sees a request; answers 503 where it takes too long."""
 
     def __init__(
-        self, app: ASGIApp, ready: Callable[[], Awaitable[None]], max_wait_s: float
+        self, app: ASGIApp, ready: Callable[[], Awaitable[object]], max_wait_s: float
     ) -> None:
         self._app = app
         self._ready = ready

@@ -88,7 +88,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Where KV and tokens come from is decided here, never by a client.
             (params.extra_args or {}).pop(ours, None)
         request.data_parallel_rank = None
-        state = RequestState(request=request, plan=plan_handoff(params))
+        state = RequestState(request=request)
         self._requests[request.request_id] = state
         self._route(state)
 

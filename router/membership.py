@@ -113,8 +113,10 @@ class Membership:
                     replica.end.close("it is tried again")
                 await asyncio.sleep(RECONNECT_S)
                 continue
+            self._told.pop(replica_id, None)
             pool.insert(replica)
             return
+        self._told.pop(replica_id, None)
 
     async def _warm_up(self, replica: Replica) -> None:
         """Makes every pair of engines that this replica completes ready, before it gets traffic."""
@@ -123,15 +125,17 @@ class Membership:
         ready: set[str] = set()
         # Another one may have joined in the meantime.
         while cold := [other for other in others if other.replica_id not in ready]:
-            for other in cold:
-                prefill, decode = (replica, other) if is_prefill else (other, replica)
-                assert prefill.facts is not None
-                self._prefill_engines.add(prefill.replica_id)
-                async with asyncio.timeout(WARM_UP_TIMEOUT_S):
-                    problem = await decode.warm_up(prefill.facts.kv)
-                if problem is not None:
-                    raise PairNotReady(prefill.replica_id, decode.replica_id, problem)
-                ready.add(other.replica_id)
+            pairs = [(replica, other) if is_prefill else (other, replica) for other in cold]
+            await asyncio.gather(*(self._warm_pair(*pair) for pair in pairs))
+            ready |= {other.replica_id for other in cold}
+
+    async def _warm_pair(self, prefill: Replica, decode: Replica) -> None:
+        assert prefill.facts is not None
+        self._prefill_engines.add(prefill.replica_id)
+        async with asyncio.timeout(WARM_UP_TIMEOUT_S):
+            problem = await decode.warm_up(prefill.facts.kv)
+        if problem is not None:
+            raise PairNotReady(prefill.replica_id, decode.replica_id, problem)
 
     def _forget_gone(self) -> None:
         """Has decode engines drop what they keep of prefill engines that will not come back."""

@@ -18,13 +18,13 @@ from engine.errors import ChannelClosed
 from engine.wire import (
     AddRequest,
     Kind,
-    KVAddress,
     LoadReport,
     Rejection,
     ReplicaFacts,
     StepOutputs,
     Warmed,
 )
+from kvtransfer.peers import KVPeer
 from router.errors import NoReplica
 from router.policies import Policy, PoolSnapshot, ReplicaLoad
 
@@ -91,7 +91,7 @@ class Replica:
         assert self.end is not None
         self.end.send(Kind.RELEASE, [request_id])
 
-    async def warm_up(self, peer: KVAddress) -> str | None:
+    async def warm_up(self, peer: KVPeer) -> str | None:
         """Has a decode engine make itself ready for a prefill engine; returns what keeps it from.
 
         Raises ChannelClosed where the replica goes before it has answered.

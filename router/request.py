@@ -37,7 +37,8 @@ class RequestState:
     """
 
     request: EngineCoreRequest
-    plan: HandoffPlan
+    plan: HandoffPlan = field(init=False)
+    """Of what is left; made anew whenever it is routed."""
     output_token_ids: list[int] = field(default_factory=list)
     """What the client has been given."""
     phase: RequestPhase = RequestPhase.RECEIVED

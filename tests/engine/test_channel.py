@@ -17,7 +17,6 @@ from engine.wire import (
     AddRequest,
     Hello,
     Kind,
-    KVAddress,
     LoadReport,
     Rejection,
     ReplicaFacts,
@@ -25,8 +24,9 @@ from engine.wire import (
     Warmed,
     pack_frame,
 )
+from kvtransfer.peers import KVPeer
 
-KV = KVAddress("e", "127.0.0.1", 1, 1)
+KV = KVPeer(engine_id="e", host="127.0.0.1", port=1, tp_size=1)
 FACTS = ReplicaFacts(engine_id="e", kv=KV, max_model_len=8, block_size=2, num_kv_blocks=4)
 
 
@@ -41,7 +41,7 @@ class FakeReplica:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def warm_up(self, router: RouterEnd, peer: KVAddress) -> None:
+    def warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
         pass
 
     def forget(self, engine_ids: list[str]) -> None:

@@ -21,7 +21,8 @@ from engine.errors import EngineStalled
 from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost, engine_args
 from engine.replica import EngineReplica
-from engine.wire import AddRequest, Kind, KVAddress, Rejection, StepOutputs, Warmed
+from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Warmed
+from kvtransfer.peers import KVPeer
 
 OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
 
@@ -136,7 +137,7 @@ def request(request_id: str, max_tokens: int = 4) -> EngineCoreRequest:
 async def running() -> AsyncIterator[Running]:
     host = await EngineHost.start(engine_args(resolve_model("demo"), OPTIONS))
     hooks = NoHooks()
-    replica = EngineReplica(host, KVAddress("e", "127.0.0.1", 1, 1), hooks)
+    replica = EngineReplica(host, KVPeer(engine_id="e", host="127.0.0.1", port=1, tp_size=1), hooks)
     await replica.open("127.0.0.1", "s")
     yield Running(replica, hooks)
     replica.close("the test is over")

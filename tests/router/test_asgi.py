@@ -1,4 +1,4 @@
-"""The two ASGI middlewares: body limit, and ending by oneself."""
+"""The ASGI middlewares: body limit, waiting for replicas, ending by oneself."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from router import disconnect
+from router.admission import WaitsForReplicas
 from router.disconnect import EndsByItself
 from router.limits import BodyLimit
 
@@ -118,3 +119,33 @@ async def test_errors_and_other_scopes_pass_through(make: Callable[..., Any]) ->
 
     with pytest.raises(LookupError, match="lifespan"):
         await make(app)({"type": "lifespan"}, receive_from(), send_to([]))
+
+
+def post(path: str) -> dict[str, Any]:
+    return {**scope(), "method": "POST", "path": path}
+
+
+async def test_without_a_decode_replica_a_request_is_told_to_come_back() -> None:
+    """With a status, which a stream that has begun could not carry any more."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("the app was asked")
+
+    sent: list[Message] = []
+    held = WaitsForReplicas(app, asyncio.Event().wait, max_wait_s=0.01)
+    await held(post("/v1/completions"), receive_from(), send_to(sent))
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"10") in sent[0]["headers"]
+    assert b"decode" in sent[1]["body"]
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+async def test_what_needs_no_engine_does_not_wait(path: str) -> None:
+    asked: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+
+    held = WaitsForReplicas(app, asyncio.Event().wait, max_wait_s=60)
+    await held(post(path), receive_from(), send_to([]))
+    assert asked == [path]
