@@ -23,6 +23,11 @@ SERVE_ENV = {
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
 }
 
+ROUTER_ENV = {
+    # Around the requests that HAProxy sends straight to a router.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.disconnect.middlewares",
+}
+
 CPU_ENGINE_ENV = {
     # One thread per engine, left to the scheduler of the operating system: engines share cores.
     "OMP_NUM_THREADS": "1",
@@ -69,7 +74,7 @@ def build(args: Mapping[str, Any]) -> Application:
         logging_config={"enable_access_log": False},
         ray_actor_options={
             "num_cpus": config.router.cpus,
-            "runtime_env": {"env_vars": SERVE_ENV | CPU_ENGINE_ENV},
+            "runtime_env": {"env_vars": SERVE_ENV | ROUTER_ENV | CPU_ENGINE_ENV},
         },
     )
     return router.bind(settings, prefill, decode)

@@ -15,6 +15,10 @@ RELIED_ON = {
     "vllm.entrypoints.launchers.cli_args": ("make_arg_parser",),
     "vllm.v1.executor.abstract": ("Executor",),
     "ray.serve._private.common": ("DeploymentID",),
+    "ray.serve._private.constants": (
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+        "SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER",
+    ),
     "ray.serve._private.long_poll": ("LongPollClient", "LongPollNamespace"),
     "ray.serve.context": ("_get_global_client",),
     "ray.experimental.internal_kv": ("_internal_kv_get", "_internal_kv_put"),

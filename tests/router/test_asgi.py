@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.serve._private.http_util import parse_disconnect_disabled_header
 from starlette.types import Message, Receive, Scope, Send
 
 from router import disconnect
 from router.admission import WaitsForReplicas
-from router.disconnect import EndsByItself
+from router.disconnect import EndsByItself, WatchesItself
 from router.limits import BodyLimit
 
 Sent = list[Message]
@@ -112,7 +113,23 @@ async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyP
     await asyncio.wait_for(was_cancelled.wait(), 5)
 
 
-@pytest.mark.parametrize("make", [EndsByItself, lambda app: BodyLimit(app, 1)])
+async def test_serve_is_told_not_to_watch_and_then_nothing_is_shielded() -> None:
+    watched: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        watched.append(not parse_disconnect_disabled_header(dict(scope["headers"])))
+        await asyncio.Event().wait()
+
+    whole = WatchesItself(EndsByItself(app))
+    task = asyncio.create_task(whole(scope(), receive_from(), send_to([])))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=0)
+    assert watched == [False]
+    assert task.cancelled(), "a cancel reaches the app at once"
+
+
+@pytest.mark.parametrize("make", [EndsByItself, WatchesItself, lambda app: BodyLimit(app, 1)])
 async def test_errors_and_other_scopes_pass_through(make: Callable[..., Any]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise LookupError(scope["type"])
