@@ -4,10 +4,14 @@ Serve imports this module to build the application, in a process that runs no en
 there would cost ten seconds of every start. So it is imported where the replica runs.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
+
+from engine.errors import ReplicaLeaves
+from engine.preemption import Preemption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +31,16 @@ class EngineSettings:
 
 
 class EngineDeployment:
-    """One replica of a pool, as Serve sees it. Owns the phase's server."""
+    """One replica of a pool, as Serve sees it. Owns the phase's server, and how it leaves."""
 
     async def __init__(self, server: str, settings: EngineSettings) -> None:  # type: ignore[misc]
         # Serve awaits an async constructor. `server` is `module:class`, an engine.server's.
         module, _, name = server.partition(":")
         self._server = getattr(import_module(module), name)(settings)
+        self._leaving: asyncio.Task[None] | None = None
         await self._server.start()
+        loop = asyncio.get_running_loop()
+        self._preemption = Preemption(lambda: loop.call_soon_threadsafe(self._preempted))
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """What routers learn of this replica, through Serve."""
@@ -42,10 +49,25 @@ class EngineDeployment:
 
     async def check_health(self) -> None:
         """Raises where the replica must be replaced."""
+        if self._leaving is not None:
+            # So that Serve starts another one now, and not when this one is gone.
+            raise ReplicaLeaves
         await self._server.check_health()
 
     async def __del__(self) -> None:
         # Serve awaits this one as well, when it ends a replica in an orderly way.
         if hasattr(self, "_server"):
-            await self._server.drain()
-            self._server.stop()
+            await asyncio.shield(self._leave())
+
+    def _preempted(self) -> None:
+        self._leave().add_done_callback(lambda _: self._preemption.exit())
+
+    def _leave(self) -> asyncio.Task[None]:
+        """Drains and stops, once; whoever asks again waits for the same end."""
+        if self._leaving is None:
+            self._leaving = asyncio.create_task(self._drain_and_stop())
+        return self._leaving
+
+    async def _drain_and_stop(self) -> None:
+        await self._server.drain()
+        self._server.stop()

@@ -6,7 +6,8 @@ EngineError
 │   └── ProtocolError       the other side sent what the protocol does not allow
 ├── EngineStalled           the engine core does not answer, though its process is alive
 ├── ReplicaClosed           the replica has cut off its routers for good
-└── EngineInternalsChanged  vLLM is not the version whose internals we call
+├── ReplicaLeaves           the replica was asked to end and takes nothing new
+└── EngineInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
 
 
@@ -34,5 +35,12 @@ class ReplicaClosed(EngineError):
     """The replica was found unhealthy once and serves nobody since: it must be replaced."""
 
 
+class ReplicaLeaves(EngineError):
+    """The replica was asked to end: it finishes what it has, and another should take its place."""
+
+    def __init__(self) -> None:
+        super().__init__("the replica was asked to end and drains: start another in its place")
+
+
 class EngineInternalsChanged(EngineError):
-    """A name inside vLLM that this package relies on is missing."""
+    """A name inside vLLM or Ray that this package relies on is missing."""

@@ -1,13 +1,13 @@
-"""The names inside vLLM that this package relies on, checked before an engine starts.
+"""The names inside vLLM and Ray that this package relies on, checked before an engine starts.
 
-vLLM is pinned exactly (pyproject.toml). Whoever moves the pin reads this list first.
+Both are pinned exactly (pyproject.toml). Whoever moves a pin reads this list first.
 """
 
 from importlib import import_module
 
 from engine.errors import EngineInternalsChanged
 
-VLLM_VERSION = "0.32.0"
+PINS = "vLLM 0.32.0 and Ray 2.60.0"
 
 RELIED_ON = {
     "vllm.v1.engine.core_client:EngineCoreClient": ("make_async_mp_client",),
@@ -34,21 +34,18 @@ RELIED_ON = {
     "vllm.v1.structured_output:StructuredOutputManager": ("accept_tokens",),
     "vllm.v1.worker.gpu_model_runner:CachedRequestState": ("__post_init__",),
     "vllm.v1.executor.uniproc_executor:UniProcExecutor": ("execute_model",),
+    "ray._private:worker": ("raise_sys_exit_with_custom_error_message",),
 }
 
 
 def check_internals() -> None:
-    """Raises EngineInternalsChanged, in one line, where vLLM lacks a name we call."""
+    """Raises EngineInternalsChanged, in one line, where vLLM or Ray lacks a name we call."""
     for place, names in RELIED_ON.items():
         module_name, _, class_name = place.partition(":")
         try:
             owner = getattr(import_module(module_name), class_name)
         except (ImportError, AttributeError):
-            raise EngineInternalsChanged(
-                f"vLLM has no {place}: pdserve needs vLLM {VLLM_VERSION}"
-            ) from None
+            raise EngineInternalsChanged(f"there is no {place}: pdserve needs {PINS}") from None
         for name in names:
             if not hasattr(owner, name):
-                raise EngineInternalsChanged(
-                    f"vLLM's {place} has no {name}: pdserve needs vLLM {VLLM_VERSION}"
-                )
+                raise EngineInternalsChanged(f"{place} has no {name}: pdserve needs {PINS}")
