@@ -6,7 +6,7 @@ there would cost ten seconds of every start. So it is imported where the replica
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
@@ -19,14 +19,14 @@ class EngineSettings:
     """What a replica needs to start its engine."""
 
     model: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
     """vLLM engine arguments, as configured."""
-    lease_s: float = 30.0
-    connector: Literal["nixl", "nccl"] = "nixl"
-    backends: tuple[str, ...] = ("UCX",)
-    stall_timeout_s: float = 10.0
+    lease_s: float
+    connector: Literal["nixl", "nccl"]
+    backends: tuple[str, ...]
+    stall_timeout_s: float
     """An engine core that gives no sign of life for this long is replaced."""
-    drain_s: float = 30.0
+    drain_s: float
     """How long a replica that leaves may take to finish what it has."""
 
 

@@ -27,7 +27,7 @@ from router.handoff import Route, plan_handoff
 from router.metrics import RouterMetrics
 from router.policies import Policy
 from router.pool import Pool, PoolEvents, Replica
-from router.recovery import RecoveryLimits, plan_move
+from router.recovery import Death, RecoveryLimits, plan_move
 from router.request import (
     KV_PARAMS,
     RequestPhase,
@@ -137,12 +137,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.plan.route is not Route.PREFILL_ONLY and not self.decode.candidates:
             self._wait(state)
             return
-        if state.num_deaths and self._on_trial not in (None, state):
+        if state.is_suspect and self._on_trial not in (None, state):
             # It may be what kills engines. Should the next one die, it must be clear by whom.
             self._enter(state, RequestPhase.WAITING)
             self._suspects.append(state)
             return
-        if state.num_deaths:
+        if state.is_suspect:
             self._on_trial = state
         self._metrics.routed(state)
         self._in_engines.pop(state.engine_request_id, None)
@@ -159,7 +159,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         hands_over = route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, hands_over=hands_over)
         state.prefill = self.prefill.pick()
-        state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.PREFILLING)
         state.prefill.add(request, self._costs.prefill_s(state.num_tokens))
 
@@ -169,7 +168,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.plan.route is Route.DECODE_ONLY:
             work_s += self._costs.prefill_s(state.num_tokens)
         state.decode = self.decode.pick()
-        state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
         state.decode.add(request, work_s)
 
@@ -186,8 +184,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """A suspect has shown that it kills nobody, or is gone: the next one may try."""
         if self._on_trial is state:
             self._on_trial = None
-            if self._suspects:
-                self._route(self._suspects.popleft())
+        # One that has to wait for a replica is on no trial, and the one after it need not wait.
+        while self._on_trial is None and self._suspects:
+            self._route(self._suspects.popleft())
 
     def _enter(self, state: RequestState, phase: RequestPhase) -> None:
         self._metrics.phase_entered(state, phase)
@@ -207,12 +206,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self._suspects.remove(state)
         self._acquit(state)
 
-    def _move(self, state: RequestState, cause: str, *, died: bool) -> list[EngineCoreOutput]:
+    def _move(
+        self, state: RequestState, cause: str, death: Death | None = None
+    ) -> list[EngineCoreOutput]:
         """Takes a request from an engine that does not have it any more, and starts it again."""
-        # What had a token from this engine did not kill it at sight, as it would the next.
-        made_progress = state.num_output_tokens > state.num_tokens_at_entry
-        state.num_deaths = 0 if made_progress else state.num_deaths + died
-        plan = plan_move(num_moves=state.num_moves, num_deaths=state.num_deaths, limits=self.limits)
+        plan = plan_move(
+            num_moves=state.num_moves, before=state.death, death=death, limits=self.limits
+        )
+        state.death = death or state.death
         if not plan.moves:
             return [self._failed(state, f"{cause}; {plan.reason}")]
         self._metrics.moved(state, cause)
@@ -243,7 +244,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                     replica.release(output.request_id)
             elif output.finish_reason == FinishReason.ABORT:
                 # Not by us, so the engine is being stopped.
-                outputs += self._move(state, f"{replica.pool.name}_stopped", died=False)
+                outputs += self._move(state, f"{replica.pool.name}_stopped")
             elif state.phase is RequestPhase.PREFILLING:
                 outputs += self._prefilled(state, output)
             else:
@@ -277,10 +278,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Decode's own count would call the whole prompt cached.
             is_first = state.num_output_tokens == 0
             output.prefill_stats = state.prefill_stats if is_first else None
-        if output.new_token_ids:
-            state.num_deaths = 0
+        forwarded = self._forward(state, output)
+        if not state.is_suspect:
             self._acquit(state)
-        return self._forward(state, output)
+        return forwarded
 
     def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
         """The output as the client's front end gets it; ends the request if it is the last."""
@@ -310,17 +311,19 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """A replica's connection has ended: what it had goes on elsewhere."""
         how = replica.load.leaves_because or "died"
         cause = f"{replica.pool.name}_{how}"
+        had_one = replica.has_one_request
         outputs = []
         for state in list(self._requests.values()):
             if state.replica is replica:
                 if state.phase is RequestPhase.TRANSFERRING:
                     self._release_handover(state)
-                outputs += self._move(state, cause, died=how == "died")
+                death = Death(num_tokens=state.num_output_tokens, was_alone=had_one)
+                outputs += self._move(state, cause, death if how == "died" else None)
             elif state.prefill is replica and state.phase is RequestPhase.TRANSFERRING:
                 # Its blocks went with prefill. A decode that has pulled them loses little.
                 assert state.decode is not None
                 state.decode.abort(state.engine_request_id)
-                outputs += self._move(state, cause, died=False)
+                outputs += self._move(state, cause)
         self._deliver(outputs)
 
     def _deliver(self, outputs: Iterable[EngineCoreOutput]) -> None:

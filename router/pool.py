@@ -66,6 +66,11 @@ class Replica:
         return self.is_unlisted or bool(self.load.leaves_because)
 
     @property
+    def has_one_request(self) -> bool:
+        """Whether it has one request at most, of this router or another."""
+        return len(self.sent) <= 1 and self.load.num_running + self.load.num_waiting <= 1
+
+    @property
     def work_s(self) -> float:
         return self.sent_work_s + self.load.others_work_s
 

@@ -13,6 +13,7 @@ from vllm.v1.metrics.stats import PrefillStats
 from engine.resume import with_output_tokens
 from router.handoff import HandoffPlan
 from router.pool import Replica
+from router.recovery import Death, is_suspect
 
 KV_PARAMS = "kv_transfer_params"
 
@@ -53,10 +54,8 @@ class RequestState:
     last_token_s: float | None = None
     attempt: int = 0
     num_moves: int = 0
-    num_deaths: int = 0
-    """Engines in a row that died with it before it had a token from them."""
-    num_tokens_at_entry: int = 0
-    """Output tokens when it came to its engine."""
+    death: Death | None = None
+    """The last one of an engine with it."""
     moved_s: float | None = None
     """When it was taken from its last engine, until a token comes from the next."""
 
@@ -72,6 +71,11 @@ class RequestState:
     @property
     def num_output_tokens(self) -> int:
         return len(self.output_token_ids)
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what killed an engine."""
+        return is_suspect(self.death, self.num_output_tokens)
 
     @property
     def num_tokens(self) -> int:

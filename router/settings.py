@@ -25,7 +25,7 @@ class RouterSettings:
     """One router."""
 
     frontend: FrontendSettings
-    policy: str = "p2c"
-    recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
-    stall_timeout_s: float = 10.0
+    policy: str
+    recovery: RecoveryLimits
+    stall_timeout_s: float
     """A replica that says nothing for this long is taken for dead."""

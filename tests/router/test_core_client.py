@@ -1,7 +1,7 @@
 """The life of a request, with fake replicas: what is asked of whom, and how it ends."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,9 +15,10 @@ from router.core_client import ClusterCoreClient
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
-from router.recovery import RecoveryLimits
+from router.recovery import IN_FLIGHT_TOKENS, RecoveryLimits
 from router.request import KV_PARAMS
 
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
 
 
@@ -43,10 +44,10 @@ class FakeEnd:
 class Cluster:
     """A core client over fake replicas, `num` in each pool."""
 
-    def __init__(self, num: int = 1, *, limits: RecoveryLimits | None = None) -> None:
+    def __init__(self, num: int = 1, *, limits: RecoveryLimits = LIMITS) -> None:
         self.registry = CollectorRegistry()
         metrics = RouterMetrics(self.registry)
-        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits or RecoveryLimits())
+        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits)
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
@@ -374,7 +375,7 @@ async def test_decode_dies_while_prefill_works_and_the_answer_waits() -> None:
 
 
 async def test_a_wait_has_an_end() -> None:
-    cluster = Cluster(limits=RecoveryLimits(max_wait_s=0.01))
+    cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
     lose(cluster.decode[0])
     await cluster.core.add_request_async(request())
     async with asyncio.timeout(10):
@@ -384,7 +385,7 @@ async def test_a_wait_has_an_end() -> None:
 
 
 async def test_a_request_that_waits_can_be_aborted() -> None:
-    cluster = Cluster(limits=RecoveryLimits(max_wait_s=0.01))
+    cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
     lose(cluster.decode[0])
     await cluster.core.add_request_async(request())
     await cluster.core.abort_requests_async(["r"])
@@ -394,7 +395,7 @@ async def test_a_request_that_waits_can_be_aborted() -> None:
 
 
 async def test_moves_are_bounded() -> None:
-    cluster = Cluster(num=3, limits=RecoveryLimits(max_moves=1))
+    cluster = Cluster(num=3, limits=replace(LIMITS, max_moves=1))
     await cluster.core.add_request_async(request())
     for turn, prefill in enumerate(cluster.prefill[:2]):
         (asked,) = end_of(prefill).added()
@@ -452,6 +453,54 @@ async def test_suspects_are_tried_one_at_a_time() -> None:
     ] == ["poison"]
     (left,) = cluster.core.prefill.candidates
     assert end_of(left).added()[-1].request_id == "b~2"
+
+
+def get_tokens(cluster: Cluster, num: int, request_id: str) -> Replica:
+    """Prefill and decode bring a request so many tokens; returns the decode replica."""
+    attempt = cluster.core._requests[request_id].engine_request_id
+    prefill, *_ = (each for each in cluster.prefill if attempt in each.sent)
+    step(prefill, prefilled(request_id=attempt))
+    decode, *_ = (each for each in cluster.decode if attempt in each.sent)
+    for token in range(num - 1):
+        step(decode, decoded(token, request_id=attempt))
+    return decode
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_beside", "is_refused"),
+    [
+        pytest.param(1, 1, True, id="at-the-same-place"),
+        pytest.param(IN_FLIGHT_TOKENS, 1, True, id="what-was-in-flight-is-no-progress"),
+        pytest.param(IN_FLIGHT_TOKENS + 1, 1, False, id="past-the-place-beside-another"),
+        pytest.param(IN_FLIGHT_TOKENS + 1, 0, True, id="past-the-place-but-alone"),
+    ],
+)
+async def test_a_request_that_has_tokens_from_the_engines_that_die_with_it(
+    num_tokens: int, num_beside: int, is_refused: bool
+) -> None:
+    cluster = Cluster(num=3)
+    await cluster.core.add_request_async(request(max_tokens=100))
+    for num in (5, num_tokens):
+        decode = get_tokens(cluster, num, "r")
+        # Beside it, if anything, is what another router has sent.
+        decode.step_received(StepOutputs([], LoadReport(num_running=1 + num_beside)))
+        lose(decode)
+    assert ("r" not in cluster.core._requests) is is_refused
+    assert len(cluster.core.decode.candidates) == 1
+
+
+async def test_suspects_that_have_to_wait_for_a_replica_do_not_keep_others_from_it() -> None:
+    cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
+    for request_id in ("a", "b", "c"):
+        await cluster.core.add_request_async(request(request_id))
+    lose(cluster.prefill[0])
+    lose(cluster.decode[0])
+    async with asyncio.timeout(10):
+        ended: list[EngineCoreOutput] = []
+        while len(ended) < 3:
+            ended += (await cluster.core.get_output_async()).outputs
+    assert {output.finish_reason for output in ended} == {FinishReason.ERROR}
+    cluster.check_settled()
 
 
 async def test_an_engine_that_is_stopped_gives_its_requests_back() -> None:
