@@ -1,13 +1,15 @@
-"""Engines that die: nothing of them is left, no request is lost, and Serve replaces them."""
+"""Engines that die or leave: nothing of them is left, no request is lost, Serve replaces them."""
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import psutil
 from answers import COMPLETIONS, ask, differences
 from cases import Case, token_prompt
+from metrics import Sample, scrape, total
 from servers import DECODE, PREFILL, Server
 
 from engine import guardian
@@ -17,12 +19,37 @@ GUARDIAN = guardian.__file__
 """It ends the others and stays some seconds, to see that none comes back."""
 GONE_WITHIN_S = 5.0
 REPLACED_WITHIN_S = 150.0
+BEGINS_WITHIN_S = 20.0
 POLL_S = 0.5
 
 
-def body(seed: int, **fields: Any) -> dict[str, Any]:
-    common = {"prompt": token_prompt(100, seed=seed), "max_tokens": 400, "ignore_eos": True}
+def body(seed: int, *, num_prompt: int = 100, **fields: Any) -> dict[str, Any]:
+    common = {"prompt": token_prompt(num_prompt, seed=seed), "max_tokens": 400, "ignore_eos": True}
     return Case(name="", endpoint=COMPLETIONS, fields=common | fields).body()
+
+
+async def answers(
+    client: httpx.AsyncClient, server: Server, bodies: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    return await asyncio.gather(*(ask(client, server.url, COMPLETIONS, each) for each in bodies))
+
+
+async def seen(
+    client: httpx.AsyncClient, cluster: Server, condition: Callable[[list[Sample]], bool]
+) -> list[Sample]:
+    """The first look at the router's metrics that meets a condition."""
+    deadline_s = time.monotonic() + BEGINS_WITHIN_S
+    while not condition(samples := await scrape(client, cluster.url)):
+        assert time.monotonic() < deadline_s, "it did not come so far"
+    return samples
+
+
+def num_in(samples: list[Sample], phase: str) -> float:
+    return total(samples, "pdserve_inflight", phase=phase)
+
+
+def num_moves(samples: list[Sample], cause: str | None = None) -> float:
+    return total(samples, "pdserve_moves_total", **({"cause": cause} if cause else {}))
 
 
 def replica(cluster: Server, pool: str) -> psutil.Process:
@@ -42,6 +69,14 @@ def is_alive(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+async def gone(processes: Sequence[psutil.Process]) -> None:
+    """Waits until all of them have ended."""
+    deadline_s = time.monotonic() + GONE_WITHIN_S
+    while left := [each for each in processes if is_alive(each)]:
+        assert time.monotonic() < deadline_s, left
+        await asyncio.sleep(0.1)
 
 
 async def replaced(client: httpx.AsyncClient, cluster: Server, plain: Server) -> None:
@@ -64,17 +99,17 @@ async def test_prefill_replica_killed(
     victim = replica(cluster, PREFILL)
     owned = [each for each in victim.children(recursive=True) if GUARDIAN not in each.cmdline()]
     assert any(ENGINE in " ".join(each.cmdline()) for each in owned)
-    bodies = [body(seed, max_tokens=60, stream=bool(seed % 2)) for seed in range(20, 32)]
-    expected = [await ask(client, plain.url, COMPLETIONS, each) for each in bodies]
-    asked = [asyncio.create_task(ask(client, cluster.url, COMPLETIONS, each)) for each in bodies]
-    await asyncio.sleep(0.05)  # some are in prefill, some wait, some are in decode
+    bodies = [
+        body(seed, num_prompt=480, max_tokens=20, stream=bool(seed % 2)) for seed in range(20, 50)
+    ]
+    expected = await answers(client, plain, bodies)
+    asked = asyncio.create_task(answers(client, cluster, bodies))
+    before = await seen(client, cluster, lambda samples: num_in(samples, "prefilling") > 10)
     victim.kill()
-    deadline_s = time.monotonic() + GONE_WITHIN_S
-    while left := [each for each in owned if is_alive(each)]:
-        assert time.monotonic() < deadline_s, left
-        await asyncio.sleep(0.1)
-    for one, task in zip(expected, asked, strict=True):
-        assert not differences(one, await task)
+    await gone(owned)
+    assert not differences(expected, await asked)
+    after = await scrape(client, cluster.url)
+    assert num_moves(after, "prefill_died") > num_moves(before, "prefill_died")
     await replaced(client, cluster, plain)
 
 
@@ -82,14 +117,37 @@ async def test_decode_engine_core_killed(
     client: httpx.AsyncClient, cluster: Server, plain: Server
 ) -> None:
     """In the middle of a stream, and it is the only one: the client sees a pause."""
-    request = body(5, stream=True)
-    expected = await ask(client, plain.url, COMPLETIONS, request)
-    asked = asyncio.create_task(ask(client, cluster.url, COMPLETIONS, request))
-    await asyncio.sleep(0.3)
-    assert not asked.done()
+    bodies = [body(5, stream=True), body(6)]
+    expected = await answers(client, plain, bodies)
+    asked = asyncio.create_task(answers(client, cluster, bodies[:1]))
+    before = await seen(client, cluster, lambda samples: num_in(samples, "decoding") == 1)
     engine_core(cluster, DECODE).kill()
-    late = asyncio.create_task(ask(client, cluster.url, COMPLETIONS, body(6)))
+    late = asyncio.create_task(answers(client, cluster, bodies[1:]))
     async with asyncio.timeout(REPLACED_WITHIN_S):
-        assert not differences(expected, await asked)
-        assert not differences(await ask(client, plain.url, COMPLETIONS, body(6)), await late)
+        assert not differences(expected, await asked + await late)
+    after = await scrape(client, cluster.url)
+    assert num_moves(after, "decode_died") > num_moves(before, "decode_died")
+    await replaced(client, cluster, plain)
+
+
+async def test_decode_replica_told_to_end(
+    client: httpx.AsyncClient, cluster: Server, plain: Server
+) -> None:
+    """SIGTERM, as before a spot machine is taken away: what it has it finishes, then it leaves."""
+    leaving = replica(cluster, DECODE)
+    bodies = [body(seed, stream=True) for seed in range(60, 66)]
+    expected = await answers(client, plain, bodies)
+    asked = asyncio.create_task(answers(client, cluster, bodies))
+    before = await seen(client, cluster, lambda samples: num_in(samples, "decoding") == len(bodies))
+    leaving.terminate()
+    drains = await seen(
+        client, cluster, lambda samples: total(samples, "pdserve_replicas", pool=DECODE) == 0
+    )
+    assert num_in(drains, "decoding") > 0
+    late = asyncio.create_task(answers(client, cluster, bodies[:1]))
+    assert not differences(expected, await asked)
+    assert num_moves(await scrape(client, cluster.url)) == num_moves(before)
+    async with asyncio.timeout(REPLACED_WITHIN_S):
+        assert not differences(expected[:1], await late)
+    await gone([leaving])
     await replaced(client, cluster, plain)
