@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks import chaos_report
 from benchmarks.chaos_chart import write_chart
-from benchmarks.chaos_faults import POOLS, Kind, PoolName
+from benchmarks.chaos_faults import POOLS, Kind
 from benchmarks.chaos_processes import end
 from benchmarks.chaos_run import ChaosError, ChaosRun, RunOptions
 from benchmarks.chaos_verdict import Record, judge
@@ -61,7 +61,9 @@ def main() -> int:
         seed=options.seed,
         kinds=tuple(Kind(name) for name in options.faults),
         spare_last=options.spare_last,
-        num_replicas=_num_replicas(options.config),
+        num_replicas={pool: _replicas(options.config, pool) for pool in POOLS},
+        num_routers=_replicas(options.config, "router"),
+        poisons=not options.no_poison,
     )
     adopt_orphans()
     try:
@@ -83,10 +85,10 @@ def main() -> int:
     return 1 if verdict.reasons else 0
 
 
-def _num_replicas(config: Path) -> dict[PoolName, int]:
+def _replicas(config: Path, deployment: str) -> int:
     # Read as it stands: `pdserve up` is about to check it, and says what is wrong with it.
     (application,) = yaml.safe_load(config.read_text())["applications"]
-    return {pool: application["args"].get(pool, {}).get("replicas", 1) for pool in POOLS}
+    return int(application["args"].get(deployment, {}).get("replicas", 1))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         "--spare-last",
         action="store_true",
         help="hit no replica that is the only live one of its pool; else requests have to wait",
+    )
+    parser.add_argument(
+        "--no-poison",
+        action="store_true",
+        help="send no request at the end whose every engine is killed",
     )
     parser.add_argument(
         "--timeout", type=_positive, default=120.0, help="seconds a client waits for a whole answer"

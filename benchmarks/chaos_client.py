@@ -29,7 +29,8 @@ class Outcome:
 
     `arrivals_s` has for each choice the arrivals of the chunks that brought tokens. `error` says
     why there is no whole answer; a client that left by itself has `left` and neither. One that did
-    not read for a while is not `read_at_once`: its arrivals say nothing about the server.
+    not read for a while is not `read_at_once`: its arrivals say nothing about the server. `broken`
+    is an error that consists in the connection's end, or in the proxy saying so (status 502).
     """
 
     case: str
@@ -40,10 +41,15 @@ class Outcome:
     error: str | None
     left: bool = False
     read_at_once: bool = True
+    broken: bool = False
 
 
 class _Refused(Exception):
     """The server answered with an error, or with something that is no answer."""
+
+
+class _Broken(Exception):
+    """The connection to the server, or the proxy's connection to it, has ended too early."""
 
 
 class _Left(Exception):
@@ -72,7 +78,7 @@ class Client:
         """
         request = _Request(case, leave_after=leave_after, pause_s=pause_s)
         error: str | None = None
-        left = False
+        left = broken = False
         try:
             async with asyncio.timeout(self._timeout_s + pause_s):
                 async with _connected(patient=not pause_s) as client:
@@ -84,8 +90,10 @@ class Client:
             left = True
         except _Refused as refusal:
             error = str(refusal)
-        except httpx.HTTPError as broken:
-            error = f"{type(broken).__name__}: {broken}"
+        except _Broken as end:
+            error, broken = str(end), True
+        except httpx.TransportError as end:
+            error, broken = f"{type(end).__name__}: {end}", True
         return Outcome(
             case=case.name,
             start_s=request.start_s,
@@ -95,6 +103,7 @@ class Client:
             error=error,
             left=left,
             read_at_once=not pause_s,
+            broken=broken,
         )
 
 
@@ -133,7 +142,7 @@ class _Request:
                     raise _Left
                 if num_chunks == 1 and self._pause_s:
                     await asyncio.sleep(self._pause_s)
-        raise _Refused("the stream was cut off")
+        raise _Broken("the stream was cut off")
 
     def _take(self, chunk: Mapping[str, Any]) -> None:
         now_s = time.monotonic()
@@ -157,6 +166,8 @@ async def _connected(*, patient: bool) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def _check_status(status: int, body: str) -> None:
+    if status == 502:
+        raise _Broken(f"HTTP 502: {_message(body)}")
     if status != 200:
         raise _Refused(f"HTTP {status}: {_message(body)}")
 

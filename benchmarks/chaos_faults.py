@@ -21,13 +21,14 @@ class Kind(Enum):
     KILL_ENGINE = "kill-engine"
     STOP_ENGINE = "stop-engine"
     TERM_REPLICA = "term-replica"
+    KILL_ROUTER = "kill-router"
     CLIENTS_LEAVE = "clients-leave"
     SLOW_READER = "slow-reader"
 
     @property
     def hits_pool(self) -> bool:
-        """Whether it costs a pool a replica; the others are clients' doing."""
-        return self not in (Kind.CLIENTS_LEAVE, Kind.SLOW_READER)
+        """Whether it costs a pool a replica."""
+        return self not in (Kind.KILL_ROUTER, Kind.CLIENTS_LEAVE, Kind.SLOW_READER)
 
 
 DESCRIPTIONS: Mapping[Kind, str] = {
@@ -35,6 +36,7 @@ DESCRIPTIONS: Mapping[Kind, str] = {
     Kind.KILL_ENGINE: "SIGKILL of a replica's engine core",
     Kind.STOP_ENGINE: "SIGSTOP of an engine core, for good: it has to be noticed and replaced",
     Kind.TERM_REPLICA: "SIGTERM of a replica's process, as before a spot machine is taken away",
+    Kind.KILL_ROUTER: "SIGKILL of a router's process while there is another",
     Kind.CLIENTS_LEAVE: "a burst of streams whose clients leave midway",
     Kind.SLOW_READER: "a client that reads nothing of a long stream for a while, then the rest",
 }
@@ -74,13 +76,14 @@ class FaultOrder:
         self._min_live = 2 if spare_last else 1
         self._rest: list[Kind] = []
 
-    def next(self, num_live: Mapping[PoolName, int]) -> Fault | None:
+    def next(self, num_live: Mapping[PoolName, int], *, num_routers: int) -> Fault | None:
         """The next fault, given each pool's live replicas; None if there is none to use now.
 
-        A pool without a live replica is left alone; of two, the one with more is taken.
+        A pool without a live replica is left alone; of two, the one with more is taken. The last
+        router is left alone: without it no client gets in.
         """
         eligible = {pool: num for pool, num in num_live.items() if num >= self._min_live}
-        kind = self._draw(can_hit_pool=bool(eligible))
+        kind = self._draw(can_hit_pool=bool(eligible), can_hit_router=num_routers > 1)
         if kind is None:
             return None
         if not kind.hits_pool:
@@ -89,8 +92,10 @@ class FaultOrder:
         fullest = sorted(pool for pool, num in eligible.items() if num == most)
         return Fault(kind=kind, pool=self._rng.choice(fullest))
 
-    def _draw(self, *, can_hit_pool: bool) -> Kind | None:
+    def _draw(self, *, can_hit_pool: bool, can_hit_router: bool) -> Kind | None:
         def usable(kind: Kind) -> bool:
+            if kind is Kind.KILL_ROUTER:
+                return can_hit_router
             return can_hit_pool or not kind.hits_pool
 
         if not any(usable(kind) for kind in self._round):

@@ -1,10 +1,11 @@
-"""What the router's `/metrics` say, as far as the chaos run wants to know.
+"""What the routers' `/metrics` say, as far as the chaos run wants to know.
 
 Owns the names of the metrics it reads. What is absent reads as nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,13 +27,18 @@ _TIMEOUT_S = 5.0
 class Scrape:
     """One look: live replicas, what requests hold (one line each), counts of moves by labels.
 
-    `num_moves` is their sum, or None where the router does not count moves.
+    `num_moves` is their sum, or None where the router does not count moves. `num_sent` requests
+    are in engines by the router's own count; `num_in_engine` has what each replica says it has,
+    whoever sent it.
     """
 
     num_live: Mapping[PoolName, int]
     held: tuple[str, ...]
     moves: Mapping[str, float]
     num_moves: int | None
+    num_routers: int = 1
+    num_sent: int = 0
+    num_in_engine: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_metrics(text: str) -> Scrape:
@@ -41,6 +47,8 @@ def read_metrics(text: str) -> Scrape:
     held: list[str] = []
     moves: dict[str, float] = {}
     num_moves: float | None = None
+    num_sent = 0.0
+    num_in_engine: Counter[str] = Counter()
     for family in text_string_to_metric_families(text):
         if family.name == _MOVES:  # without a sample until the first one
             num_moves = sum(each.value for each in family.samples if each.name == f"{_MOVES}_total")
@@ -48,7 +56,11 @@ def read_metrics(text: str) -> Scrape:
             labels = ", ".join(f"{name} {value}" for name, value in sample.labels.items())
             if sample.name == "pdserve_replicas" and sample.labels["pool"] in num_live:
                 num_live[sample.labels["pool"]] += int(sample.value)
-            elif sample.name in _HELD and sample.value:
+            elif sample.name == "pdserve_inflight" and sample.labels["phase"] != "waiting":
+                num_sent += sample.value
+            elif sample.name in ("pdserve_replica_running", "pdserve_replica_waiting"):
+                num_in_engine[sample.labels["replica"]] += int(sample.value)
+            if sample.name in _HELD and sample.value:
                 held.append(f"{sample.name} ({labels}): {sample.value:g}")
             elif sample.name.startswith(_MOVES_PREFIX) and sample.name.endswith("_total"):
                 name = f"{sample.name} ({labels})" if labels else sample.name
@@ -58,14 +70,42 @@ def read_metrics(text: str) -> Scrape:
         held=tuple(held),
         moves=moves,
         num_moves=None if num_moves is None else round(num_moves),
+        num_sent=int(num_sent),
+        num_in_engine=num_in_engine,
     )
 
 
-async def scrape(base_url: str) -> Scrape | None:
-    """Looks at the router of `base_url`; None if it does not answer now."""
+def together(now: Sequence[Scrape], gone: Sequence[Scrape] = ()) -> Scrape | None:
+    """What all routers say, or None if there is none.
+
+    A replica is live if each knows it; of those that are gone only their moves count.
+    """
+    if not now:
+        return None
+    ever = [*now, *gone]
+    counts = [look.num_moves for look in ever if look.num_moves is not None]
+    moves: Counter[str] = Counter()
+    for look in ever:
+        moves.update(look.moves)
+    return Scrape(
+        num_live={pool: min(look.num_live[pool] for look in now) for pool in POOLS},
+        held=tuple(dict.fromkeys(line for look in now for line in look.held)),
+        moves=moves,
+        num_moves=sum(counts) if counts else None,
+        num_routers=len(now),
+        num_sent=sum(look.num_sent for look in now),
+        num_in_engine={
+            replica: max(look.num_in_engine.get(replica, 0) for look in now)
+            for replica in {each for look in now for each in look.num_in_engine}
+        },
+    )
+
+
+async def scrape(port: int) -> Scrape | None:
+    """Looks at the router that listens on `port`; None if it does not answer now."""
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S) as client:
-            response = await client.get(f"{base_url.removesuffix('/v1')}/metrics")
+            response = await client.get(f"http://127.0.0.1:{port}/metrics")
     except httpx.HTTPError:
         return None  # it is looked at again: what to make of a silence is the caller's to say
     return read_metrics(response.text) if response.status_code == 200 else None

@@ -15,6 +15,9 @@ from benchmarks.chaos_faults import POOLS, Kind, Member, PoolName
 _REPLICA = "ray::ServeReplica:"
 _ENGINE = "VLLM::"
 
+_ROUTER_PORTS = range(30_000, 31_000)
+"""Where Serve has ingress replicas listen: its RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT and MAX."""
+
 _END_TIMEOUT_S = 45.0
 _GRACE_S = 5.0
 
@@ -24,6 +27,14 @@ _SIGNALS: Mapping[Kind, signal.Signals] = {
     Kind.STOP_ENGINE: signal.SIGSTOP,
     Kind.TERM_REPLICA: signal.SIGTERM,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterProcess:
+    """A router, and the port on which it alone answers."""
+
+    pid: int
+    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +68,44 @@ def find_members(leader: psutil.Process) -> dict[PoolName, list[Member]]:
     return found
 
 
+def find_routers(leader: psutil.Process) -> list[RouterProcess]:
+    """The routers below `leader` that let HAProxy in. Takes tens of milliseconds."""
+    found = []
+    for process in _look_below(leader).values():
+        if not _is_replica(process.title, "router"):
+            continue
+        try:
+            sockets = psutil.Process(process.pid).net_connections(kind="tcp")
+        except psutil.NoSuchProcess:
+            continue
+        ports = [
+            each.laddr.port
+            for each in sockets
+            if each.status == psutil.CONN_LISTEN and each.laddr.port in _ROUTER_PORTS
+        ]
+        if ports:
+            found.append(RouterProcess(pid=process.pid, port=min(ports)))
+    return found
+
+
+def engine_below(replica_pid: int) -> int | None:
+    """The engine core of a replica; None if either is gone."""
+    try:
+        below = psutil.Process(replica_pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return None
+    engines = [each for each in below if _title(each).startswith(_ENGINE)]
+    return engines[0].pid if engines else None
+
+
+def rss_bytes(pid: int) -> int | None:
+    """The resident memory of a process; None if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return None
+
+
 def find_stray_engines(leader: psutil.Process) -> list[int]:
     """Processes of engines whose replica is gone."""
     seen = _look_below(leader)
@@ -74,11 +123,16 @@ def send(kind: Kind, member: Member) -> int | None:
     pid = member.engine_pid if engine else member.pid
     if pid is None:
         return None
+    return pid if signal_process(pid, _SIGNALS[kind]) else None
+
+
+def signal_process(pid: int, number: signal.Signals) -> bool:
+    """Sends a signal; false if the process was gone."""
     try:
-        psutil.Process(pid).send_signal(_SIGNALS[kind])
+        psutil.Process(pid).send_signal(number)
     except psutil.NoSuchProcess:
-        return None
-    return pid
+        return False
+    return True
 
 
 def still_stopped(pids: Iterable[int]) -> list[int]:
@@ -108,10 +162,10 @@ def end(process: subprocess.Popen[bytes]) -> list[str]:
     return [f"{each.pid}: {_title(each)[:100]}" for each in left if each.is_running()]
 
 
-def _is_replica(title: str, pool: PoolName) -> bool:
+def _is_replica(title: str, deployment: str) -> bool:
     # "ray::ServeReplica:APPLICATION:DEPLOYMENT", and ".METHOD" while it runs one.
     name = title.partition(" ")[0].partition(".")[0]
-    return name.startswith(_REPLICA) and name.endswith(f":{pool}")
+    return name.startswith(_REPLICA) and name.endswith(f":{deployment}")
 
 
 def _look_below(leader: psutil.Process) -> dict[int, _Seen]:

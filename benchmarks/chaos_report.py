@@ -13,6 +13,7 @@ from benchmarks.chaos_faults import DESCRIPTIONS, Kind
 from benchmarks.chaos_run import BURST_S, RunOptions
 from benchmarks.chaos_verdict import (
     PAUSE_DEFINITION,
+    ROUTER_WINDOW_S,
     Injected,
     Pause,
     Record,
@@ -66,6 +67,7 @@ def summary_table(record: Record, verdict: Verdict) -> str:
         ["", "value"],
         ["requests", f"{verdict.num_requests}"],
         ["of them, left by their client", f"{verdict.num_left}"],
+        ["of them, ended with their router", f"{verdict.num_ended_with_router}"],
         ["failed", f"{verdict.num_failed}"],
         ["wrong", f"{len(verdict.wrong)}"],
         ["faults", f"{len(record.faults)}"],
@@ -75,10 +77,41 @@ def summary_table(record: Record, verdict: Verdict) -> str:
         ["of them, while their pool had another replica", _percentiles(covered)],
         ["from a fault to a waited-for first token", _percentiles(verdict.first_token_waits)],
         ["whole pools after the last answer", "never" if whole_s is None else f"{whole_s:.0f} s"],
+        *_router_rows(record),
+        *_unread_rows(record),
+        *_poison_rows(record),
         ["held at the end", f"{len(record.held)}"],
         ["processes left at the end", f"{len(record.left)}"],
     ]
     return _table(rows)
+
+
+def _router_rows(record: Record) -> list[list[str]]:
+    if not record.router_deaths:
+        return []
+    freed = [death.freed_after_s for death in record.router_deaths]
+    shown = ", ".join("never" if after_s is None else f"{after_s:.2f} s" for after_s in freed)
+    return [["engines free of a dead router's requests after", shown]]
+
+
+def _unread_rows(record: Record) -> list[list[str]]:
+    if not record.unread:
+        return []
+    grown = ", ".join(f"{each.grown_bytes / 2**20:.1f} MiB" for each in record.unread)
+    others = ", ".join(f"{each.num_others}" for each in record.unread)
+    return [
+        ["a router's growth while a client did not read", grown],
+        ["other requests answered in that time", others],
+    ]
+
+
+def _poison_rows(record: Record) -> list[list[str]]:
+    if record.poison is None:
+        return []
+    return [
+        ["engines that a request killed before it was refused", f"{record.poison.num_killed}"],
+        ["what its client was told", record.poison.error or "nothing: it was answered"],
+    ]
 
 
 def _fault_table(record: Record, verdict: Verdict) -> str:
@@ -143,22 +176,29 @@ def _method(options: RunOptions) -> str:
     faults = "\n".join(f"- `{kind.value}`: {DESCRIPTIONS[kind]}." for kind in options.kinds)
     last = "is left alone" if options.spare_last else "may be hit"
     replicas = " and ".join(f"{num} {pool}" for pool, num in options.num_replicas.items())
+    num_routers = options.num_routers
+    routers = "one router" if num_routers == 1 else f"{num_routers} routers"
     paragraphs = [
-        f"A cluster of {replicas} replicas of the demo model in float32. Before any fault each"
-        " case was asked alone, which gave the answers to compare with, then all at once, which"
-        f" had to give the same. Then requests arrived for {options.duration_s:.0f} s at"
-        f" {options.rate:g} a second on average (Poisson, open loop), each drawn from the cases,"
+        f"A cluster of {replicas} replicas of the demo model in float32, behind {routers}. Before"
+        " any fault each case was asked alone, which gave the answers to compare with, then all at"
+        " once, which had to give the same. Then requests arrived for"
+        f" {options.duration_s:.0f} s at {options.rate:g} a second on average (Poisson, open loop), each drawn from the cases,"
         f" and in the {BURST_S:g} s before each fault {options.burst} more. Three of four carry a"
         " cache salt of their own, so that no prefix cache answers them. A request failed if it"
         f" had no whole answer after {options.timeout_s:g} s, and is wrong if a token, the text,"
         " the reason for its end, the usage or (by more than the digits that batching changes) a"
-        f" logprob differs. Clients that left count as neither. The seed was {options.seed}.",
+        " logprob differs. Clients that left count as neither, nor do requests whose connection"
+        f" broke within {ROUTER_WINDOW_S:g} s of their router's death, as far as it had so many."
+        f" The seed was {options.seed}.",
         f"Cases, all greedy or seeded: {names}; some of them with a stop string as well; and"
         f" {UNREAD.name} for the client that does not read.",
         f"A fault came every {options.fault_every_s:g} s, in shuffled rounds of all kinds, in the"
         f" pool with more live replicas; the last live replica of a pool {last}, and a pool"
         " without any is left alone. Leases cannot be made to expire from outside: that has a"
         " test of its own.",
+        "An engine was free of a dead router's requests when all engines together had no more"
+        " requests than the other routers had sent. At the end, on the idle cluster, came one"
+        " more request, and whatever engine worked on it was killed.",
     ]
     waits = (
         "Waits for a first token are those of streams that were asked for before the fault and had"

@@ -6,6 +6,7 @@ ends no cluster, judges nothing.
 
 import asyncio
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,17 @@ from benchmarks.chaos_cases import UNREAD, Case, base_cases, stop_case
 from benchmarks.chaos_client import Client, Outcome
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName, live_members
 from benchmarks.chaos_metrics import Scrape, scrape
-from benchmarks.chaos_processes import find_members, find_stray_engines, send, still_stopped
-from benchmarks.chaos_verdict import Injected, Record, Sample
+from benchmarks.chaos_poison import poison
+from benchmarks.chaos_processes import (
+    find_members,
+    find_stray_engines,
+    rss_bytes,
+    send,
+    signal_process,
+    still_stopped,
+)
+from benchmarks.chaos_routers import Routers
+from benchmarks.chaos_verdict import Injected, Record, RouterDeath, Sample, Unread
 from benchmarks.systems import RunningSystem, SystemFailedError
 
 START_TIMEOUT_S = 400.0
@@ -27,7 +37,9 @@ FREE_TIMEOUT_S = 15.0
 BURST_S = 1.0
 """How long before a fault its burst begins, so that it finds requests in every phase."""
 NUM_LEAVING = 8
-UNREAD_S = 20.0
+UNREAD_S = 60.0
+FREED_TIMEOUT_S = 10.0
+_FREED_POLL_S = 0.1
 
 _STOPPED_CASES = ("greedy", "greedy-whole", "seed", "chat")
 """Cases that are also sent with a stop string, taken from their own answer."""
@@ -42,7 +54,10 @@ class ChaosError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What is put on the cluster. `num_replicas` is what each pool has when it is whole."""
+    """What is put on the cluster. `num_replicas` is what each pool has when it is whole.
+
+    With `poisons` one more request comes at the end, whose every engine is killed.
+    """
 
     duration_s: float
     rate: float
@@ -53,6 +68,8 @@ class RunOptions:
     kinds: tuple[Kind, ...]
     spare_last: bool
     num_replicas: dict[PoolName, int]
+    num_routers: int
+    poisons: bool
 
 
 class ChaosRun:
@@ -63,6 +80,7 @@ class ChaosRun:
     ) -> None:
         self._system = system
         self._leader = psutil.Process(system.process.pid)
+        self._routers = Routers(self._leader, num_expected=options.num_routers)
         self._options = options
         self._say = say
         self._client = Client(system.url, timeout_s=options.timeout_s)
@@ -71,6 +89,8 @@ class ChaosRun:
         self._outcomes: list[Outcome] = []
         self._faults: list[Injected] = []
         self._samples: list[Sample] = []
+        self._router_deaths: list[RouterDeath] = []
+        self._unread: list[Unread] = []
         self._hit: set[int] = set()
         self._stopped: set[int] = set()
         self._num_sent = 0
@@ -103,6 +123,12 @@ class ChaosRun:
                 whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
                 last = await self._await_free()
                 watch.cancel()
+                poisoned = None
+                if self._options.poisons and whole_after_s is not None:
+                    self._say("one more request, whose every engine is killed")
+                    poisoned = await poison(self._client, self._routers, self._system)
+                    whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
+                    last = await self._await_free()
         except* SystemFailedError as failures:
             raise failures.exceptions[0] from None
         return Record(
@@ -114,6 +140,9 @@ class ChaosRun:
             samples=tuple(self._samples),
             whole_after_s=whole_after_s,
             held=self._held(last),
+            router_deaths=tuple(self._router_deaths),
+            unread=tuple(self._unread),
+            poison=poisoned,
         )
 
     async def _learn_answers(self) -> None:
@@ -183,7 +212,7 @@ class ChaosRun:
     async def _inject_next(
         self, tasks: asyncio.TaskGroup, order: FaultOrder, rng: random.Random
     ) -> None:
-        seen = await scrape(self._system.url)
+        seen = await self._routers.look()
         # Not in a thread, though it takes a moment: one of ordinary priority that holds Python's
         # lock would keep the clients from reading for far longer.
         members = find_members(self._leader)
@@ -196,12 +225,14 @@ class ChaosRun:
             for pool in POOLS
         }
         num_live = {pool: len(live[pool]) for pool in POOLS}
-        fault = order.next(num_live)
+        fault = order.next(num_live, num_routers=len(self._routers.live))
         if fault is None:
             self._say("no fault: no pool may lose a replica now")
             return
         at_s = time.monotonic()
-        if fault.pool is None:
+        if fault.kind is Kind.KILL_ROUTER:
+            target = await self._kill_router(tasks, rng)
+        elif fault.pool is None:
             target = self._disturb_as_client(tasks, fault.kind, rng)
         else:
             victim = rng.choice(live[fault.pool])
@@ -218,12 +249,46 @@ class ChaosRun:
     def _disturb_as_client(self, tasks: asyncio.TaskGroup, kind: Kind, rng: random.Random) -> str:
         if kind is Kind.SLOW_READER:
             tasks.create_task(self._send(UNREAD, pause_s=UNREAD_S))
+            tasks.create_task(self._measure_unread())
             return f"reads nothing for {UNREAD_S:g} s"
         streams = [case for case in self._cases if case.streamed]
         for _ in range(NUM_LEAVING):
             leave_after = rng.randint(1, 60)
             tasks.create_task(self._send(rng.choice(streams), leave_after=leave_after))
         return f"{NUM_LEAVING} streams"
+
+    async def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str:
+        victim = rng.choice(self._routers.live)
+        seen = await scrape(victim.port)
+        at_s = time.monotonic()
+        if seen is None or not signal_process(victim.pid, signal.SIGKILL):
+            return f"none: router {victim.pid} was gone"
+        tasks.create_task(self._await_freed(at_s, seen.num_sent))
+        return f"router {victim.pid}, which had {seen.num_sent} requests in engines"
+
+    async def _await_freed(self, at_s: float, num_sent: int) -> None:
+        """Waits until the engines have no more than what the other routers sent them."""
+        freed_after_s = None
+        while freed_after_s is None and time.monotonic() < at_s + FREED_TIMEOUT_S:
+            await asyncio.sleep(_FREED_POLL_S)
+            seen = await self._routers.look()
+            if seen is not None and sum(seen.num_in_engine.values()) <= seen.num_sent:
+                freed_after_s = time.monotonic() - at_s
+        self._router_deaths.append(
+            RouterDeath(at_s=at_s, num_sent=num_sent, freed_after_s=freed_after_s)
+        )
+
+    async def _measure_unread(self) -> None:
+        before = {router.pid: rss_bytes(router.pid) for router in self._routers.live}
+        num_before = len(self._outcomes)
+        await asyncio.sleep(UNREAD_S)
+        grown = [
+            now - then
+            for pid, then in before.items()
+            if then is not None and (now := rss_bytes(pid)) is not None
+        ]
+        num_others = len(self._outcomes) - num_before
+        self._unread.append(Unread(grown_bytes=max(grown, default=0), num_others=num_others))
 
     def _note(
         self, fault: Fault, *, at_s: float, target: str, num_live: dict[PoolName, int]
@@ -247,17 +312,18 @@ class ChaosRun:
             await asyncio.sleep(_WATCH_S)
 
     async def _look(self) -> Scrape | None:
-        if (seen := await scrape(self._system.url)) is not None:
+        if (seen := await self._routers.look()) is not None:
             self._samples.append(Sample(at_s=time.monotonic(), seen=seen))
         return seen
 
     async def _await_whole(self, timeout_s: float) -> float | None:
-        """Waits until each pool has all its replicas; returns the seconds, or None if too many."""
+        """Waits for all routers and replicas; returns the seconds, or None if too many."""
         start_s = time.monotonic()
         while (waited_s := time.monotonic() - start_s) < timeout_s:
             self._system.check_alive()
-            seen = await scrape(self._system.url)
-            if seen is not None and seen.num_live == self._options.num_replicas:
+            seen = await self._routers.look()
+            whole = seen is not None and seen.num_live == self._options.num_replicas
+            if whole and self._routers.are_complete:
                 return waited_s
             await asyncio.sleep(_WATCH_S)
         return None

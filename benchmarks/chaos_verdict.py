@@ -17,6 +17,17 @@ from benchmarks.chaos_faults import Kind, PoolName
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.load import percentile
 
+ROUTER_WINDOW_S = 2.0
+"""A broken connection this soon after a router's death is that router's, at most."""
+UNSEEN_REQUESTS = 2
+"""What a router may have of requests that it has not sent to an engine yet, and does not count."""
+FREED_WITHIN_S = 2.0
+"""How soon no engine may work for a dead router any more."""
+MAX_UNREAD_BYTES = 64 * 2**20
+"""What one client that does not read may cost a router."""
+NUM_POISONED = 2
+"""After so many deaths of engines a request is refused that kills each one."""
+
 MIN_PAUSE_RATIO = 5.0
 """How many times longer than a stream's median gap one must be to count as a fault's."""
 IN_FLIGHT_S = 0.25
@@ -44,6 +55,33 @@ class Injected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouterDeath:
+    """A router was killed that had `num_sent` requests in engines; `freed_after_s` is when these
+    had no more than the other routers had sent, or None if never."""
+
+    at_s: float
+    num_sent: int
+    freed_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """A client read nothing for a while: by how much a router's memory grew, at most, and how many
+    other requests were answered in the meantime."""
+
+    grown_bytes: int
+    num_others: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Poison:
+    """A request whose every engine was killed: how many were, and what its client was told."""
+
+    num_killed: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A look at the router's metrics during the run."""
 
@@ -65,6 +103,9 @@ class Record:
     whole_after_s: float | None
     held: tuple[str, ...]
     left: tuple[str, ...] = ()
+    router_deaths: tuple[RouterDeath, ...] = ()
+    unread: tuple[Unread, ...] = ()
+    poison: Poison | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +122,7 @@ class Verdict:
 
     num_requests: int
     num_left: int
+    num_ended_with_router: int
     failures: Mapping[str, int]
     wrong: tuple[str, ...]
     pauses: tuple[Pause, ...]
@@ -105,6 +147,7 @@ class Verdict:
             "requests": self.num_requests,
             "failed": self.num_failed,
             "wrong": len(self.wrong),
+            "ended_with_router": self.num_ended_with_router,
             "moved": self.num_moved,
             "recovery_p50_s": None if p50_s is None else round(p50_s, 3),
             "recovery_p99_s": None if p99_s is None else round(p99_s, 3),
@@ -113,8 +156,12 @@ class Verdict:
 
 def judge(record: Record) -> Verdict:
     """The verdict on a run. Moves are the router's count, or the client's where it has none."""
+    with_router = [ended_with_router(record.outcomes, death) for death in record.router_deaths]
+    excused = {id(outcome) for outcomes in with_router for outcome in outcomes}
     failures = Counter(
-        alike(outcome.error) for outcome in record.outcomes if outcome.error is not None
+        alike(outcome.error)
+        for outcome in record.outcomes
+        if outcome.error is not None and id(outcome) not in excused
     )
     wrong = tuple(
         f"{outcome.case}: {'; '.join(lines)}"
@@ -131,6 +178,7 @@ def judge(record: Record) -> Verdict:
     return Verdict(
         num_requests=len(record.outcomes),
         num_left=sum(outcome.left for outcome in record.outcomes),
+        num_ended_with_router=len(excused),
         failures=dict(failures.most_common()),
         wrong=wrong,
         pauses=pauses,
@@ -140,6 +188,20 @@ def judge(record: Record) -> Verdict:
         num_moved=len(pauses) if num_moves is None else num_moves,
         reasons=_reasons(record, num_failed=failures.total(), num_wrong=len(wrong)),
     )
+
+
+def ended_with_router(outcomes: Sequence[Outcome], death: RouterDeath) -> list[Outcome]:
+    """The requests that were under way when a router died and whose connection broke then.
+
+    No more than it had are its own; any others count as failed.
+    """
+    until_s = death.at_s + ROUTER_WINDOW_S
+    broken = [
+        outcome
+        for outcome in outcomes
+        if outcome.broken and outcome.start_s <= until_s and death.at_s <= outcome.end_s <= until_s
+    ]
+    return broken[: death.num_sent + UNSEEN_REQUESTS]
 
 
 def recovery_pauses(arrivals_s: Sequence[float], fault_times_s: Mapping[int, float]) -> list[Pause]:
@@ -243,6 +305,18 @@ def _reasons(record: Record, *, num_failed: int, num_wrong: int) -> tuple[str, .
         f"{num_failed} requests failed": num_failed,
         f"{num_wrong} answers are wrong": num_wrong,
         "the pools did not become whole again": record.whole_after_s is None,
+        "an engine went on working for a dead router": any(
+            death.freed_after_s is None or death.freed_after_s > FREED_WITHIN_S
+            for death in record.router_deaths
+        ),
+        "a client that did not read cost too much memory": any(
+            unread.grown_bytes > MAX_UNREAD_BYTES for unread in record.unread
+        ),
+        "a client that did not read blocked the others": any(
+            unread.num_others == 0 for unread in record.unread
+        ),
+        "a request that kills engines was not refused in time": record.poison is not None
+        and (record.poison.num_killed != NUM_POISONED or record.poison.error is None),
         f"held at the end: {'; '.join(record.held)}": record.held,
         f"left at the end: {'; '.join(record.left)}": record.left,
     }

@@ -17,15 +17,17 @@ from benchmarks.chaos_faults import (
 
 BOTH: dict[PoolName, int] = {"prefill": 2, "decode": 2}
 NONE: dict[PoolName, int] = {"prefill": 0, "decode": 0}
-NUM_IN_ROUND = 8
+NUM_IN_ROUND = 9
 
 
 def order(seed: int = 0, *, spare_last: bool = False) -> FaultOrder:
     return FaultOrder(random.Random(seed), spare_last=spare_last)
 
 
-def deal(faults: FaultOrder, num_live: dict[PoolName, int], times: int) -> list[Fault]:
-    dealt = [faults.next(num_live) for _ in range(times)]
+def deal(
+    faults: FaultOrder, num_live: dict[PoolName, int], times: int, *, num_routers: int = 2
+) -> list[Fault]:
+    dealt = [faults.next(num_live, num_routers=num_routers) for _ in range(times)]
     assert None not in dealt
     return [fault for fault in dealt if fault is not None]
 
@@ -71,18 +73,24 @@ def test_the_pool(num_live: dict[PoolName, int], spare_last: bool, expected: set
 
 def test_what_cannot_be_used_now_comes_later() -> None:
     faults = order()
-    first = deal(faults, NONE, 2)
+    first = deal(faults, NONE, 2, num_routers=1)
     rest = deal(faults, BOTH, NUM_IN_ROUND - 2)
 
     assert {fault.kind for fault in first} == {Kind.CLIENTS_LEAVE, Kind.SLOW_READER}
-    assert all(fault.kind.hits_pool for fault in rest)
+    assert all(fault.kind.hits_pool or fault.kind is Kind.KILL_ROUTER for fault in rest)
+
+
+def test_the_last_router_is_left_alone() -> None:
+    kinds = {fault.kind for fault in deal(order(), BOTH, 30, num_routers=1)}
+
+    assert kinds == set(Kind) - {Kind.KILL_ROUTER}
 
 
 def test_nothing_that_could_be_used() -> None:
     faults = FaultOrder(random.Random(0), [Kind.KILL_ENGINE])
 
-    assert faults.next(NONE) is None
-    assert faults.next(BOTH) is not None
+    assert faults.next(NONE, num_routers=1) is None
+    assert faults.next(BOTH, num_routers=1) is not None
 
 
 OLD = Member(pid=1, created_s=1.0, engine_pid=11)

@@ -1,6 +1,6 @@
 """What is read from the router's metrics."""
 
-from benchmarks.chaos_metrics import read_metrics
+from benchmarks.chaos_metrics import read_metrics, together
 
 IDLE = """\
 # TYPE pdserve_replicas gauge
@@ -42,6 +42,35 @@ def test_busy() -> None:
     )
     assert seen.moves == {"pdserve_moves_total (cause replica-died, pool decode)": 4.0}
     assert seen.num_moves == 4
+
+
+def test_what_is_in_engines() -> None:
+    seen = read_metrics(BUSY)
+
+    assert (seen.num_sent, seen.num_in_engine) == (3, {"a": 3})
+
+
+def test_routers_together() -> None:
+    one, other = read_metrics(IDLE), read_metrics(BUSY + IDLE.replace("2.0", "1.0"))
+
+    seen = together([one, other])
+
+    assert seen is not None
+    assert seen.num_live == {"prefill": 1, "decode": 1}
+    assert (seen.num_routers, seen.num_sent, seen.num_in_engine) == (2, 3, {"a": 3})
+    assert seen.num_moves == 4
+    assert seen.held == other.held
+
+
+def test_what_a_dead_router_counted_is_not_forgotten() -> None:
+    seen = together([read_metrics(IDLE)], [read_metrics(BUSY)])
+
+    assert seen is not None
+    assert (seen.num_moves, seen.num_routers, seen.num_sent, seen.held) == (4, 1, 0, ())
+
+
+def test_no_router_answers() -> None:
+    assert together([], [read_metrics(BUSY)]) is None
 
 
 def test_moves_are_counted_but_there_was_none() -> None:

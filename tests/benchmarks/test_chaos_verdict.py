@@ -14,8 +14,11 @@ from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_verdict import (
     Injected,
     Pause,
+    Poison,
     Record,
+    RouterDeath,
     Sample,
+    Unread,
     alike,
     first_token_waits,
     judge,
@@ -98,6 +101,10 @@ def record(*outcomes: Outcome, **fields: Any) -> Record:
     return Record(**(defaults | fields))
 
 
+def router_death(*, num_sent: int = 5, freed_after_s: float | None = 0.3) -> RouterDeath:
+    return RouterDeath(at_s=5.0, num_sent=num_sent, freed_after_s=freed_after_s)
+
+
 def test_first_token_waits() -> None:
     waited = outcome(start_s=1.0, arrivals_s=((4.0, 5.0), (3.0,), ()))
 
@@ -116,6 +123,7 @@ def test_it_held() -> None:
         "requests": 1,
         "failed": 0,
         "wrong": 0,
+        "ended_with_router": 0,
         "moved": 0,
         "recovery_p50_s": None,
         "recovery_p99_s": None,
@@ -143,6 +151,36 @@ def test_it_held() -> None:
         pytest.param(
             record(outcome(), left=("12: engine",)), "left at the end: 12: engine", id="left"
         ),
+        pytest.param(
+            record(outcome(), router_deaths=(router_death(freed_after_s=None),)),
+            "an engine went on working for a dead router",
+            id="never freed",
+        ),
+        pytest.param(
+            record(outcome(), router_deaths=(router_death(freed_after_s=2.5),)),
+            "an engine went on working for a dead router",
+            id="freed late",
+        ),
+        pytest.param(
+            record(outcome(), unread=(Unread(grown_bytes=2**30, num_others=9),)),
+            "a client that did not read cost too much memory",
+            id="unread answers pile up",
+        ),
+        pytest.param(
+            record(outcome(), unread=(Unread(grown_bytes=0, num_others=0),)),
+            "a client that did not read blocked the others",
+            id="blocked",
+        ),
+        pytest.param(
+            record(outcome(), poison=Poison(num_killed=3, error="refused")),
+            "a request that kills engines was not refused in time",
+            id="poison kills a third",
+        ),
+        pytest.param(
+            record(outcome(), poison=Poison(num_killed=2, error=None)),
+            "a request that kills engines was not refused in time",
+            id="poison is answered",
+        ),
     ],
 )
 def test_it_did_not_hold(run: Record, reason: str) -> None:
@@ -156,6 +194,43 @@ def test_failures_of_a_kind_are_counted_together() -> None:
     assert verdict.num_failed == 3
     assert verdict.failures == {"replica … is gone": 2, "HTTP 503: busy": 1}
     assert alike("no end within 120 s") == "no end within 120 s"
+
+
+def broken(start_s: float, end_s: float, *, is_broken: bool = True) -> Outcome:
+    return outcome(
+        start_s=start_s, end_s=end_s, answer=None, error="the stream was cut off", broken=is_broken
+    )
+
+
+@pytest.mark.parametrize(
+    ("ended", "num_excused"),
+    [
+        pytest.param([broken(1.0, 5.1)], 1, id="broken by the death"),
+        pytest.param([broken(1.0, 4.9)], 0, id="before it"),
+        pytest.param([broken(1.0, 7.5)], 0, id="too late"),
+        pytest.param([broken(1.0, 5.1, is_broken=False)], 0, id="an error that came in words"),
+        pytest.param([broken(1.0, 5.1), broken(2.0, 5.1)], 2, id="two"),
+        pytest.param([broken(at_s, 5.1) for at_s in range(5)], 3, id="more than the router had"),
+    ],
+)
+def test_what_ends_with_its_router(ended: list[Outcome], num_excused: int) -> None:
+    verdict = judge(record(*ended, router_deaths=(router_death(num_sent=1),)))
+
+    assert verdict.num_ended_with_router == num_excused
+    assert verdict.num_failed == len(ended) - num_excused
+
+
+def test_what_holds_with_every_kind_of_fault() -> None:
+    verdict = judge(
+        record(
+            outcome(),
+            router_deaths=(router_death(),),
+            unread=(Unread(grown_bytes=10 * 2**20, num_others=40),),
+            poison=Poison(num_killed=2, error="error in the stream: refused"),
+        )
+    )
+
+    assert verdict.reasons == ()
 
 
 def test_clients_that_left_neither_failed_nor_are_wrong() -> None:
