@@ -23,6 +23,11 @@ _SMALL_BUFFER_BYTES = 128 * 1024
 the loopback's segments, 64 KiB, would make it slow for as long as it reads, too."""
 
 
+_PROXY_ERROR = (500, "Internal Server Error")
+"""What Serve has HAProxy answer where its connection to a router ends before the answer begins, or
+is refused: its statuses 502, 503 and 504 all become this text. A router's own errors are JSON."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of a request. Times are `time.monotonic`'s, in seconds.
@@ -30,7 +35,7 @@ class Outcome:
     `arrivals_s` has for each choice the arrivals of the chunks that brought tokens. `error` says
     why there is no whole answer; a client that left by itself has `left` and neither. One that did
     not read for a while is not `read_at_once`: its arrivals say nothing about the server. `broken`
-    is an error that consists in the connection's end, or in the proxy saying so (status 502).
+    is an error that consists in the connection's end, or in the proxy saying so.
     """
 
     case: str
@@ -166,8 +171,8 @@ async def _connected(*, patient: bool) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def _check_status(status: int, body: str) -> None:
-    if status == 502:
-        raise _Broken(f"HTTP 502: {_message(body)}")
+    if (status, body) == _PROXY_ERROR:
+        raise _Broken(f"HTTP {status} from the proxy")
     if status != 200:
         raise _Refused(f"HTTP {status}: {_message(body)}")
 

@@ -199,7 +199,11 @@ def ended_with_router(outcomes: Sequence[Outcome], death: RouterDeath) -> list[O
     broken = [
         outcome
         for outcome in outcomes
-        if outcome.broken and outcome.start_s <= until_s and death.at_s <= outcome.end_s <= until_s
+        if outcome.broken
+        and outcome.start_s <= until_s
+        and death.at_s <= outcome.end_s
+        # Who does not read learns of it late.
+        and (outcome.end_s <= until_s or not outcome.read_at_once)
     ]
     return broken[: death.num_sent + UNSEEN_REQUESTS]
 

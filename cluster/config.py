@@ -26,9 +26,6 @@ OWNED_ENGINE_OPTIONS = {
 SAME_IN_BOTHPOOLS = ("max_model_len", "dtype", "block_size", "kv_cache_dtype")
 """Options that shape the KV cache or the requests both pools must be able to take."""
 
-CPU_ENGINE_DEFAULTS = {"enforce_eager": True}
-"""For pools without GPUs: compiling needs a C++ compiler and minutes, and gains little there."""
-
 Pool = Literal["prefill", "decode"]
 POOLS: tuple[Pool, Pool] = ("prefill", "decode")
 
@@ -208,9 +205,7 @@ class ClusterConfig(_Section):
 
     def pool_engine(self, name: Pool) -> dict[str, Any]:
         """The vLLM engine arguments of a pool: its own over the shared ones."""
-        pool = self.pool(name)
-        defaults = {} if pool.gpus else CPU_ENGINE_DEFAULTS
-        return {**defaults, **self.engine, **pool.engine}
+        return {**self.engine, **self.pool(name).engine}
 
     def num_ranks(self, name: Pool) -> int:
         """Worker processes of one replica of a pool."""

@@ -5,22 +5,17 @@ Owns the `EngineCoreClient` and the processes behind it. Never looks into reques
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
-from vllm.platforms import current_platform
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor.abstract import Executor
 
 from engine.errors import EngineStalled
-from engine.executor import INLINE_EXECUTOR
 from engine.guardian import start_guardian
 from engine.internals import check_internals
 from engine.resume import use_resuming_scheduler
-from engine.worker import WORKER_EXTENSION
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +27,6 @@ class EngineFacts:
     max_model_len: int
     block_size: int
     num_kv_blocks: int
-
-
-def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
-    """vLLM's engine arguments for a model, with what this project decides where nobody else did."""
-    defaults: dict[str, Any] = {"worker_extension_cls": WORKER_EXTENSION}
-    if current_platform.is_cpu():
-        # Compilation costs minutes of start on a CPU and gains little on models that fit one.
-        defaults["enforce_eager"] = True
-        single_rank = options.get("tensor_parallel_size", 1) == 1
-        if single_rank and options.get("pipeline_parallel_size", 1) == 1:
-            defaults["distributed_executor_backend"] = INLINE_EXECUTOR
-    return AsyncEngineArgs(model=model, **(defaults | dict(options)))
 
 
 class EngineHost:

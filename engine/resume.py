@@ -2,33 +2,22 @@
 
 vLLM itself continues a request after preemption with all that its answer has led to so far: a
 grammar's state, penalties, the count towards `min_tokens` and `max_tokens`, a seed's generator. But
-it has no way to be given such a request. Here the tokens travel in `extra_args`; the scheduler and
-the model runner, which live in different processes where an engine has several ranks, each take
-them from there. Owns nothing at run time.
+it has no way to be given such a request. Here the tokens come with its parameters (see
+`engine.output_tokens`); the scheduler and the model runner, which live in different processes
+where an engine has several ranks, each take them from there. Owns nothing at run time.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
+from engine.output_tokens import output_tokens
 from engine.pacing import sleep_only_if
-
-OUTPUT_TOKENS = "pdserve_output_token_ids"
-"""The key in `SamplingParams.extra_args`. `max_tokens` and `min_tokens` count these tokens too."""
-
-
-def output_tokens(params: SamplingParams | None) -> list[int]:
-    """The output tokens that a request brings with it."""
-    if params is None or not params.extra_args:
-        return []
-    return list(params.extra_args.get(OUTPUT_TOKENS, ()))
 
 
 class _Resuming:
@@ -134,11 +123,3 @@ def skip_draws(generator: torch.Generator, num_tokens: int, vocab_size: int) -> 
     noise = torch.empty(vocab_size, dtype=torch.float32, device=generator.device)
     for _ in range(num_tokens):
         noise.exponential_(generator=generator)
-
-
-def with_output_tokens(params: SamplingParams, tokens: Sequence[int]) -> SamplingParams:
-    """A copy of a request's parameters that brings these output tokens."""
-    copy: SamplingParams = params.clone()
-    if tokens:
-        copy.extra_args = {**(copy.extra_args or {}), OUTPUT_TOKENS: list(tokens)}
-    return copy

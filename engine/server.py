@@ -15,11 +15,12 @@ from ray import serve
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.metrics.stats import SchedulerStats
 
+from engine.arguments import engine_args
 from engine.channel import RouterEnd
 from engine.demo_model import resolve_model
 from engine.deployment import EngineSettings
 from engine.errors import EngineStalled, ReplicaClosed
-from engine.host import EngineHost, engine_args
+from engine.host import EngineHost
 from engine.metrics import RayExporter
 from engine.replica import EngineReplica
 from engine.secret import application_secret

@@ -12,7 +12,3 @@ class WorkerExtension(extension.WorkerExtension):
     def accept_output_tokens(self: Any) -> None:
         """Lets requests bring output tokens with them; see `engine.resume`."""
         resume_in_model_runner(self.vllm_config.model_config.get_vocab_size())
-
-
-WORKER_EXTENSION = f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}"
-"""For vLLM's `worker_extension_cls`."""

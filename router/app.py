@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
 
-from engine.host import engine_args
+from engine.arguments import engine_args
 from router.admission import WaitsForReplicas
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself

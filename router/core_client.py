@@ -20,7 +20,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.engine.core_client import EngineCoreClient
 
-from engine.resume import OUTPUT_TOKENS
+from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Rejection, StepOutputs
 from router.costs import CostModel
 from router.handoff import Route, plan_handoff

@@ -10,7 +10,7 @@ from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import PrefillStats
 
-from engine.resume import with_output_tokens
+from engine.output_tokens import with_output_tokens
 from router.handoff import HandoffPlan
 from router.pool import Replica
 from router.recovery import Death, is_suspect

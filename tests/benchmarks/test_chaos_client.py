@@ -106,23 +106,33 @@ async def test_whole() -> None:
 
 @pytest.mark.parametrize("case", [STREAMED, WHOLE], ids=lambda case: case.name)
 @pytest.mark.parametrize(
-    ("answering", "error"),
+    ("answering", "error", "broken"),
     [
         pytest.param(
             whole("503 Service Unavailable", {"error": {"message": "no replica"}}),
             "HTTP 503: no replica",
+            False,
             id="refused",
         ),
-        pytest.param(whole("500 Internal Server Error", "oh"), 'HTTP 500: "oh"', id="broken"),
+        pytest.param(whole("500 Internal Server Error", "oh"), 'HTTP 500: "oh"', False, id="error"),
         pytest.param(
-            sending(), "RemoteProtocolError: Server disconnected", id="closed without a word"
+            sending(
+                b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 21\r\n\r\n",
+                b"Internal Server Error",
+            ),
+            "HTTP 500 from the proxy",
+            True,
+            id="the proxy lost the router",
+        ),
+        pytest.param(
+            sending(), "RemoteProtocolError: Server disconnected", True, id="closed without a word"
         ),
     ],
 )
-async def test_no_answer(case: Case, answering: Answering, error: str) -> None:
+async def test_no_answer(case: Case, answering: Answering, error: str, broken: bool) -> None:
     outcome, _ = await ask(case, answering)
 
-    assert outcome.answer is None
+    assert (outcome.answer, outcome.broken) == (None, broken)
     assert outcome.error is not None
     assert outcome.error.startswith(error)
 

@@ -208,6 +208,9 @@ def broken(start_s: float, end_s: float, *, is_broken: bool = True) -> Outcome:
         pytest.param([broken(1.0, 5.1)], 1, id="broken by the death"),
         pytest.param([broken(1.0, 4.9)], 0, id="before it"),
         pytest.param([broken(1.0, 7.5)], 0, id="too late"),
+        pytest.param(
+            [replace(broken(1.0, 65.0), read_at_once=False)], 1, id="seen late, for want of reading"
+        ),
         pytest.param([broken(1.0, 5.1, is_broken=False)], 0, id="an error that came in words"),
         pytest.param([broken(1.0, 5.1), broken(2.0, 5.1)], 2, id="two"),
         pytest.param([broken(at_s, 5.1) for at_s in range(5)], 3, id="more than the router had"),

@@ -32,7 +32,7 @@ prefill     2         4          0.25       2                ray.io/accelerator-
 decode      3         0          2          1                0.5 fast_nic
 
 prefill engine  max_model_len=512, tensor_parallel_size=2, pipeline_parallel_size=2
-decode engine   enforce_eager=True, max_model_len=512, 1 GiB of KV cache, OMP_NUM_THREADS=4
+decode engine   max_model_len=512, 1 GiB of KV cache, OMP_NUM_THREADS=4
 model           org/model, served as model
 transfer        nixl over UCX
 policy          p2c

@@ -81,11 +81,7 @@ def test_pool_options_go_over_shared_ones() -> None:
             "decode": {"engine": {"max_num_seqs": 64, "enforce_eager": False}},
         }
     )
-    assert config.pool_engine("prefill") == {
-        "enforce_eager": True,
-        "max_model_len": 512,
-        "max_num_seqs": 8,
-    }
+    assert config.pool_engine("prefill") == {"max_model_len": 512, "max_num_seqs": 8}
     assert config.pool_engine("decode") == {
         "enforce_eager": False,
         "max_model_len": 512,

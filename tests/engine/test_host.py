@@ -15,11 +15,12 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import SchedulerStats
 
+from engine.arguments import engine_args
 from engine.channel import ReplicaEnd, RouterEnd, connect
 from engine.demo_model import resolve_model
 from engine.errors import EngineStalled
 from engine.guardian import MARK_VARIABLE, marked_pids
-from engine.host import EngineHost, engine_args
+from engine.host import EngineHost
 from engine.replica import EngineReplica
 from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Warmed
 from kvtransfer.peers import KVPeer
@@ -30,7 +31,8 @@ START_AND_WAIT = f"""
 import asyncio, os, sys
 from engine.demo_model import resolve_model
 from engine.guardian import MARK_VARIABLE
-from engine.host import EngineHost, engine_args
+from engine.arguments import engine_args
+from engine.host import EngineHost
 
 async def main():
     host = await EngineHost.start(engine_args(resolve_model("demo"), {OPTIONS!r}))

@@ -11,9 +11,10 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
+from engine.arguments import engine_args
 from engine.demo_model import resolve_model
-from engine.host import EngineHost, engine_args
-from engine.resume import with_output_tokens
+from engine.host import EngineHost
+from engine.output_tokens import with_output_tokens
 
 OPTIONS = {
     "max_model_len": 256,

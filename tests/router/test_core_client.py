@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
-from engine.resume import OUTPUT_TOKENS
+from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
 from router.core_client import ClusterCoreClient
 from router.metrics import PoolMetrics, RouterMetrics
