@@ -64,6 +64,7 @@ def main() -> int:
         num_replicas={pool: _replicas(options.config, pool) for pool in POOLS},
         num_routers=_replicas(options.config, "router"),
         poisons=not options.no_poison,
+        config=options.config,
     )
     adopt_orphans()
     try:

@@ -21,6 +21,7 @@ class Kind(Enum):
     KILL_ENGINE = "kill-engine"
     STOP_ENGINE = "stop-engine"
     TERM_REPLICA = "term-replica"
+    SCALE_DOWN = "scale-down"
     KILL_ROUTER = "kill-router"
     CLIENTS_LEAVE = "clients-leave"
     SLOW_READER = "slow-reader"
@@ -36,6 +37,7 @@ DESCRIPTIONS: Mapping[Kind, str] = {
     Kind.KILL_ENGINE: "SIGKILL of a replica's engine core",
     Kind.STOP_ENGINE: "SIGSTOP of an engine core, for good: it has to be noticed and replaced",
     Kind.TERM_REPLICA: "SIGTERM of a replica's process, as before a spot machine is taken away",
+    Kind.SCALE_DOWN: "a redeployment with one replica less, taken back when that is gone",
     Kind.KILL_ROUTER: "SIGKILL of a router's process while there is another",
     Kind.CLIENTS_LEAVE: "a burst of streams whose clients leave midway",
     Kind.SLOW_READER: "a client that reads nothing of a long stream for a while, then the rest",

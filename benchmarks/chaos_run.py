@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -29,6 +30,7 @@ from benchmarks.chaos_processes import (
 )
 from benchmarks.chaos_routers import Routers
 from benchmarks.chaos_verdict import Injected, Record, RouterDeath, Sample, Unread
+from benchmarks.serve_api import ServeApi
 from benchmarks.systems import RunningSystem, SystemFailedError
 
 START_TIMEOUT_S = 400.0
@@ -54,7 +56,7 @@ class ChaosError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What is put on the cluster. `num_replicas` is what each pool has when it is whole.
+    """What is put on the cluster of `config`, which has `num_replicas` of each pool when whole.
 
     With `poisons` one more request comes at the end, whose every engine is killed.
     """
@@ -70,6 +72,7 @@ class RunOptions:
     num_replicas: dict[PoolName, int]
     num_routers: int
     poisons: bool
+    config: Path
 
 
 class ChaosRun:
@@ -80,6 +83,8 @@ class ChaosRun:
     ) -> None:
         self._system = system
         self._leader = psutil.Process(system.process.pid)
+        self._wanted: dict[str, int] = {**options.num_replicas}
+        """What Serve has been asked for, of each pool."""
         self._routers = Routers(self._leader, num_expected=options.num_routers)
         self._options = options
         self._say = say
@@ -105,6 +110,7 @@ class ChaosRun:
         """
         if await self._await_whole(START_TIMEOUT_S) is None:
             raise ChaosError(f"not ready: {self._system.log_tail()}")
+        self._serve_api = ServeApi(self._system.log, self._options.config)
         await self._learn_answers()
         start_s = time.monotonic()
         self._say(
@@ -126,7 +132,7 @@ class ChaosRun:
                 poisoned = None
                 if self._options.poisons and whole_after_s is not None:
                     self._say("one more request, whose every engine is killed")
-                    poisoned = await poison(self._client, self._routers, self._system)
+                    poisoned = await poison(self._client, self._routers, self._serve_api)
                     whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
                     last = await self._await_free()
         except* SystemFailedError as failures:
@@ -234,6 +240,8 @@ class ChaosRun:
             target = await self._kill_router(tasks, rng)
         elif fault.pool is None:
             target = self._disturb_as_client(tasks, fault.kind, rng)
+        elif fault.kind is Kind.SCALE_DOWN:
+            target = await self._scale_down(tasks, fault.pool)
         else:
             victim = rng.choice(live[fault.pool])
             pid = send(fault.kind, victim)
@@ -256,6 +264,22 @@ class ChaosRun:
             leave_after = rng.randint(1, 60)
             tasks.create_task(self._send(rng.choice(streams), leave_after=leave_after))
         return f"{NUM_LEAVING} streams"
+
+    async def _scale_down(self, tasks: asyncio.TaskGroup, pool: PoolName) -> str:
+        self._wanted[pool] -= 1
+        await self._serve_api.scale(self._wanted)
+        tasks.create_task(self._scale_up(pool))
+        return f"{pool}, whichever replica Serve takes"
+
+    async def _scale_up(self, pool: PoolName) -> None:
+        """Once the replica that left is gone, asks for another."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            left = [each for each in await self._serve_api.replicas() if each.deployment == pool]
+            if len(left) <= self._wanted[pool]:
+                break
+        self._wanted[pool] += 1
+        await self._serve_api.scale(self._wanted)
 
     async def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str:
         victim = rng.choice(self._routers.live)

@@ -17,7 +17,7 @@ from benchmarks.chaos_faults import (
 
 BOTH: dict[PoolName, int] = {"prefill": 2, "decode": 2}
 NONE: dict[PoolName, int] = {"prefill": 0, "decode": 0}
-NUM_IN_ROUND = 9
+NUM_IN_ROUND = 10
 
 
 def order(seed: int = 0, *, spare_last: bool = False) -> FaultOrder:

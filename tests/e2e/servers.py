@@ -36,6 +36,7 @@ class Server:
 
     url: str
     process: psutil.Process
+    log: Path
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Its processes, direct or not, whose command line contains `name`."""
@@ -52,8 +53,8 @@ def running_servers(folder: Path) -> Iterator[tuple[Server, Server]]:
     """The cluster and the plain server, started side by side; their logs go to `folder`."""
     cluster_log, plain_log = folder / "cluster.log", folder / "plain.log"
     with _cluster(cluster_log) as cluster, _plain(plain_log) as plain:
-        _await_line(cluster, cluster_log, "ready in")
-        _await_line(plain, plain_log, "Application startup complete")
+        _await_line(cluster, "ready in")
+        _await_line(plain, "Application startup complete")
         yield cluster, plain
 
 
@@ -107,7 +108,7 @@ def _started(
         )
     process = psutil.Process(child.pid)
     try:
-        yield Server(url=url, process=process)
+        yield Server(url=url, process=process, log=log)
     finally:
         descendants = process.children(recursive=True) if child.poll() is None else []
         child.send_signal(signal.SIGINT)
@@ -121,10 +122,10 @@ def _started(
                 left.kill()
 
 
-def _await_line(server: Server, log: Path, line: str) -> None:
+def _await_line(server: Server, line: str) -> None:
     """Waits for a line in the log. A port that answers might be another server's."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while line not in (output := log.read_text(errors="replace")):
+    while line not in (output := server.log.read_text(errors="replace")):
         ended = not server.process.is_running() or server.process.status() == psutil.STATUS_ZOMBIE
         if ended or time.monotonic() > deadline_s:
             tail = "\n".join(output.splitlines()[-TAIL_LINES:])

@@ -1,0 +1,158 @@
+"""Two routers side by side, the death of one, and scaling down while answers are being written."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import pytest_asyncio
+from answers import COMPLETIONS, ask, differences
+from cases import Case, token_prompt
+from metrics import Sample, scrape, total
+from servers import CONFIG, Server
+
+from benchmarks.chaos_processes import RouterProcess, find_routers
+from benchmarks.serve_api import ServeApi
+
+ONE_EACH = {"router": 1, "decode": 1}
+TWO_EACH = {"router": 2, "decode": 2}
+SCALED_WITHIN_S = 150.0
+SCALING_POLL_S = 0.5
+BEGIN_WITHIN_S = 30.0
+FREE_WITHIN_S = 2.0
+POLL_S = 0.05
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=150.0, limits=limits, verify=False) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def serve_api(
+    client: httpx.AsyncClient, both_servers: tuple[Server, Server]
+) -> AsyncIterator[ServeApi]:
+    """Of the cluster with two routers and two decode replicas; in the end there is one of each."""
+    api = ServeApi(both_servers[0].log, CONFIG)
+    await api.scale(TWO_EACH)
+    await until_scaled(api, TWO_EACH)
+    yield api
+    await api.scale(ONE_EACH)
+    await until_scaled(api, ONE_EACH)
+
+
+async def until_scaled(api: ServeApi, nums: Mapping[str, int]) -> None:
+    """Returns once exactly so many run, and none starts or stops."""
+    deadline_s = time.monotonic() + SCALED_WITHIN_S
+    wanted = sorted((name, "RUNNING") for name, num in nums.items() for _ in range(num))
+    while True:
+        listed = [each for each in await api.replicas() if each.deployment in nums]
+        states = sorted((each.deployment, each.state) for each in listed)
+        if states == wanted:
+            return
+        assert time.monotonic() < deadline_s, states
+        await asyncio.sleep(SCALING_POLL_S)
+
+
+def bodies(first_seed: int) -> list[dict[str, Any]]:
+    return [
+        Case(
+            name="",
+            endpoint=COMPLETIONS,
+            fields={
+                "prompt": token_prompt(60, seed=first_seed + index),
+                "max_tokens": 400,
+                "ignore_eos": True,
+            },
+        ).body(stream=True)
+        for index in range(12)
+    ]
+
+
+async def answers(
+    client: httpx.AsyncClient, server: Server, asked: Sequence[dict[str, Any]]
+) -> list[Any]:
+    """The answers, or the errors in their places."""
+    coroutines = (ask(client, server.url, COMPLETIONS, each) for each in asked)
+    return list(await asyncio.gather(*coroutines, return_exceptions=True))
+
+
+async def look(client: httpx.AsyncClient, router: RouterProcess) -> list[Sample]:
+    return await scrape(client, f"http://127.0.0.1:{router.port}")
+
+
+def num_sent(samples: list[Sample]) -> float:
+    """Requests of this router."""
+    return total(samples, "pdserve_inflight")
+
+
+def num_in_engines(samples: list[Sample]) -> float:
+    """Requests of all routers."""
+    return total(samples, "pdserve_replica_running") + total(samples, "pdserve_replica_waiting")
+
+
+def num_moves(samples: list[Sample]) -> float:
+    return total(samples, "pdserve_moves_total")
+
+
+async def all_decoding(
+    client: httpx.AsyncClient, routers: Sequence[RouterProcess], num: int
+) -> list[list[Sample]]:
+    """Waits until so many requests are in decode, some from each router."""
+    deadline_s = time.monotonic() + BEGIN_WITHIN_S
+    while True:
+        looks = [await look(client, router) for router in routers]
+        nums = [total(samples, "pdserve_inflight", phase="decoding") for samples in looks]
+        if sum(nums) == num:
+            assert all(nums)
+            return looks
+        assert time.monotonic() < deadline_s, nums
+        await asyncio.sleep(POLL_S)
+
+
+async def test_router_killed(
+    client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
+) -> None:
+    """Its clients' connections end; the engines drop its requests; the other's are not touched."""
+    asked = bodies(first_seed=300)
+    expected = await answers(client, plain, asked)
+    answering = asyncio.create_task(answers(client, cluster, asked))
+    victim, other = find_routers(cluster.process)
+    looks = await all_decoding(client, (victim, other), len(asked))
+    psutil.Process(victim.pid).kill()
+    deadline_s = time.monotonic() + FREE_WITHIN_S
+    while num_in_engines(samples := await look(client, other)) > num_sent(samples):
+        assert time.monotonic() < deadline_s, "an engine works for a router that is dead"
+        await asyncio.sleep(POLL_S)
+    assert num_sent(samples) > 0
+    actual = await answering
+    whole = [pair for pair in zip(expected, actual, strict=True) if isinstance(pair[1], dict)]
+    assert len(whole) == num_sent(looks[1])
+    for one, answer in whole:
+        assert not differences(one, answer)
+    broken = [each for each in actual if not isinstance(each, dict)]
+    assert all(isinstance(each, httpx.RemoteProtocolError) for each in broken), broken
+    await until_scaled(serve_api, TWO_EACH)
+
+
+async def test_scaled_down_under_load(
+    client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
+) -> None:
+    """What a router or a decode replica has when it is to leave, it finishes."""
+    asked = bodies(first_seed=400)
+    expected = await answers(client, plain, asked)
+    answering = asyncio.create_task(answers(client, cluster, asked))
+    routers = find_routers(cluster.process)
+    before = await all_decoding(client, routers, len(asked))
+    await serve_api.scale(ONE_EACH)
+    assert not differences(expected, await answering)
+    await until_scaled(serve_api, ONE_EACH)
+    (left,) = find_routers(cluster.process)
+    assert num_moves(await look(client, left)) == num_moves(before[routers.index(left)])
