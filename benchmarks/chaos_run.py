@@ -83,7 +83,7 @@ class ChaosRun:
     ) -> None:
         self._system = system
         self._leader = psutil.Process(system.process.pid)
-        self._wanted: dict[str, int] = {**options.num_replicas}
+        self._wanted: dict[str, int] = dict(options.num_replicas.items())
         """What Serve has been asked for, of each pool."""
         self._routers = Routers(self._leader, num_expected=options.num_routers)
         self._options = options
