@@ -88,6 +88,18 @@ def find_routers(leader: psutil.Process) -> list[RouterProcess]:
     return found
 
 
+def count_connections(router: RouterProcess) -> int:
+    """How many connections the proxy has to a router; 0 if it is gone."""
+    try:
+        sockets = psutil.Process(router.pid).net_connections(kind="tcp")
+    except psutil.NoSuchProcess:
+        return 0
+    return sum(
+        each.status == psutil.CONN_ESTABLISHED and each.laddr.port == router.port
+        for each in sockets
+    )
+
+
 def engine_below(replica_pid: int) -> int | None:
     """The engine core of a replica; None if either is gone."""
     try:

@@ -19,8 +19,6 @@ from benchmarks.load import percentile
 
 ROUTER_WINDOW_S = 2.0
 """A broken connection this soon after a router's death is that router's, at most."""
-UNSEEN_REQUESTS = 2
-"""What a router may have of requests that it has not sent to an engine yet, and does not count."""
 FREED_WITHIN_S = 2.0
 """How soon no engine may work for a dead router any more."""
 MAX_UNREAD_BYTES = 64 * 2**20
@@ -56,11 +54,12 @@ class Injected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterDeath:
-    """A router was killed that had `num_sent` requests in engines; `freed_after_s` is when these
-    had no more than the other routers had sent, or None if never."""
+    """A router was killed that had `num_connections` to clients, by way of the proxy, which keeps
+    some open that have no request. `freed_after_s` is when engines had no more requests than the
+    other routers had sent, or None if never."""
 
     at_s: float
-    num_sent: int
+    num_connections: int
     freed_after_s: float | None
 
 
@@ -205,7 +204,7 @@ def ended_with_router(outcomes: Sequence[Outcome], death: RouterDeath) -> list[O
         # Who does not read learns of it late.
         and (outcome.end_s <= until_s or not outcome.read_at_once)
     ]
-    return broken[: death.num_sent + UNSEEN_REQUESTS]
+    return broken[: death.num_connections]
 
 
 def recovery_pauses(arrivals_s: Sequence[float], fault_times_s: Mapping[int, float]) -> list[Pause]:

@@ -101,8 +101,8 @@ def record(*outcomes: Outcome, **fields: Any) -> Record:
     return Record(**(defaults | fields))
 
 
-def router_death(*, num_sent: int = 5, freed_after_s: float | None = 0.3) -> RouterDeath:
-    return RouterDeath(at_s=5.0, num_sent=num_sent, freed_after_s=freed_after_s)
+def router_death(*, num_connections: int = 5, freed_after_s: float | None = 0.3) -> RouterDeath:
+    return RouterDeath(at_s=5.0, num_connections=num_connections, freed_after_s=freed_after_s)
 
 
 def test_first_token_waits() -> None:
@@ -217,7 +217,7 @@ def broken(start_s: float, end_s: float, *, is_broken: bool = True) -> Outcome:
     ],
 )
 def test_what_ends_with_its_router(ended: list[Outcome], num_excused: int) -> None:
-    verdict = judge(record(*ended, router_deaths=(router_death(num_sent=1),)))
+    verdict = judge(record(*ended, router_deaths=(router_death(num_connections=3),)))
 
     assert verdict.num_ended_with_router == num_excused
     assert verdict.num_failed == len(ended) - num_excused
