@@ -1,4 +1,4 @@
-"""Two routers side by side, the death of one, and scaling down while answers are being written."""
+"""Two routers and two decode replicas, and what becomes of answers when one of them leaves."""
 
 import asyncio
 import time
@@ -23,6 +23,7 @@ SCALED_WITHIN_S = 150.0
 SCALING_POLL_S = 0.5
 BEGIN_WITHIN_S = 30.0
 FREE_WITHIN_S = 2.0
+LEFT_WITHIN_S = 20.0
 POLL_S = 0.05
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -58,6 +59,14 @@ async def until_scaled(api: ServeApi, nums: Mapping[str, int]) -> None:
         if states == wanted:
             return
         assert time.monotonic() < deadline_s, states
+        await asyncio.sleep(SCALING_POLL_S)
+
+
+async def another_starts(api: ServeApi, known: set[str]) -> None:
+    """Returns once Serve lists a replica that was not known before."""
+    deadline_s = time.monotonic() + LEFT_WITHIN_S
+    while {each.replica_id for each in await api.replicas()} <= known:
+        assert time.monotonic() < deadline_s, "Serve starts no other"
         await asyncio.sleep(SCALING_POLL_S)
 
 
@@ -117,10 +126,31 @@ async def all_decoding(
         await asyncio.sleep(POLL_S)
 
 
+async def test_decode_replica_told_to_end(
+    client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
+) -> None:
+    """SIGTERM, as before a spot machine is taken away: what it has it finishes, then it leaves."""
+    asked = bodies(first_seed=200)
+    expected = await answers(client, plain, asked)
+    routers = find_routers(cluster.process)
+    known = {each.replica_id for each in await serve_api.replicas()}
+    leaving, _ = cluster.processes("ray::ServeReplica:pdserve:decode")
+    answering = asyncio.create_task(answers(client, cluster, asked))
+    before = await all_decoding(client, routers, len(asked))
+    leaving.terminate()
+    assert not differences(expected, await answering)
+    after = [await look(client, router) for router in routers]
+    assert [num_moves(samples) for samples in after] == [num_moves(samples) for samples in before]
+    assert all(total(samples, "pdserve_replicas", pool="decode") == 1 for samples in after)
+    await asyncio.to_thread(leaving.wait, LEFT_WITHIN_S)
+    await another_starts(serve_api, known)
+
+
 async def test_router_killed(
     client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
 ) -> None:
     """Its clients' connections end; the engines drop its requests; the other's are not touched."""
+    await until_scaled(serve_api, {"router": 2})
     asked = bodies(first_seed=300)
     expected = await answers(client, plain, asked)
     answering = asyncio.create_task(answers(client, cluster, asked))
@@ -139,13 +169,13 @@ async def test_router_killed(
         assert not differences(one, answer)
     broken = [each for each in actual if not isinstance(each, dict)]
     assert all(isinstance(each, httpx.RemoteProtocolError) for each in broken), broken
-    await until_scaled(serve_api, TWO_EACH)
 
 
 async def test_scaled_down_under_load(
     client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
 ) -> None:
     """What a router or a decode replica has when it is to leave, it finishes."""
+    await until_scaled(serve_api, TWO_EACH)
     asked = bodies(first_seed=400)
     expected = await answers(client, plain, asked)
     answering = asyncio.create_task(answers(client, cluster, asked))
