@@ -29,7 +29,12 @@ class Kind(Enum):
     @property
     def hits_pool(self) -> bool:
         """Whether it costs a pool a replica."""
-        return self not in (Kind.KILL_ROUTER, Kind.CLIENTS_LEAVE, Kind.SLOW_READER)
+        return self is not Kind.KILL_ROUTER and not self.is_of_clients
+
+    @property
+    def is_of_clients(self) -> bool:
+        """Whether it is clients' doing."""
+        return self in (Kind.CLIENTS_LEAVE, Kind.SLOW_READER)
 
 
 DESCRIPTIONS: Mapping[Kind, str] = {

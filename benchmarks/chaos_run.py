@@ -6,7 +6,6 @@ ends no cluster, judges nothing.
 
 import asyncio
 import random
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,20 +16,13 @@ import psutil
 from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_cases import UNREAD, Case, base_cases, stop_case
 from benchmarks.chaos_client import Client, Outcome
-from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName, live_members
+from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
+from benchmarks.chaos_inject import Injector
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_poison import poison
-from benchmarks.chaos_processes import (
-    count_connections,
-    find_members,
-    find_stray_engines,
-    rss_bytes,
-    send,
-    signal_process,
-    still_stopped,
-)
+from benchmarks.chaos_processes import find_stray_engines, rss_bytes
 from benchmarks.chaos_routers import Routers
-from benchmarks.chaos_verdict import Injected, Record, RouterDeath, Sample, Unread
+from benchmarks.chaos_verdict import Injected, Record, Sample, Unread
 from benchmarks.serve_api import ServeApi
 from benchmarks.systems import RunningSystem, SystemFailedError
 
@@ -41,8 +33,6 @@ BURST_S = 1.0
 """How long before a fault its burst begins, so that it finds requests in every phase."""
 NUM_LEAVING = 8
 UNREAD_S = 60.0
-FREED_TIMEOUT_S = 10.0
-_FREED_POLL_S = 0.1
 
 _STOPPED_CASES = ("greedy", "greedy-whole", "seed", "chat")
 """Cases that are also sent with a stop string, taken from their own answer."""
@@ -84,8 +74,8 @@ class ChaosRun:
     ) -> None:
         self._system = system
         self._leader = psutil.Process(system.process.pid)
-        self._wanted: dict[str, int] = dict(options.num_replicas.items())
-        """What Serve has been asked for, of each pool."""
+        self._injector: Injector
+        """Made once the cluster says where its dashboard is."""
         self._routers = Routers(self._leader, num_expected=options.num_routers)
         self._options = options
         self._say = say
@@ -95,10 +85,7 @@ class ChaosRun:
         self._outcomes: list[Outcome] = []
         self._faults: list[Injected] = []
         self._samples: list[Sample] = []
-        self._router_deaths: list[RouterDeath] = []
         self._unread: list[Unread] = []
-        self._hit: set[int] = set()
-        self._stopped: set[int] = set()
         self._num_sent = 0
         self._salts = random.Random(f"{options.seed} salts")
 
@@ -111,7 +98,10 @@ class ChaosRun:
         """
         if await self._await_whole(START_TIMEOUT_S) is None:
             raise ChaosError(f"not ready: {self._system.log_tail()}")
-        self._serve_api = ServeApi(self._system.log, self._options.config)
+        serve_api = ServeApi(self._system.log, self._options.config)
+        self._injector = Injector(
+            self._leader, self._routers, serve_api, self._options.num_replicas
+        )
         await self._learn_answers()
         start_s = time.monotonic()
         self._say(
@@ -133,7 +123,7 @@ class ChaosRun:
                 poisoned = None
                 if self._options.poisons and whole_after_s is not None:
                     self._say("one more request, whose every engine is killed")
-                    poisoned = await poison(self._client, self._routers, self._serve_api)
+                    poisoned = await poison(self._client, self._routers, serve_api)
                     whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
                     last = await self._await_free()
         except* SystemFailedError as failures:
@@ -147,7 +137,7 @@ class ChaosRun:
             samples=tuple(self._samples),
             whole_after_s=whole_after_s,
             held=self._held(last),
-            router_deaths=tuple(self._router_deaths),
+            router_deaths=tuple(self._injector.router_deaths),
             unread=tuple(self._unread),
             poison=poisoned,
         )
@@ -219,40 +209,19 @@ class ChaosRun:
     async def _inject_next(
         self, tasks: asyncio.TaskGroup, order: FaultOrder, rng: random.Random
     ) -> None:
-        seen = await self._routers.look()
-        # Not in a thread, though it takes a moment: one of ordinary priority that holds Python's
-        # lock would keep the clients from reading for far longer.
-        members = find_members(self._leader)
-        live = {
-            pool: live_members(
-                members[pool],
-                num_live=seen.num_live[pool] if seen else 0,
-                already_hit=frozenset(self._hit),
-            )
-            for pool in POOLS
-        }
-        num_live = {pool: len(live[pool]) for pool in POOLS}
-        fault = order.next(num_live, num_routers=len(self._routers.live))
+        fault, live = await self._injector.choose(order)
         if fault is None:
             self._say("no fault: no pool may lose a replica now")
             return
         at_s = time.monotonic()
-        if fault.kind is Kind.KILL_ROUTER:
-            target = self._kill_router(tasks, rng)
-        elif fault.pool is None:
-            target = self._disturb_as_client(tasks, fault.kind, rng)
-        elif fault.kind is Kind.SCALE_DOWN:
-            target = await self._scale_down(tasks, fault.pool)
+        if fault.kind.is_of_clients:
+            target: str | None = self._disturb_as_client(tasks, fault.kind, rng)
         else:
-            victim = rng.choice(live[fault.pool])
-            pid = send(fault.kind, victim)
-            if pid is None:
-                self._say(f"no fault: {fault.kind.value} came too late for process {victim.pid}")
-                return
-            self._hit.add(victim.pid)
-            if fault.kind is Kind.STOP_ENGINE:
-                self._stopped.add(pid)
-            target = f"{fault.pool}, process {pid}"
+            target = await self._injector.inject(fault, live, tasks=tasks, rng=rng)
+        if target is None:
+            self._say(f"no fault: {fault.kind.value} came too late")
+            return
+        num_live = {pool: len(live[pool]) for pool in POOLS}
         self._note(fault, at_s=at_s, target=target, num_live=num_live)
 
     def _disturb_as_client(self, tasks: asyncio.TaskGroup, kind: Kind, rng: random.Random) -> str:
@@ -265,43 +234,6 @@ class ChaosRun:
             leave_after = rng.randint(1, 60)
             tasks.create_task(self._send(rng.choice(streams), leave_after=leave_after))
         return f"{NUM_LEAVING} streams"
-
-    async def _scale_down(self, tasks: asyncio.TaskGroup, pool: PoolName) -> str:
-        self._wanted[pool] -= 1
-        await self._serve_api.scale(self._wanted)
-        tasks.create_task(self._scale_up(pool))
-        return f"{pool}, whichever replica Serve takes"
-
-    async def _scale_up(self, pool: PoolName) -> None:
-        """Once the replica that left is gone, asks for another."""
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            left = [each for each in await self._serve_api.replicas() if each.deployment == pool]
-            if len(left) <= self._wanted[pool]:
-                break
-        self._wanted[pool] += 1
-        await self._serve_api.scale(self._wanted)
-
-    def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str:
-        victim = rng.choice(self._routers.live)
-        num_connections = count_connections(victim)
-        at_s = time.monotonic()
-        if not signal_process(victim.pid, signal.SIGKILL):
-            return f"none: router {victim.pid} was gone"
-        tasks.create_task(self._await_freed(at_s, num_connections))
-        return f"router {victim.pid}, which had {num_connections} connections"
-
-    async def _await_freed(self, at_s: float, num_connections: int) -> None:
-        """Waits until the engines have no more than what the other routers sent them."""
-        freed_after_s = None
-        while freed_after_s is None and time.monotonic() < at_s + FREED_TIMEOUT_S:
-            await asyncio.sleep(_FREED_POLL_S)
-            seen = await self._routers.look()
-            if seen is not None and sum(seen.num_in_engine.values()) <= seen.num_sent:
-                freed_after_s = time.monotonic() - at_s
-        self._router_deaths.append(
-            RouterDeath(at_s=at_s, num_connections=num_connections, freed_after_s=freed_after_s)
-        )
 
     async def _measure_unread(self) -> None:
         before = {router.pid: rss_bytes(router.pid) for router in self._routers.live}
@@ -367,7 +299,9 @@ class ChaosRun:
     def _held(self, last: Scrape | None) -> tuple[str, ...]:
         blocks = last.held if last is not None else ("the router does not answer",)
         strays = [f"engine {pid} without a replica" for pid in find_stray_engines(self._leader)]
-        stopped = [f"stopped engine {pid} never replaced" for pid in still_stopped(self._stopped)]
+        stopped = [
+            f"stopped engine {pid} never replaced" for pid in self._injector.never_replaced()
+        ]
         return (*blocks, *strays, *stopped)
 
 

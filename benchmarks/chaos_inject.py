@@ -1,0 +1,127 @@
+"""Faults made real: signals to processes, redeployments, and what is seen of them at once.
+
+Owns what was done to the cluster: who was hit, what Serve was asked for, how soon engines were free
+of a dead router's requests. What clients do is done by whoever owns the clients.
+"""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Mapping
+
+import psutil
+
+from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, Member, PoolName, live_members
+from benchmarks.chaos_processes import (
+    count_connections,
+    find_members,
+    send,
+    signal_process,
+    still_stopped,
+)
+from benchmarks.chaos_routers import Routers
+from benchmarks.chaos_verdict import RouterDeath
+from benchmarks.serve_api import ServeApi
+
+FREED_TIMEOUT_S = 10.0
+_FREED_POLL_S = 0.1
+_SCALED_POLL_S = 1.0
+
+Live = Mapping[PoolName, tuple[Member, ...]]
+
+
+class Injector:
+    """Hits the processes below `leader`; what has to be waited for runs in the given tasks."""
+
+    def __init__(
+        self,
+        leader: psutil.Process,
+        routers: Routers,
+        serve_api: ServeApi,
+        num_replicas: Mapping[PoolName, int],
+    ) -> None:
+        self._leader = leader
+        self._routers = routers
+        self._serve_api = serve_api
+        self._wanted: dict[str, int] = dict(num_replicas.items())
+        """What Serve has been asked for, of each pool."""
+        self._hit: set[int] = set()
+        self._stopped: set[int] = set()
+        self.router_deaths: list[RouterDeath] = []
+
+    async def choose(self, order: FaultOrder) -> tuple[Fault | None, Live]:
+        """The next fault, if any is possible now, and the live replicas that it was chosen from."""
+        seen = await self._routers.look()
+        # Not in a thread, though it takes a moment: one of ordinary priority that holds Python's
+        # lock would keep the clients from reading for far longer.
+        members = find_members(self._leader)
+        live = {
+            pool: live_members(
+                members[pool],
+                num_live=seen.num_live[pool] if seen else 0,
+                already_hit=frozenset(self._hit),
+            )
+            for pool in POOLS
+        }
+        num_live = {pool: len(live[pool]) for pool in POOLS}
+        return order.next(num_live, num_routers=len(self._routers.live)), live
+
+    async def inject(
+        self, fault: Fault, live: Live, *, tasks: asyncio.TaskGroup, rng: random.Random
+    ) -> str | None:
+        """Carries out a fault of the cluster; returns who was hit, or None if it came too late."""
+        if fault.kind is Kind.KILL_ROUTER:
+            return self._kill_router(tasks, rng)
+        assert fault.pool is not None, "the others are for clients to carry out"
+        if fault.kind is Kind.SCALE_DOWN:
+            return await self._scale_down(tasks, fault.pool)
+        victim = rng.choice(live[fault.pool])
+        pid = send(fault.kind, victim)
+        if pid is None:
+            return None
+        self._hit.add(victim.pid)
+        if fault.kind is Kind.STOP_ENGINE:
+            self._stopped.add(pid)
+        return f"{fault.pool}, process {pid}"
+
+    def never_replaced(self) -> list[int]:
+        """Engines that were stopped and are still there."""
+        return still_stopped(self._stopped)
+
+    async def _scale_down(self, tasks: asyncio.TaskGroup, pool: PoolName) -> str:
+        self._wanted[pool] -= 1
+        await self._serve_api.scale(self._wanted)
+        tasks.create_task(self._scale_up(pool))
+        return f"{pool}, whichever replica Serve takes"
+
+    async def _scale_up(self, pool: PoolName) -> None:
+        """Once the replica that left is gone, asks for another."""
+        while True:
+            await asyncio.sleep(_SCALED_POLL_S)
+            left = [each for each in await self._serve_api.replicas() if each.deployment == pool]
+            if len(left) <= self._wanted[pool]:
+                break
+        self._wanted[pool] += 1
+        await self._serve_api.scale(self._wanted)
+
+    def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str | None:
+        victim = rng.choice(self._routers.live)
+        num_connections = count_connections(victim)
+        at_s = time.monotonic()
+        if not signal_process(victim.pid, signal.SIGKILL):
+            return None
+        tasks.create_task(self._await_freed(at_s, num_connections))
+        return f"router {victim.pid}, which had {num_connections} connections"
+
+    async def _await_freed(self, at_s: float, num_connections: int) -> None:
+        """Waits until the engines have no more than what the other routers sent them."""
+        freed_after_s = None
+        while freed_after_s is None and time.monotonic() < at_s + FREED_TIMEOUT_S:
+            await asyncio.sleep(_FREED_POLL_S)
+            seen = await self._routers.look()
+            if seen is not None and sum(seen.num_in_engine.values()) <= seen.num_sent:
+                freed_after_s = time.monotonic() - at_s
+        self.router_deaths.append(
+            RouterDeath(at_s=at_s, num_connections=num_connections, freed_after_s=freed_after_s)
+        )
