@@ -16,4 +16,5 @@ class NixlConnector(NixlPullConnector):  # type: ignore[misc]
     def __init__(self, vllm_config: object, role: KVConnectorRole, kv_cache_config: object) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         if role == KVConnectorRole.WORKER:
-            replace_spinning_agent(self.connector_worker.nixl_wrapper)
+            worker = self.connector_worker
+            replace_spinning_agent(worker.nixl_wrapper, worker.device_type)

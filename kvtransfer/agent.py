@@ -1,12 +1,13 @@
 """NIXL's agent, as this package wants it: one that waits, and that tells nobody what it has read.
 
-Owns how NIXL's agent is built and wrapped. Never starts a transfer.
+Owns how NIXL's agent is built and wrapped, and UCX's settings beneath it. Never starts a transfer.
 
 NIXL's Python wrapper hard-codes a progress delay of zero, with which the progress thread of every
 worker polls for ever and uses a whole core. From one microsecond up the thread waits on the
 transports' file descriptors instead, and the delay is only how often it looks without being told.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -14,11 +15,31 @@ PROGRESS_DELAY_US = 10_000
 """Idle cost of a process, measured: 1 ms 2 % of a core, 10 ms 0.5 %."""
 
 
-def replace_spinning_agent(wrapper: Any) -> None:
+CPU_UCX_SETTINGS = {
+    # The thread that asks for a transfer and the progress thread share one lock. By default they
+    # spin for it: on cores that others use as well, the one that copies is put aside for the one
+    # that spins, and half the bandwidth is lost.
+    "UCX_USE_MT_MUTEX": "y",
+    # Pieces that are copied before the lock is given back; 8 by default.
+    "UCX_CMA_TX_QUOTA": "64",
+}
+"""For transfers between processes of one host, where the CPU does the copying.
+
+Measured on two cores with other work on them, 256 MiB in pieces of 1 MiB by what process_vm_readv
+gets: 0.5 to 0.7 with UCX's own settings, 0.96 and more with these.
+"""
+
+
+def replace_spinning_agent(wrapper: Any, device_type: str) -> None:
     """Give NIXL's `nixl_agent` wrapper a new agent of the same name and backends that waits.
 
-    To be called before anything is registered: the old agent is destroyed.
+    To be called before anything is registered: the old agent is destroyed. For CPUs it also sets
+    CPU_UCX_SETTINGS in this process's environment, from where UCX takes them, but for those that
+    are set already.
     """
+    if device_type == "cpu":
+        for name, setting in CPU_UCX_SETTINGS.items():
+            os.environ.setdefault(name, setting)
     # The wrapper's module belongs to the CUDA 12 or the CUDA 13 build; its bindings are the ones.
     bindings = sys.modules[type(wrapper).__module__].nixlBind
     config = bindings.nixlAgentConfig()

@@ -64,7 +64,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
         # the same one for every engine of the host.
         os.sched_setaffinity(0, cores)
-        replace_spinning_agent(self.nixl_wrapper)
+        replace_spinning_agent(self.nixl_wrapper, self.device_type)
         # Prefill may free a request as soon as it is told, so it is told after the lease was read.
         self.nixl_wrapper = SilentReads(self.nixl_wrapper)
         self.xfer_stats = PairStats()
