@@ -12,6 +12,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cluster.errors import ConfigError
+from cluster.parallelism import Parallelism, transfer_problem
 
 OWNED_ENGINE_OPTIONS = {
     "model": "set by the top-level model",
@@ -207,12 +208,18 @@ class ClusterConfig(_Section):
         """The vLLM engine arguments of a pool: its own over the shared ones."""
         return {**self.engine, **self.pool(name).engine}
 
+    def parallelism(self, name: Pool) -> Parallelism:
+        """How an engine of a pool is divided among ranks."""
+        options = self.pool_engine(name)
+        return Parallelism(
+            tensor=options.get("tensor_parallel_size", 1),
+            pipeline=options.get("pipeline_parallel_size", 1),
+        )
+
     def num_ranks(self, name: Pool) -> int:
         """Worker processes of one replica of a pool."""
-        options = self.pool_engine(name)
-        return int(options.get("tensor_parallel_size", 1)) * int(
-            options.get("pipeline_parallel_size", 1)
-        )
+        parallelism = self.parallelism(name)
+        return parallelism.tensor * parallelism.pipeline
 
     @pydantic.model_validator(mode="after")
     def _check_across_sections(self) -> "ClusterConfig":
@@ -225,6 +232,13 @@ class ClusterConfig(_Section):
                     f"engine.{option}: {prefill} in prefill and {decode} in decode must be the "
                     "same; set it once, in the shared engine"
                 )
+        problem = transfer_problem(
+            self.transfer.connector,
+            prefill=self.parallelism("prefill"),
+            decode=self.parallelism("decode"),
+        )
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
     def _check_parallelism(self, name: Pool) -> None:

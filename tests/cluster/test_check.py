@@ -17,7 +17,7 @@ applications:
       prefill:
         replicas: 2
         gpus: 4
-        engine: {tensor_parallel_size: 2, pipeline_parallel_size: 2}
+        engine: {tensor_parallel_size: 4}
         labels: {ray.io/accelerator-type: H100}
       decode:
         replicas: 3
@@ -28,10 +28,10 @@ applications:
 REPORT = """\
 deployment  replicas  GPUs each  CPUs each  tensor parallel  placed on
 router      1         0          0.25       -                any node
-prefill     2         4          0.25       2                ray.io/accelerator-type=H100
+prefill     2         4          0.25       4                ray.io/accelerator-type=H100
 decode      3         0          2          1                0.5 fast_nic
 
-prefill engine  max_model_len=512, tensor_parallel_size=2, pipeline_parallel_size=2
+prefill engine  max_model_len=512, tensor_parallel_size=4
 decode engine   max_model_len=512, 1 GiB of KV cache, OMP_NUM_THREADS=4
 model           org/model, served as model
 transfer        nixl over UCX
