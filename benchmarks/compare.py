@@ -68,7 +68,7 @@ def main() -> int:
         " Takes about five minutes a round; use the machine for nothing else meanwhile.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=_positive, default=3, help="turns of each system")
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of each system")
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="which, in which order"
     )
@@ -106,7 +106,8 @@ def main() -> int:
     return 0
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For argparse: a whole number from 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("at least 1")

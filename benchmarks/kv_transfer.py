@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from benchmarks import kv_transfer_report as report
-from benchmarks.compare import say
+from benchmarks.compare import positive, say
 from benchmarks.kv_transfer_chart import write_chart
 from benchmarks.kv_transfer_memory import Case, cases
 from benchmarks.kv_transfer_nixl import TransferFailedError
@@ -99,14 +99,14 @@ def main() -> int:
         " and kv_transfer.png. Takes a few minutes; use the machine for nothing else meanwhile.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=_positive, default=5, help="turns of each way")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each way")
     parser.add_argument(
-        "--sizes", nargs="+", type=_positive, default=list(_SIZES), help="bytes of a transfer"
+        "--sizes", nargs="+", type=positive, default=list(_SIZES), help="bytes of a transfer"
     )
     parser.add_argument(
         "--descriptors",
         nargs="+",
-        type=_positive,
+        type=positive,
         default=list(_DESCRIPTORS),
         help="bytes of the pieces that it is made of",
     )
@@ -134,13 +134,6 @@ def main() -> int:
         print(f"\n{report.verdict_table(verdicts)}\n")
     say(f"written to {options.out}")
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
 
 
 if __name__ == "__main__":
