@@ -54,6 +54,7 @@ class EngineMetrics:
         self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes moved.")
         self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent moving KV.")
         self.failures = pair_counter("pdserve_kv_transfer_failures", "KV transfers that failed.")
+        self.ended_leases = pair_counter("pdserve_kv_ended_leases", "KV read too late, not used.")
 
     def observe(self, stats: SchedulerStats) -> None:
         self.running.set(stats.num_running_reqs)
@@ -68,6 +69,7 @@ class EngineMetrics:
             self.bytes.labels(*pair).inc(moved.num_bytes)
             self.seconds.labels(*pair).inc(moved.seconds)
             self.failures.labels(*pair).inc(moved.num_failures)
+            self.ended_leases.labels(*pair).inc(moved.num_ended_leases)
 
 
 class EngineServer:

@@ -7,15 +7,12 @@ decode will not come.
 from collections.abc import Sequence
 from typing import Any
 
-RELEASE_EXTENSION = "kvtransfer.extension.WorkerExtension"
-"""For vLLM's `worker_extension_cls`; `release` needs it in the engine it is called on, and so do
-`kvtransfer.peers.warm_up` and `forget`."""
-
 
 async def release(core: Any, request_ids: Sequence[str]) -> None:
     """End these requests on a prefill engine in whatever state they are, and free their blocks.
 
-    `core` is vLLM's `AsyncMPClient`. A request that still runs is aborted; one that waits to be
+    `core` is vLLM's `AsyncMPClient` of an engine whose `worker_extension_cls` is one of
+    `kvtransfer.extension`. A request that still runs is aborted; one that waits to be
     read is let go; one that is not there any more is no error. Returns when the engine has been
     told; the blocks are back one step later.
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import time
 import uuid
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtransfer.config import Role, kv_transfer_config, side_channel_env
-from kvtransfer.release import RELEASE_EXTENSION
 from kvtransfer.stats import PairDelta, pair_deltas
 
 ENGINE_ENV = {
@@ -139,6 +139,29 @@ class Engine:
                     answer.ended.set()
 
 
+def random_prompt(num_tokens: int, seed: object) -> list[int]:
+    """The same for the same arguments."""
+    return random.Random(str(seed)).choices(range(4, 700), k=num_tokens)
+
+
+async def plain(engine: Engine, prompt: list[int], max_tokens: int) -> list[int]:
+    """What an engine answers that computes everything itself, and keeps nothing of it."""
+    await engine.core.reset_prefix_cache_async()
+    answer = await engine.generate(prompt, max_tokens=max_tokens)
+    await engine.core.reset_prefix_cache_async()
+    return answer.token_ids
+
+
+async def handed_over(prefill: Engine, decode: Engine, prompt: list[int]) -> list[int]:
+    """What a pair answers; fails where decode did not get every block of the prompt."""
+    first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+    rest = await decode.generate(
+        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+    )
+    assert rest.prefill_stats.num_external_cached_tokens == len(prompt)
+    return first.token_ids + rest.token_ids
+
+
 @contextlib.asynccontextmanager
 async def running_engines(
     model: str, *roles: Role, **overrides: Any
@@ -170,7 +193,7 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
         "max_model_len": 4096,
         "enforce_eager": True,
         "distributed_executor_backend": "engine.executor.InlineExecutor",
-        "worker_extension_cls": RELEASE_EXTENSION,
+        "worker_extension_cls": "kvtransfer.extension.WorkerExtension",
         "lease_s": 30,
         "backends": ["UCX"],
     } | overrides

@@ -2,13 +2,19 @@
 
 import asyncio
 import os
-import random
 import signal
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from kv_engines import PREFILL_ONLY, Engine, running_engines
+from kv_engines import (
+    PREFILL_ONLY,
+    Engine,
+    handed_over,
+    plain,
+    random_prompt,
+    running_engines,
+)
 from kv_faults import FAULTY_WORKER
 
 from engine.demo_model import resolve_model
@@ -30,26 +36,6 @@ async def decode() -> AsyncIterator[Engine]:
         read_timeout_s=READ_TIMEOUT_S,
     ) as (engine,):
         yield engine
-
-
-def random_prompt(num_tokens: int, seed: str) -> list[int]:
-    return random.Random(seed).choices(range(4, 700), k=num_tokens)
-
-
-async def plain(decode: Engine, prompt: list[int], max_tokens: int) -> list[int]:
-    await decode.core.reset_prefix_cache_async()
-    answer = await decode.generate(prompt, max_tokens=max_tokens)
-    await decode.core.reset_prefix_cache_async()
-    return answer.token_ids
-
-
-async def handed_over(prefill: Engine, decode: Engine, prompt: list[int]) -> list[int]:
-    first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
-    rest = await decode.generate(
-        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
-    )
-    assert rest.prefill_stats.num_external_cached_tokens == len(prompt)
-    return first.token_ids + rest.token_ids
 
 
 async def known_peers(decode: Engine) -> list[str]:

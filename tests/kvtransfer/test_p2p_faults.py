@@ -2,13 +2,19 @@
 
 import asyncio
 import os
-import random
 import signal
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from kv_engines import PREFILL_ONLY, Engine, running_engines
+from kv_engines import (
+    PREFILL_ONLY,
+    Engine,
+    handed_over,
+    plain,
+    random_prompt,
+    running_engines,
+)
 
 from engine.demo_model import resolve_model
 from kvtransfer.peers import KVPeer, forget, warm_up
@@ -28,40 +34,24 @@ async def decode() -> AsyncIterator[Engine]:
         yield engine
 
 
-def random_prompt(num_tokens: int, seed: str) -> list[int]:
-    return random.Random(seed).choices(range(4, 700), k=num_tokens)
-
-
-async def plain(decode: Engine, prompt: list[int]) -> list[int]:
-    await decode.core.reset_prefix_cache_async()
-    answer = await decode.generate(prompt, max_tokens=6)
-    await decode.core.reset_prefix_cache_async()
-    return answer.token_ids
-
-
-async def handed_over(prefill: Engine, decode: Engine, seed: str) -> None:
+async def hands_over(prefill: Engine, decode: Engine, seed: str) -> None:
     prompt = random_prompt(300, seed)
-    expected = await plain(decode, prompt)
-    first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
-    rest = await decode.generate(
-        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
-    )
-    assert rest.prefill_stats.num_external_cached_tokens == len(prompt)
-    assert first.token_ids + rest.token_ids == expected
+    expected = await plain(decode, prompt, 6)
+    assert await handed_over(prefill, decode, prompt) == expected
 
 
 async def test_prefill_dies_while_it_is_read_and_comes_back(decode: Engine) -> None:
     port = ReservedPort(HOST)
     model = resolve_model("demo")
     prompts = [random_prompt(4000, f"dies {number}") for number in range(3)]
-    expected = [await plain(decode, prompt) for prompt in prompts]
+    expected = [await plain(decode, prompt, 6) for prompt in prompts]
     async with running_engines(model, "prefill", connector="nccl", side_channel_port=port.port) as (
         prefill,
     ):
         peer = KVPeer(engine_id=prefill.engine_id, host=HOST, port=port.port, tp_size=1)
         assert await warm_up(decode.core, peer) is None
         assert await warm_up(decode.core, peer) is None
-        await handed_over(prefill, decode, "before")
+        await hands_over(prefill, decode, "before")
         firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
         rests = [
             await decode.start(prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params)
@@ -82,16 +72,16 @@ async def test_prefill_dies_while_it_is_read_and_comes_back(decode: Engine) -> N
         problem = await warm_up(decode.core, peer)
         assert problem is not None
         assert successor.engine_id in problem
-        await handed_over(successor, decode, "after")
+        await hands_over(successor, decode, "after")
     port.close()
     await decode.until(lambda stats: stats.kv_cache_usage == 0, 5)
 
 
 async def test_a_prefill_that_hangs_holds_up_nobody_else(decode: Engine) -> None:
     async with running_engines(resolve_model("demo"), "prefill", connector="nccl") as (prefill,):
-        await handed_over(prefill, decode, "warm")
+        await hands_over(prefill, decode, "warm")
         prompt, other = random_prompt(1000, "hangs"), random_prompt(200, "other")
-        expected, other_expected = await plain(decode, prompt), await plain(decode, other)
+        expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
         first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
         os.kill(prefill.pid, signal.SIGSTOP)
         try:
@@ -105,7 +95,7 @@ async def test_a_prefill_that_hangs_holds_up_nobody_else(decode: Engine) -> None
         finally:
             os.kill(prefill.pid, signal.SIGCONT)
         assert first.token_ids + late.token_ids == expected
-        await handed_over(prefill, decode, "goes on")
+        await hands_over(prefill, decode, "goes on")
 
 
 async def test_a_pair_that_does_not_fit_is_told_apart(decode: Engine) -> None:
