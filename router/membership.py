@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import Any
 
+import msgspec
 import ray
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
@@ -158,6 +159,8 @@ class Membership:
             silent_since_s = time.monotonic() - self._stall_timeout_s
             for replica in [each for pool in self._pools for each in pool]:
                 if replica.end is not None and replica.heard_s < silent_since_s:
+                    # Whatever made it hang: its requests are not taken for having killed it.
+                    replica.load = msgspec.structs.replace(replica.load, leaves_because="stalled")
                     replica.end.close(f"nothing heard for {self._stall_timeout_s:g} s")
 
     def _lost(self, replica: Replica) -> None:
