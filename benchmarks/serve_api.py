@@ -61,7 +61,7 @@ class ServeApi:
                 deployment=name,
                 replica_id=replica["replica_id"],
                 state=replica["state"],
-                pid=replica["pid"],
+                pid=replica.get("pid"),
             )
             for application in response.json()["applications"].values()
             for name, deployment in application["deployments"].items()

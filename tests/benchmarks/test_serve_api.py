@@ -20,7 +20,8 @@ applications:
     args: {model: demo}
 """
 RUNNING = {"replica_id": "a1", "state": "RUNNING", "pid": 7, "node_id": "n"}
-STARTING = {"replica_id": "b2", "state": "STARTING", "pid": None, "node_id": "n"}
+# Serve leaves out what it does not know yet.
+STARTING = {"replica_id": "b2", "state": "STARTING"}
 LISTED = {
     "applications": {
         "pdserve": {
