@@ -22,7 +22,7 @@ from vllm.v1.engine.core_client import EngineCoreClient
 
 from engine.resume import OUTPUT_TOKENS
 from engine.wire import Rejection, StepOutputs
-from router.costs import CostModel
+from router.cost_fit import PoolCost
 from router.handoff import Route, plan_handoff
 from router.metrics import RouterMetrics
 from router.policies import Policy
@@ -63,7 +63,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self.prefills_whole_prompt = True
         """Set by who knows the model; see `plan_handoff`."""
         self.limits = limits
-        self._costs = CostModel()
+        self._costs = PoolCost()
         self._metrics = metrics
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
@@ -161,17 +161,22 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.prefill = self.prefill.pick()
         state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.PREFILLING)
-        state.prefill.add(request, self._costs.prefill_s(state.num_tokens))
+        state.prefill.add(request, self._prefill_s(state))
 
     def _to_decode(self, state: RequestState, request: EngineCoreRequest) -> None:
         num_output = self._metrics.expected_output_tokens(state.params.max_tokens)
-        work_s = self._costs.decode_s(state.num_tokens, num_output)
+        work_s = self._costs.decode.share_s(num_context_tokens=state.num_tokens + num_output / 2)
         if state.plan.route is Route.DECODE_ONLY:
-            work_s += self._costs.prefill_s(state.num_tokens)
+            # Once, spread over the steps that it is part of.
+            work_s += self._prefill_s(state) / num_output
         state.decode = self.decode.pick()
         state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
         state.decode.add(request, work_s)
+
+    def _prefill_s(self, state: RequestState) -> float:
+        num_tokens = state.num_tokens
+        return self._costs.prefill.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
 
     def _wait(self, state: RequestState) -> None:
         """Holds a request until the decode pool has a live replica, or its time is up."""

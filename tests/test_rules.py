@@ -19,7 +19,12 @@ RANKS = {
 }
 """Imports run from a lower rank to a higher one, never back."""
 
-DECIDING = ("router/handoff.py", "router/policies.py", "router/costs.py")
+DECIDING = (
+    "router/cost_fit.py",
+    "router/costs.py",
+    "router/handoff.py",
+    "router/policies.py",
+)
 IMPURE = {"asyncio", "logging", "random", "ray", "time"}
 
 

@@ -8,12 +8,12 @@ import pytest
 from router.policies import POLICIES, PoolSnapshot, ReplicaLoad
 
 
-def snapshot(*work_s: float, turn: int = 0) -> PoolSnapshot:
+def snapshot(*work_s: float, turn: int = 0, num_routers: int = 1) -> PoolSnapshot:
     """Replicas r0, r1, ... with these seconds of work."""
     replicas = tuple(
         ReplicaLoad(replica_id=f"r{index}", work_s=work) for index, work in enumerate(work_s)
     )
-    return PoolSnapshot(replicas=replicas, turn=turn)
+    return PoolSnapshot(replicas=replicas, turn=turn, num_routers=num_routers)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_picks(policy: str, load: PoolSnapshot, expected: str) -> None:
 
 def test_p2c_never_picks_the_most_loaded_of_three() -> None:
     picked = Counter(
-        POLICIES["p2c"](snapshot(1.0, 2.0, 3.0), random.Random(seed)).replica_id
+        POLICIES["p2c"](snapshot(1.0, 2.0, 3.0, num_routers=16), random.Random(seed)).replica_id
         for seed in range(200)
     )
     assert set(picked) == {"r0", "r1"}
