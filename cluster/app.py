@@ -57,6 +57,7 @@ def build(args: Mapping[str, Any]) -> Application:
             max_body_bytes=int(config.router.max_body_mib * 2**20),
         ),
         policy=config.router.policy,
+        num_routers=config.router.replicas,
         recovery=RecoveryLimits(
             max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
         ),

@@ -27,7 +27,11 @@ RELIED_ON = {
     "vllm.v1.core.sched.scheduler:Scheduler": (
         "_handle_blocked_waiting_request",
         "add_request",
+        "make_stats",
+        "schedule",
+        "update_from_output",
     ),
+    "vllm.v1.metrics.stats:SchedulerStats": (),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
     "vllm.v1.request:Request": ("append_output_token_ids", "num_output_tokens"),
     "vllm.v1.request:RequestStatus": ("WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",),

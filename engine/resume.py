@@ -19,6 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
 from engine.pacing import sleep_only_if
+from engine.steps import Measuring
 
 OUTPUT_TOKENS = "pdserve_output_token_ids"
 """The key in `SamplingParams.extra_args`. `max_tokens` and `min_tokens` count these tokens too."""
@@ -58,11 +59,11 @@ class _Resuming:
         return True
 
 
-class ResumingScheduler(_Resuming, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler, for requests with output tokens."""
+class ResumingScheduler(_Resuming, Measuring, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, for requests with output tokens; it measures its steps."""
 
 
-class ResumingAsyncScheduler(_Resuming, AsyncScheduler):  # type: ignore[misc]
+class ResumingAsyncScheduler(_Resuming, Measuring, AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler for engines that schedule one step ahead."""
 
 

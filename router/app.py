@@ -47,7 +47,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
     async def check_health(self) -> None:
         """Raises EngineDeadError, which is status 503 on /health, while a pool has no replica."""
         await super().check_health()
-        if not (self._core.prefill.candidates and self._core.decode.candidates):
+        if not (self._core.prefill.is_open and self._core.decode.is_open):
             raise EngineDeadError
 
 

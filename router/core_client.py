@@ -22,7 +22,6 @@ from vllm.v1.engine.core_client import EngineCoreClient
 
 from engine.resume import OUTPUT_TOKENS
 from engine.wire import Rejection, StepOutputs
-from router.cost_fit import PoolCost
 from router.handoff import Route, plan_handoff
 from router.metrics import RouterMetrics
 from router.policies import Policy
@@ -51,19 +50,25 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     resources = _Resources()
     engine_ranks_managed = (0,)
 
-    def __init__(self, policy: Policy, metrics: RouterMetrics, limits: RecoveryLimits) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        metrics: RouterMetrics,
+        limits: RecoveryLimits,
+        *,
+        num_routers: int = 1,
+    ) -> None:
         events = PoolEvents(
             joined=self._joined,
             stepped=self._stepped,
             rejected=self._rejected,
             gone=self._gone,
         )
-        self.prefill = Pool("prefill", policy, events)
-        self.decode = Pool("decode", policy, events)
+        self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
+        self.decode = Pool("decode", policy, events, num_routers=num_routers)
         self.prefills_whole_prompt = True
         """Set by who knows the model; see `plan_handoff`."""
         self.limits = limits
-        self._costs = PoolCost()
         self._metrics = metrics
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
@@ -119,7 +124,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     async def ready(self) -> None:
         """Returns once a new request could be answered."""
-        while not self.decode.candidates:
+        while not self.decode.is_open:
             self._decode_joined.clear()
             await self._decode_joined.wait()
 
@@ -130,11 +135,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.plan = plan_handoff(
             state.params,
             num_output_tokens=state.num_output_tokens,
-            has_prefill=bool(self.prefill.candidates),
+            has_prefill=self.prefill.is_open,
             prefills_whole_prompt=self.prefills_whole_prompt,
         )
         state.prefill = state.decode = None
-        if state.plan.route is not Route.PREFILL_ONLY and not self.decode.candidates:
+        if state.plan.route is not Route.PREFILL_ONLY and not self.decode.is_open:
             self._wait(state)
             return
         if state.num_deaths and self._on_trial not in (None, state):
@@ -158,25 +163,28 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         samples = route is not Route.DECODE_FIRST
         hands_over = route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, hands_over=hands_over)
-        state.prefill = self.prefill.pick()
+        chain = state.blocks(self.prefill.block_size)
+        plan = self.prefill.plan_prefill(chain, state.num_tokens)
+        state.prefill = self.prefill[plan.replica_id]
+        state.num_predicted_cached = plan.num_cached_tokens
         state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.PREFILLING)
-        state.prefill.add(request, self._prefill_s(state))
+        state.prefill.add(request, plan.request_s)
+        self.prefill.prefixes.add(plan.replica_id, chain)
 
     def _to_decode(self, state: RequestState, request: EngineCoreRequest) -> None:
         num_output = self._metrics.expected_output_tokens(state.params.max_tokens)
-        work_s = self._costs.decode.share_s(num_context_tokens=state.num_tokens + num_output / 2)
+        cost = self.decode.cost
+        work_s = cost.decode.share_s(num_context_tokens=state.num_tokens + num_output / 2)
         if state.plan.route is Route.DECODE_ONLY:
             # Once, spread over the steps that it is part of.
-            work_s += self._prefill_s(state) / num_output
-        state.decode = self.decode.pick()
+            num_tokens = state.num_tokens
+            prefill_s = cost.prefill.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
+            work_s += prefill_s / num_output
+        state.decode = self.decode[self.decode.plan(work_s).replica_id]
         state.num_tokens_at_entry = state.num_output_tokens
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
         state.decode.add(request, work_s)
-
-    def _prefill_s(self, state: RequestState) -> float:
-        num_tokens = state.num_tokens
-        return self._costs.prefill.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
 
     def _wait(self, state: RequestState) -> None:
         """Holds a request until the decode pool has a live replica, or its time is up."""
@@ -259,6 +267,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """Prefill is done: the request ends here or goes on to decode."""
         self._metrics.queued(state, output)
         state.prefill_stats = output.prefill_stats
+        if state.num_predicted_cached and output.prefill_stats is not None:
+            self.prefill.prefixes.observe(
+                num_predicted=state.num_predicted_cached,
+                num_cached=output.prefill_stats.num_cached_tokens,
+            )
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
         kv_transfer_params = output.kv_transfer_params
@@ -267,7 +280,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
-        if self.decode.candidates:
+        if self.decode.is_open:
             self._to_decode(state, decode_request(state, kv_transfer_params))
         else:
             self._release_handover(state)

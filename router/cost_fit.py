@@ -96,7 +96,6 @@ class CostFit:
         self._scale *= 1 + (step if ratio > self._scale else -step)
 
     def _solve(self) -> None:
-        size = range(len(self._sums))
         # The prior's rows give 1 at its own coefficients; at these times the scale they are to.
         share = 1 / self._scale
         priors = zip(self._prior_products, self._prior_sums, strict=True)

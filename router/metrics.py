@@ -140,7 +140,7 @@ class PoolMetrics(Collector):  # type: ignore[misc]
             "pdserve_replica_kv_usage_fraction", "KV blocks in use.", labels=labels
         )
         for pool in self._pools:
-            replicas.add_metric([pool.name], len(pool.candidates))
+            replicas.add_metric([pool.name], len(pool.ledger))
             for replica in pool:
                 own = [pool.name, replica.replica_id]
                 work.add_metric(own, replica.work_s)

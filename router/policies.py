@@ -4,9 +4,16 @@ A policy compares when the request would be done: the predicted work that is ahe
 it costs itself, which is less where a part of it is cached. Ties break by replica id.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+MAX_CANDIDATES = 64
+"""Replicas that one of several routers compares for a request."""
+
+FORGETTING_S = 2.0
+"""What a report says of others' work counts 1/e after this long: simulated, 1 to 4 are alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +22,12 @@ class ReplicaLoad:
 
     replica_id: str
     work_s: float
-    """Predicted seconds ahead of a new request. In prefill: of all that waits or runs there. In
-    decode: what the requests that are there add to each step."""
+    """Predicted seconds ahead of a new request, as of `reported_s`. In prefill: of all that waits
+    or runs there. In decode: what the requests that are there add to each step."""
+    sent_since_s: float = 0.0
+    """Of what this router has sent there since."""
+    reported_s: float = 0.0
+    """When the replica last said what others have sent, on the clock of `PoolSnapshot.now_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +46,10 @@ class PoolSnapshot:
 
     replicas: tuple[ReplicaLoad, ...]
     """At least one."""
+    now_s: float | None = None
+    """None where work does not get less by itself: the loads are taken as they are."""
+    mean_work_s: float = 0.0
+    """Of the replicas' `work_s`."""
     turn: int = 0
     """How many requests this router has routed in this pool."""
     num_routers: int = 1
@@ -73,20 +88,39 @@ class Policy(Protocol):
 
 
 def num_candidates(*, num_routers: int, num_replicas: int) -> int:
-    """How many replicas, picked at random, a router compares.
+    """How many replicas a router compares, picked at random where they are not all.
 
-    One router knows all that was sent and does best to compare all. Of several, each knows only its
-    own and what the others had sent a while ago: comparing all they would go to the same replica.
+    One that is alone compares all. Several may too: each looks at reports of another age and knows
+    its own requests best, so they do not herd; simulated, more choices were better up to all of 64.
+    More than that costs time and gains little.
     """
-    if num_routers <= 1:
-        return num_replicas
-    return min(num_replicas, max(2, -(-num_replicas // num_routers)))
+    return num_replicas if num_routers == 1 else min(num_replicas, MAX_CANDIDATES)
+
+
+def predicted_work_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
+    """What is ahead of a new request now, from what was known when the replica last reported.
+
+    Of what came through this router, all is known: work is done at one second a second. Others go
+    on sending, most to where there is least: what is theirs tends to the mean of the pool. The two
+    count by the share of requests that each is likely to have.
+    """
+    work_s = load.work_s + load.sent_since_s
+    if snapshot.now_s is None:
+        return work_s
+    age_s = snapshot.now_s - load.reported_s
+    known_s = max(0.0, work_s - age_s)
+    if snapshot.num_routers == 1:
+        return known_s
+    differs_s = load.work_s - snapshot.mean_work_s
+    usual_s = snapshot.mean_work_s + differs_s * math.exp(-age_s / FORGETTING_S)
+    share = 1 / snapshot.num_routers
+    return share * known_s + (1 - share) * (usual_s + load.sent_since_s)
 
 
 def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
     """The first to be done of some picked at random and of those that know the prompt.
 
-    Power of two choices (Mitzenmacher, TPDS 2001), with more choices where few routers run.
+    Power of two choices (Mitzenmacher, TPDS 2001), with as many choices as are worth their time.
     """
     replicas = snapshot.replicas
     num = num_candidates(num_routers=snapshot.num_routers, num_replicas=len(replicas))
@@ -96,7 +130,7 @@ def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
 
 
 def pick_least_work(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
-    """The first to be done of all; several routers herd on whichever looks idle."""
+    """The first to be done of all."""
     return _first_done(snapshot.replicas, snapshot, "least work of all")
 
 
@@ -112,15 +146,16 @@ def pick_random(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
 
 def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason: str) -> RoutePlan:
     """Of `replicas` and of those with a part of the prompt, the one that is first done with it."""
-    least = min(replicas, key=lambda replica: (replica.work_s, replica.replica_id))
-    if not snapshot.hits:
-        return _plan(least, snapshot, reason)
-    hit = min(
-        snapshot.hits,
-        key=lambda hit: (hit.load.work_s + hit.request_s, hit.load.replica_id),
+    wait_s, _, least = min(
+        (predicted_work_s(load, snapshot), load.replica_id, load) for load in replicas
     )
-    if hit.load.work_s + hit.request_s <= least.work_s + snapshot.request_s:
-        return _plan(hit.load, snapshot, "prefix is cached there")
+    if snapshot.hits:
+        hit_s, _, hit = min(
+            (predicted_work_s(hit.load, snapshot) + hit.request_s, hit.load.replica_id, hit)
+            for hit in snapshot.hits
+        )
+        if hit_s <= wait_s + snapshot.request_s:
+            return _plan(hit.load, snapshot, "prefix is cached there")
     return _plan(least, snapshot, reason)
 
 
@@ -130,7 +165,7 @@ def _plan(load: ReplicaLoad, snapshot: PoolSnapshot, reason: str) -> RoutePlan:
     return RoutePlan(
         replica_id=load.replica_id,
         reason=reason,
-        wait_s=load.work_s,
+        wait_s=predicted_work_s(load, snapshot),
         request_s=hit.request_s if hit else snapshot.request_s,
         num_cached_tokens=hit.num_cached_tokens if hit else 0,
     )

@@ -26,6 +26,8 @@ class RouterSettings:
 
     frontend: FrontendSettings
     policy: str = "p2c"
+    num_routers: int = 1
+    """Of this application."""
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
     stall_timeout_s: float = 10.0
     """A replica that says nothing for this long is taken for dead."""

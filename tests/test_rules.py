@@ -23,7 +23,9 @@ DECIDING = (
     "router/cost_fit.py",
     "router/costs.py",
     "router/handoff.py",
+    "router/ledger.py",
     "router/policies.py",
+    "router/prefixes.py",
 )
 IMPURE = {"asyncio", "logging", "random", "ray", "time"}
 

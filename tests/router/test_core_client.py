@@ -68,7 +68,8 @@ class Cluster:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
         assert self.core._requests == self.core._in_engines == {}
         for replica in (*self.prefill, *self.decode):
-            assert (replica.sent, replica.sent_work_s) == ({}, 0.0)
+            if replica in list(replica.pool):
+                assert replica.pool.ledger.num_sent(replica.replica_id) == 0
         for phase in ("waiting", "prefilling", "transferring", "decoding"):
             inflight = self.registry.get_sample_value("pdserve_inflight", {"phase": phase})
             assert not inflight
@@ -230,10 +231,8 @@ async def test_abort_after_handover_goes_to_decode_alone() -> None:
 
 
 def lose(replica: Replica) -> None:
-    """The replica's connection breaks; its ledger is nobody's business any more."""
+    """The replica's connection breaks."""
     replica.replica_gone("killed")
-    replica.sent.clear()
-    replica.sent_work_s = 0.0
 
 
 def moves(cluster: Cluster, cause: str) -> float | None:
@@ -411,7 +410,7 @@ async def test_a_request_that_kills_every_engine_is_refused() -> None:
         lose(next(each for each in cluster.core.prefill if end_of(each).added()))
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
-    assert len(cluster.core.prefill.candidates) == 1
+    assert len(cluster.core.prefill.ledger) == 1
     cluster.check_settled()
 
 
@@ -421,11 +420,11 @@ async def test_suspects_are_tried_one_at_a_time() -> None:
     lost, *others = cluster.prefill
     cluster.core.prefill._policy = POLICIES["least_work"]
     for each in others:
-        each.is_unlisted = True
+        each.set_listed(False)
     for request_id in ("a", "poison", "b"):
         await cluster.core.add_request_async(request(request_id))
     for each in others:
-        each.is_unlisted = False
+        each.set_listed(True)
     lose(lost)
 
     def tried() -> list[str]:
@@ -450,7 +449,7 @@ async def test_suspects_are_tried_one_at_a_time() -> None:
         for output in cluster.outputs()
         if output.finish_reason == FinishReason.ERROR
     ] == ["poison"]
-    (left,) = cluster.core.prefill.candidates
+    (left,) = cluster.core.prefill
     assert end_of(left).added()[-1].request_id == "b~2"
 
 
@@ -477,7 +476,7 @@ async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request("r"))
     leaving, staying = cluster.prefill
-    leaving.is_unlisted = True
+    leaving.set_listed(False)
     for index in range(3):
         await cluster.core.add_request_async(request(f"late-{index}"))
     assert len(end_of(leaving).added()) == 1
