@@ -1,6 +1,7 @@
 """Routing policies: tables from a snapshot to a replica."""
 
 import random
+
 import pytest
 
 from router.policies import POLICIES, PoolSnapshot, ReplicaLoad, num_candidates
