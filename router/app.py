@@ -19,6 +19,7 @@ from vllm.v1.executor.abstract import Executor
 
 from engine.host import engine_args
 from router.admission import WaitsForReplicas
+from router.answers import TellsRoute
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
 from router.limits import BodyLimit
@@ -75,5 +76,5 @@ async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) 
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)
-    held = WaitsForReplicas(app, core.ready, core.limits.max_wait_s)
+    held = WaitsForReplicas(TellsRoute(app), core.ready, core.limits.max_wait_s)
     return EndsByItself(BodyLimit(held, settings.max_body_bytes))

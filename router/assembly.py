@@ -31,6 +31,7 @@ class Assembly:
             POLICIES[settings.policy],
             metrics,
             settings.recovery,
+            targets=settings.targets,
             num_routers=settings.num_routers,
         )
         pools = (self._core.prefill, self._core.decode)

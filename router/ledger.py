@@ -43,6 +43,16 @@ class Ledger:
         load = self._lines[replica_id].load
         return load.work_s + load.sent_since_s
 
+    @property
+    def mean_work_s(self) -> float:
+        """Predicted work of a replica, as of their last reports; at least one must be open."""
+        return self._total_s / len(self._open)
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests that this router has in the pool."""
+        return sum(len(line.sent) for line in self._lines.values())
+
     def num_sent(self, replica_id: str) -> int:
         """Requests that this router has there."""
         return len(self._lines[replica_id].sent)
@@ -125,7 +135,7 @@ class Ledger:
         return PoolSnapshot(
             replicas=tuple(self._open.values()),
             now_s=now_s if self._drains else None,
-            mean_work_s=self._total_s / len(self._open),
+            mean_work_s=self.mean_work_s,
             turn=self._turn - 1,
             num_routers=self._num_routers,
             request_s=request_s,

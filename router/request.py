@@ -11,6 +11,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import PrefillStats
 
 from engine.resume import with_output_tokens
+from router.answers import RouteNote
 from router.handoff import HandoffPlan
 from router.pool import Replica
 from router.prefixes import extend_chain
@@ -38,6 +39,10 @@ class RequestState:
     """
 
     request: EngineCoreRequest
+    note: RouteNote | None = None
+    """Of the HTTP request that it answers."""
+    num_ahead: int = 0
+    """Requests without a first token when it came."""
     plan: HandoffPlan = field(init=False)
     """Of what is left; made anew whenever it is routed."""
     output_token_ids: list[int] = field(default_factory=list)
@@ -55,6 +60,8 @@ class RequestState:
     phase_since_s: float = 0.0
     waits_until: asyncio.TimerHandle | None = None
     """Ends the wait for a replica."""
+    first_token_by: asyncio.TimerHandle | None = None
+    """Ends the wait for the first token."""
     last_token_s: float | None = None
     attempt: int = 0
     num_moves: int = 0

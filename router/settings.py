@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 
 
@@ -21,6 +22,17 @@ class FrontendSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What requests are routed for."""
+
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    local_prefill: bool = False
+    """Decode may read prompts itself where that is predicted to be better."""
+    queue_timeout_s: float | None = None
+    """How long a request may wait for its first token; None for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSettings:
     """One router."""
 
@@ -28,6 +40,7 @@ class RouterSettings:
     policy: str = "p2c"
     num_routers: int = 1
     """Of this application."""
+    targets: Targets = field(default_factory=Targets)
     recovery: RecoveryLimits = field(default_factory=RecoveryLimits)
     stall_timeout_s: float = 10.0
     """A replica that says nothing for this long is taken for dead."""
