@@ -18,6 +18,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
+from engine.lanes import Lanes
 from engine.pacing import sleep_only_if
 from engine.steps import Measuring
 
@@ -59,11 +60,11 @@ class _Resuming:
         return True
 
 
-class ResumingScheduler(_Resuming, Measuring, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler, for requests with output tokens; it measures its steps."""
+class ResumingScheduler(_Resuming, Lanes, Measuring, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, for requests with output tokens. It measures its steps and keeps lanes."""
 
 
-class ResumingAsyncScheduler(_Resuming, Measuring, AsyncScheduler):  # type: ignore[misc]
+class ResumingAsyncScheduler(_Resuming, Lanes, Measuring, AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler for engines that schedule one step ahead."""
 
 
