@@ -16,6 +16,10 @@ FORGETTING_S = 2.0
 """What a report says of others' work counts 1/e after this long: simulated, 1 to 4 are alike."""
 
 
+OTHERS_TOO = 2.0
+"""What this router has sent since the last report counts so often, for what others have sent."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
     """One replica as this router sees it."""
@@ -101,8 +105,9 @@ def predicted_work_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
     """What is ahead of a new request now, from what was known when the replica last reported.
 
     Of what came through this router, all is known: work is done at one second a second. Others go
-    on sending, most to where there is least: what is theirs tends to the mean of the pool. The two
-    count by the share of requests that each is likely to have.
+    on sending, most to where there is least: what is theirs tends to the mean of the pool. They see
+    much the same, so where this router has sent something since, others have too. The two count by
+    the share of requests that each is likely to have.
     """
     work_s = load.work_s + load.sent_since_s
     if snapshot.now_s is None:
@@ -114,7 +119,7 @@ def predicted_work_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
     differs_s = load.work_s - snapshot.mean_work_s
     usual_s = snapshot.mean_work_s + differs_s * math.exp(-age_s / FORGETTING_S)
     share = 1 / snapshot.num_routers
-    return share * known_s + (1 - share) * (usual_s + load.sent_since_s)
+    return share * known_s + (1 - share) * (usual_s + OTHERS_TOO * load.sent_since_s)
 
 
 def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
