@@ -243,7 +243,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._metrics.refused(reason)
         if state.note is not None:
             state.note.refusal = refusal
-        self._deliver([self._failed(state, refusal.message)])
+        logger.info("request %s refused: %s", state.request_id, refusal.message)
+        self._end(state, "refused")
+        self._deliver([_error(state)])
 
     def _has_begun(self, state: RequestState) -> None:
         """A request has its first token, or ends without one."""
@@ -386,7 +388,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _failed(self, state: RequestState, reason: str) -> EngineCoreOutput:
         logger.warning("request %s failed: %s", state.request_id, reason)
         self._end(state, "error")
-        return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)
+        return _error(state)
 
     def _rejected(self, replica: Replica, rejection: Rejection) -> None:
         state = self._in_engines.get(rejection.request_id)
@@ -414,3 +416,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         batch = list(outputs)
         if batch:
             self._outputs.put_nowait(EngineCoreOutputs(outputs=batch, timestamp=time.monotonic()))
+
+
+def _error(state: RequestState) -> EngineCoreOutput:
+    return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)

@@ -1,43 +1,21 @@
 """The life of a request, with fake replicas: what is asked of whom, and how it ends."""
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from fake_replicas import HANDED_OVER, FakeEnd, decoded, end_of, prefilled, request, step
 from prometheus_client import CollectorRegistry
-from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.resume import OUTPUT_TOKENS
-from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
+from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.core_client import ClusterCoreClient
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
 from router.request import KV_PARAMS
-
-HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
-
-
-@dataclass
-class FakeEnd:
-    """Records what the router sends to a replica."""
-
-    sent: list[tuple[Kind, Any]] = field(default_factory=list)
-
-    def send(self, kind: Kind, message: object) -> None:
-        self.sent.append((kind, message))
-
-    def close(self, reason: str) -> None:
-        pass
-
-    def added(self) -> list[EngineCoreRequest]:
-        return [m.request for _, m in self.sent if isinstance(m, AddRequest)]
-
-    def told(self, kind: Kind) -> list[str]:
-        return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
 
 
 class Cluster:
@@ -73,43 +51,6 @@ class Cluster:
         for phase in ("waiting", "prefilling", "transferring", "decoding"):
             inflight = self.registry.get_sample_value("pdserve_inflight", {"phase": phase})
             assert not inflight
-
-
-def end_of(replica: Replica) -> FakeEnd:
-    assert isinstance(replica.end, FakeEnd)
-    return replica.end
-
-
-def request(request_id: str = "r", **options: Any) -> EngineCoreRequest:
-    return EngineCoreRequest(
-        request_id=request_id,
-        prompt_token_ids=[5, 6, 7],
-        mm_features=None,
-        sampling_params=SamplingParams(**{"max_tokens": 4, "temperature": 0.0, **options}),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
-
-
-def step(replica: Replica, *outputs: EngineCoreOutput) -> None:
-    replica.step_received(StepOutputs(list(outputs), LoadReport()))
-
-
-def prefilled(token: int = 9, request_id: str = "r") -> EngineCoreOutput:
-    return EngineCoreOutput(
-        request_id,
-        [token],
-        finish_reason=FinishReason.LENGTH,
-        kv_transfer_params=dict(HANDED_OVER),
-    )
-
-
-def decoded(token: int, *, ends: bool = False, request_id: str = "r") -> EngineCoreOutput:
-    reason = FinishReason.LENGTH if ends else None
-    return EngineCoreOutput(request_id, [token], finish_reason=reason)
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
