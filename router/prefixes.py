@@ -6,13 +6,12 @@ only be quick, as a wrong guess costs a prefill that was thought to be cached. S
 header to stay where they are: the turns of a conversation begin alike.
 """
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 MAX_ENTRIES = 1_000_000
 """Blocks that one index remembers, all replicas together; about 200 bytes each."""
-MIN_BLOCK_SIZE = 64
+MIN_BLOCK_SIZE = 128
 """Smaller blocks of engines are taken together."""
 MAX_HOLDERS = 32
 """Replicas that one lookup names, those with most of the prompt first."""
@@ -33,13 +32,11 @@ def extend_chain(
     Args:
         seed: what else must be equal for cached blocks to be used, such as a cache salt.
     """
-    start = len(chain) * block_size
-    content = array("q", tokens[start:]).tobytes()
-    step = 8 * block_size
+    content = tuple(tokens)
     last = chain[-1] if chain else hash(seed)
     found = list(chain)
-    for at in range(0, len(content) - step + 1, step):
-        last = hash((last, content[at : at + step]))
+    for end in range((len(chain) + 1) * block_size, len(content) + 1, block_size):
+        last = hash((last, content[end - block_size : end]))
         found.append(last)
     return found
 

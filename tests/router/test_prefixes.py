@@ -40,7 +40,7 @@ def test_prompts_of_different_tenants_have_nothing_in_common() -> None:
     assert chain(1, 2, 3, 4, seed="a") != chain(1, 2, 3, 4, seed="b")
 
 
-@pytest.mark.parametrize(("engine", "ours"), [(16, 64), (48, 48), (128, 128), (1, 64)])
+@pytest.mark.parametrize(("engine", "ours"), [(16, 128), (48, 96), (256, 256), (1, 128)])
 def test_small_blocks_are_taken_together(engine: int, ours: int) -> None:
     assert index_block_size(engine) == ours
 
