@@ -25,6 +25,7 @@ from engine.resume import OUTPUT_TOKENS
 from engine.wire import Rejection, StepOutputs
 from router.admission import too_many, unavailable
 from router.answers import NOTE, Refusal, note_route
+from router.arrivals import Arrivals
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import RouterMetrics
@@ -89,8 +90,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
-        self._queued: set[str] = set()
-        """Ids of those without a first token."""
+        self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
         self._on_trial: RequestState | None = None
         """The one request in the engines that may have killed one."""
         self._suspects: deque[RequestState] = deque()
@@ -111,13 +111,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Where KV and tokens come from is decided here, never by a client.
             (params.extra_args or {}).pop(ours, None)
         request.data_parallel_rank = None
-        state = RequestState(request=request, note=NOTE.get(), num_ahead=len(self._queued))
+        state = RequestState(request=request, note=NOTE.get(), num_ahead=len(self._arrivals))
         self._requests[request.request_id] = state
-        self._queued.add(state.request_id)
-        if self._targets.queue_timeout_s is not None:
-            state.first_token_by = asyncio.get_running_loop().call_later(
-                self._targets.queue_timeout_s, self._first_token_too_late, state
-            )
+        self._arrivals.add(state)
         self._route(state)
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -247,13 +243,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._end(state, "refused")
         self._deliver([_error(state)])
 
-    def _has_begun(self, state: RequestState) -> None:
-        """A request has its first token, or ends without one."""
-        self._queued.discard(state.request_id)
-        if state.first_token_by is not None:
-            state.first_token_by.cancel()
-            state.first_token_by = None
-
     def _acquit(self, state: RequestState) -> None:
         """A suspect has shown that it kills nobody, or is gone: the next one may try."""
         if self._on_trial is state:
@@ -273,7 +262,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if self._requests.pop(state.request_id, None) is None:
             return
         self._in_engines.pop(state.engine_request_id, None)
-        self._has_begun(state)
+        self._arrivals.discard(state)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
         if state in self._suspects:
@@ -370,7 +359,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         output.request_id = state.request_id
         output.kv_transfer_params = None
         if output.new_token_ids and not state.num_output_tokens:
-            self._has_begun(state)
+            self._arrivals.discard(state)
         self._metrics.tokens_out(state, output.new_token_ids)
         if output.finished:
             if state.decode is not None:
