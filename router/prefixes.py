@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 MAX_ENTRIES = 1_000_000
-"""Blocks that one index remembers, all replicas together; about 200 bytes each."""
+"""Blocks that one index remembers, all replicas together; about 360 bytes each."""
 MIN_BLOCK_SIZE = 128
 """Smaller blocks of engines are taken together."""
 MAX_HOLDERS = 32

@@ -1,13 +1,12 @@
 """One very long prompt and many short ones: who gets the first token, in a real engine."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 
 from engine.demo_model import resolve_model
 from engine.host import EngineHost, engine_args
@@ -16,7 +15,8 @@ from engine.resume import with_output_tokens
 
 OPTIONS = {
     "max_model_len": 4096,
-    "kv_cache_memory_bytes": 2**27,
+    "kv_cache_memory_bytes": 2**26,
+    "dtype": "float32",
     "block_size": 32,
     "max_num_batched_tokens": 64,
     "scheduling_policy": "priority",
@@ -61,12 +61,18 @@ async def host() -> AsyncIterator[EngineHost]:
 
 
 def request(
-    request_id: str, num_tokens: int, priority: int, given: tuple[int, ...] = ()
+    request_id: str,
+    num_tokens: int,
+    priority: int,
+    *,
+    given: tuple[int, ...] = (),
+    first: int = 0,
+    num_more: int = 1,
 ) -> EngineCoreRequest:
-    params = SamplingParams(max_tokens=1 + len(given), temperature=0.0, ignore_eos=True)
+    params = SamplingParams(max_tokens=num_more + len(given), temperature=0.0, ignore_eos=True)
     return EngineCoreRequest(
         request_id=request_id,
-        prompt_token_ids=[3 + index % 50 for index in range(num_tokens)],
+        prompt_token_ids=[3 + (first + index) % 50 for index in range(num_tokens)],
         mm_features=None,
         sampling_params=with_output_tokens(params, given),
         pooling_params=None,
@@ -78,11 +84,23 @@ def request(
     )
 
 
-async def order_of_answers(host: EngineHost, *requests: EngineCoreRequest) -> list[str]:
-    """In which order they are answered that came in this one."""
+async def answers(host: EngineHost, *requests: EngineCoreRequest) -> list[list[EngineCoreOutput]]:
+    """The outputs of each, which the engine is asked in this order."""
+    found: dict[str, list[EngineCoreOutput]] = {each.request_id: [] for each in requests}
     for each in requests:
         await host.core.add_request_async(each)
+    while not all(outputs and outputs[-1].finished for outputs in found.values()):
+        step = await host.core.get_output_async()
+        for output in step.outputs:
+            found[output.request_id].append(output)
+    return list(found.values())
+
+
+async def order_of_answers(host: EngineHost, *requests: EngineCoreRequest) -> list[str]:
+    """In which order they are answered that came in this one."""
     ended: list[str] = []
+    for each in requests:
+        await host.core.add_request_async(each)
     while len(ended) < len(requests):
         step = await host.core.get_output_async()
         ended += [output.request_id for output in step.outputs if output.finished]
@@ -119,11 +137,39 @@ async def test_requests_that_bring_tokens_are_ordered_too(host: EngineHost) -> N
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_preempted_prompts_come_back_in_order(host: EngineHost) -> None:
-    """More prompts at once than there are KV blocks for."""
-    cache = host.config.cache_config
-    num = 2 + cache.num_gpu_blocks * cache.block_size // LONG
-    ended = await asyncio.wait_for(
-        order_of_answers(host, *(request(f"p{num - i}", LONG, num - i) for i in range(num))), 300
+async def test_an_answer_goes_on_exactly_among_others_by_priority(host: EngineHost) -> None:
+    (whole,) = await answers(host, request("whole", SHORT, 5, num_more=12))
+    tokens = tuple(tokens_of(whole))
+    rest, _ = await answers(
+        host,
+        request("rest", SHORT, 5, given=tokens[:4], num_more=8),
+        request("urgent", LONG, 1),
     )
-    assert sorted(ended) == sorted(f"p{num - i}" for i in range(num))
+    assert tuple(tokens_of(rest)) == tokens[4:]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_preempted_answers_go_on_exactly(host: EngineHost) -> None:
+    """Answers that grow beyond the KV blocks there are: the least urgent makes room."""
+    cache, num = host.config.cache_config, 8
+    length = cache.num_gpu_blocks * cache.block_size // num - cache.block_size
+    assert length < LONG
+
+    def asked(number: int, name: str) -> EngineCoreRequest:
+        return request(f"{name}-{number}", length, priority=number, first=number, num_more=96)
+
+    alone = [(await answers(host, asked(number, "alone")))[0] for number in range(num)]
+    together = await answers(host, *(asked(number, "together") for number in range(num)))
+    assert [tokens_of(each) for each in together] == [tokens_of(each) for each in alone]
+    preempted = [number for number, outputs in enumerate(together) if was_preempted(outputs)]
+    assert preempted
+    assert 0 not in preempted, "the most urgent"
+
+
+def tokens_of(outputs: list[EngineCoreOutput]) -> list[int]:
+    return [token for output in outputs for token in output.new_token_ids]
+
+
+def was_preempted(outputs: list[EngineCoreOutput]) -> bool:
+    events = [event for output in outputs for event in output.events or ()]
+    return any(event.type == EngineCoreEventType.PREEMPTED for event in events)
