@@ -32,6 +32,7 @@ class Ledger:
         """Of the replicas that may get new work."""
         self._total_s = 0.0
         """Sum of these loads' work."""
+        self._num_sent = 0
         self._turn = 0
 
     def __len__(self) -> int:
@@ -51,7 +52,7 @@ class Ledger:
     @property
     def num_outstanding(self) -> int:
         """Requests that this router has in the pool."""
-        return sum(len(line.sent) for line in self._lines.values())
+        return self._num_sent
 
     def num_sent(self, replica_id: str) -> int:
         """Requests that this router has there."""
@@ -66,7 +67,9 @@ class Ledger:
     def remove(self, replica_id: str) -> None:
         """A replica has left, and all that it had with it."""
         self.close(replica_id)
-        self._lines.pop(replica_id, None)
+        line = self._lines.pop(replica_id, None)
+        if line is not None:
+            self._num_sent -= len(line.sent)
 
     def close(self, replica_id: str) -> None:
         """A replica gets nothing new."""
@@ -85,6 +88,7 @@ class Ledger:
         """A request was sent."""
         line = self._lines[replica_id]
         line.sent[request_id] = work_s
+        self._num_sent += 1
         line.sent_s += work_s
         load = line.load
         self._renew(line, load.work_s, load.sent_since_s + work_s, load.reported_s)
@@ -99,6 +103,7 @@ class Ledger:
         if line is None or request_id not in line.sent:
             return
         request_s = line.sent.pop(request_id)
+        self._num_sent -= 1
         # Floats do not quite add up to nothing.
         line.sent_s = line.sent_s - request_s if line.sent else 0.0
         if not (was_done and self._drains):

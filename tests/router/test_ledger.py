@@ -93,6 +93,16 @@ def test_a_replica_that_stays_after_all_has_what_it_had() -> None:
     assert ledger.mean_work_s == 4.0
 
 
+def test_what_is_outstanding_is_counted_wherever_it_ends() -> None:
+    ledger = ledger_of("a", "b")
+    for number, replica_id in enumerate("aabb"):
+        ledger.add(replica_id, f"r{number}", 1.0)
+    ledger.settle("a", "r0")
+    assert (ledger.num_outstanding, ledger.num_sent("a")) == (3, 1)
+    ledger.remove("b")
+    assert ledger.num_outstanding == 1
+
+
 def test_late_words_of_a_replica_that_is_gone_change_nothing() -> None:
     ledger = ledger_of("a", "b")
     ledger.remove("a")
