@@ -12,9 +12,10 @@ from ray.serve import Application
 from cluster.config import ClusterConfig, Pool, parse_args
 from cluster.engine_options import check_engine_options
 from engine.deployment import EngineDeployment, EngineSettings
+from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.server import Router
-from router.settings import FrontendSettings, RouterSettings
+from router.settings import FrontendSettings, RouterSettings, Targets
 
 SERVE_ENV = {
     # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
@@ -57,6 +58,8 @@ def build(args: Mapping[str, Any]) -> Application:
             max_body_bytes=int(config.router.max_body_mib * 2**20),
         ),
         policy=config.router.policy,
+        num_routers=config.router.replicas,
+        targets=_targets(config),
         recovery=RecoveryLimits(
             max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
         ),
@@ -80,11 +83,28 @@ def build(args: Mapping[str, Any]) -> Application:
     return router.bind(settings, prefill, decode)
 
 
+def _targets(config: ClusterConfig) -> Targets:
+    router = config.router
+    return Targets(
+        admission=AdmissionLimits(
+            ttft_s=config.slo.ttft_s,
+            itl_s=config.slo.itl_s,
+            refuses=router.admission == "refuse",
+            max_queued=router.max_queued,
+        ),
+        local_prefill=router.local_prefill == "auto",
+        queue_timeout_s=router.queue_timeout_s,
+    )
+
+
 def _engine_options(config: ClusterConfig, name: Pool) -> dict[str, Any]:
     pool = config.pool(name)
     options: dict[str, Any] = {}
     if pool.gpus == 0:
         options["kv_cache_memory_bytes"] = int(pool.kv_cache_gib * 2**30)
+    if name == "prefill":
+        # Routers say by when each prompt must start.
+        options["scheduling_policy"] = "priority"
     return options | config.pool_engine(name)
 
 

@@ -112,8 +112,31 @@ class RouterConfig(_Section):
     cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each router.")
     policy: Literal["p2c", "least_work", "round_robin", "random"] = Field(
         default="p2c",
-        description="How a replica is chosen: the less loaded of two picked at random, the least "
-        "loaded of all, in turn, or at random. Load is predicted work.",
+        description="How a replica is chosen: the one that is predicted to be done first, of all "
+        "or of 64 picked at random (`p2c`) or always of all (`least_work`), in turn, or at random. "
+        "What is cached of a prompt counts, in seconds.",
+    )
+    local_prefill: Literal["auto", "never"] = Field(
+        default="never",
+        description="Whether decode may read a prompt itself: `auto` where its second token is "
+        "predicted to come sooner that way and decode's step stays within `slo.itl_s`.",
+    )
+    admission: Literal["queue", "refuse"] = Field(
+        default="queue",
+        description="What becomes of a request that is expected to miss `slo.ttft_s`, or "
+        "`slo.itl_s` at the end of its prefill: it queues, or gets status 429 with `Retry-After`.",
+    )
+    max_queued: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests without a first token that one router holds; one more gets status "
+        "429. Any number if unset.",
+    )
+    queue_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that a request may wait for its first token; then it gets status 503. "
+        "For ever if unset.",
     )
     max_body_mib: float = Field(
         default=8.0, gt=0, description="Largest request body in MiB; a larger one gets status 413."

@@ -17,6 +17,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd, listen
 from engine.host import EngineHost
+from engine.steps import MeasuredStats, StepSample
 from engine.wire import (
     Kind,
     LoadReport,
@@ -61,14 +62,19 @@ class _Load:
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
     leaves_because: str = ""
+    since_s: float = 0.0
+    """When it last finished a request, or got its first: since then it is at the oldest it has."""
+    step: StepSample | None = None
 
-    def report_to(self, router: RouterEnd) -> LoadReport:
+    def report_to(self, router: RouterEnd, oldest_work_s: float) -> LoadReport:
         return LoadReport(
             others_work_s=max(0.0, sum(self.work_s.values()) - self.work_s.get(router, 0.0)),
+            progress_s=min(time.monotonic() - self.since_s, oldest_work_s),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
             kv_usage_fraction=self.kv_usage_fraction,
             leaves_because=self.leaves_because,
+            step=self.step,
         )
 
 
@@ -138,12 +144,14 @@ class EngineReplica:
 
     def router_joined(self, router: RouterEnd) -> None:
         self._routers.add(router)
-        router.send(Kind.STEP, StepOutputs([], self._load.report_to(router)))
+        router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
 
     def add(self, router: RouterEnd, request: EngineCoreRequest, work_s: float) -> None:
         if request.request_id in self._running:
             router.send(Kind.REJECT, Rejection(request.request_id, "this id is already running"))
             return
+        if not self._running:
+            self._load.since_s = time.monotonic()
         self._running[request.request_id] = _Running(router, work_s)
         self._load.work_s[router] += work_s
         self._load_changed = True
@@ -195,6 +203,7 @@ class EngineReplica:
         if running is None:
             return False
         self._load.work_s[running.router] -= running.work_s
+        self._load.since_s = time.monotonic()
         self._load_changed = True
         return True
 
@@ -225,13 +234,15 @@ class EngineReplica:
             if output.finished:
                 self._forget(output.request_id)
         for router, outputs in by_router.items():
-            router.send(Kind.STEP, StepOutputs(outputs, self._load.report_to(router)))
+            router.send(Kind.STEP, StepOutputs(outputs, self._report_to(router)))
 
     def _observe(self, stats: SchedulerStats) -> None:
         load = self._load
         load.num_running = stats.num_running_reqs
         load.num_waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         load.kv_usage_fraction = stats.kv_cache_usage
+        if isinstance(stats, MeasuredStats):
+            load.step = stats.step or load.step
         self._load_changed = True
         self._hooks.stats_seen(stats)
 
@@ -244,7 +255,11 @@ class EngineReplica:
                 reported_s = now_s
                 self._report()
 
+    def _report_to(self, router: RouterEnd) -> LoadReport:
+        oldest = next(iter(self._running.values()), None)
+        return self._load.report_to(router, oldest.work_s if oldest else 0.0)
+
     def _report(self) -> None:
         self._load_changed = False
         for router in self._routers:
-            router.send(Kind.STEP, StepOutputs([], self._load.report_to(router)))
+            router.send(Kind.STEP, StepOutputs([], self._report_to(router)))

@@ -16,8 +16,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
+from engine.lanes import Lanes
 from engine.output_tokens import output_tokens
 from engine.pacing import sleep_only_if
+from engine.steps import Measuring
 
 
 class _Resuming:
@@ -47,11 +49,11 @@ class _Resuming:
         return True
 
 
-class ResumingScheduler(_Resuming, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler, for requests with output tokens."""
+class ResumingScheduler(_Resuming, Lanes, Measuring, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, for requests with output tokens. It measures its steps and keeps lanes."""
 
 
-class ResumingAsyncScheduler(_Resuming, AsyncScheduler):  # type: ignore[misc]
+class ResumingAsyncScheduler(_Resuming, Lanes, Measuring, AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler for engines that schedule one step ahead."""
 
 

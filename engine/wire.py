@@ -22,9 +22,10 @@ import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from engine.errors import ProtocolError
+from engine.steps import StepSample
 from kvtransfer.peers import KVPeer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_GREETING_BYTES = 4096
 """No frame before authentication may be longer."""
@@ -86,12 +87,16 @@ class LoadReport(msgspec.Struct, frozen=True):
     """How loaded a replica is, beside what the reading router has sent it itself."""
 
     others_work_s: float = 0.0
+    progress_s: float = 0.0
+    """Seconds since it began with the oldest of all work: of that, so much may be done."""
     num_running: int = 0
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
     leaves_because: str = ""
     """Set once the replica wants nothing new: "drained" while it finishes what it has, "stalled"
     where its engine hangs."""
+    step: StepSample | None = None
+    """The last one."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True):

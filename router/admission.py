@@ -5,13 +5,32 @@ to be said before it. Never looks at bodies.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from router.admit import AdmissionPlan
+from router.answers import Refusal, refuse
+
 RETRY_AFTER_S = 10
 _NEEDS_NO_ENGINE = ("/tokenize", "/detokenize")
+
+
+def unavailable(message: str) -> Refusal:
+    """Status 503: what is missing may come back."""
+    return Refusal(
+        status=HTTPStatus.SERVICE_UNAVAILABLE, message=message, retry_after_s=RETRY_AFTER_S
+    )
+
+
+def too_many(plan: AdmissionPlan) -> Refusal:
+    """Status 429: there is more to do than can be done in time."""
+    return Refusal(
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        message=f"The cluster is too busy ({plan.reason}), try again in {plan.retry_after_s} s.",
+        retry_after_s=plan.retry_after_s,
+    )
 
 
 class WaitsForReplicas:
@@ -31,22 +50,7 @@ class WaitsForReplicas:
                 async with asyncio.timeout(self._max_wait_s):
                     await self._ready()
             except TimeoutError:
-                await self._refuse(send)
+                message = f"No decode replica was alive for {self._max_wait_s:g} s, try again."
+                await refuse(send, unavailable(message))
                 return
         await self._app(scope, receive, send)
-
-    async def _refuse(self, send: Send) -> None:
-        error = {
-            "message": f"No decode replica was alive for {self._max_wait_s:g} s, try again.",
-            "type": "ServiceUnavailableError",
-            "param": None,
-            "code": 503,
-        }
-        body = json.dumps({"error": error}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(RETRY_AFTER_S).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})

@@ -19,6 +19,7 @@ from vllm.v1.executor.abstract import Executor
 
 from engine.arguments import engine_args
 from router.admission import WaitsForReplicas
+from router.answers import TellsRoute
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
 from router.limits import BodyLimit
@@ -47,7 +48,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
     async def check_health(self) -> None:
         """Raises EngineDeadError, which is status 503 on /health, while a pool has no replica."""
         await super().check_health()
-        if not (self._core.prefill.candidates and self._core.decode.candidates):
+        if not (self._core.prefill.is_open and self._core.decode.is_open):
             raise EngineDeadError
 
 
@@ -75,5 +76,5 @@ async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) 
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)
-    held = WaitsForReplicas(app, core.ready, core.limits.max_wait_s)
+    held = WaitsForReplicas(TellsRoute(app), core.ready, core.limits.max_wait_s)
     return EndsByItself(BodyLimit(held, settings.max_body_bytes))

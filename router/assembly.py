@@ -27,7 +27,13 @@ class Assembly:
         application = serve.get_replica_context().app_name
         self._frontend = settings.frontend
         metrics = RouterMetrics(REGISTRY)
-        self._core = ClusterCoreClient(POLICIES[settings.policy], metrics, settings.recovery)
+        self._core = ClusterCoreClient(
+            POLICIES[settings.policy],
+            metrics,
+            settings.recovery,
+            targets=settings.targets,
+            num_routers=settings.num_routers,
+        )
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
         secret = application_secret(application)

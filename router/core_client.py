@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from vllm.v1.engine import (
     EngineCoreOutput,
@@ -22,10 +23,14 @@ from vllm.v1.engine.core_client import EngineCoreClient
 
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Rejection, StepOutputs
-from router.costs import CostModel
+from router.admission import too_many, unavailable
+from router.answers import NOTE, Refusal, note_route
+from router.arrivals import Arrivals
 from router.handoff import Route, plan_handoff
+from router.lanes import latest_start_ms
 from router.metrics import RouterMetrics
-from router.policies import Policy
+from router.placement import Placer
+from router.policies import Policy, RoutePlan
 from router.pool import Pool, PoolEvents, Replica
 from router.recovery import Death, RecoveryLimits, plan_move
 from router.request import (
@@ -35,6 +40,7 @@ from router.request import (
     decode_request,
     prefill_request,
 )
+from router.settings import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -51,23 +57,40 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     resources = _Resources()
     engine_ranks_managed = (0,)
 
-    def __init__(self, policy: Policy, metrics: RouterMetrics, limits: RecoveryLimits) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        metrics: RouterMetrics,
+        limits: RecoveryLimits,
+        *,
+        targets: Targets | None = None,
+        num_routers: int = 1,
+    ) -> None:
         events = PoolEvents(
             joined=self._joined,
             stepped=self._stepped,
             rejected=self._rejected,
             gone=self._gone,
         )
-        self.prefill = Pool("prefill", policy, events)
-        self.decode = Pool("decode", policy, events)
+        self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
+        self.decode = Pool("decode", policy, events, num_routers=num_routers)
+        self._targets = targets or Targets()
+        self._placer = Placer(
+            self.prefill,
+            self.decode,
+            self._targets,
+            num_routers=num_routers,
+            expected_output_tokens=metrics.expected_output_tokens,
+            handover_s=lambda: metrics.handover_s,
+        )
         self.prefills_whole_prompt = True
         """Set by who knows the model; see `plan_handoff`."""
         self.limits = limits
-        self._costs = CostModel()
         self._metrics = metrics
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
+        self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
         self._on_trial: RequestState | None = None
         """The one request in the engines that may have killed one."""
         self._suspects: deque[RequestState] = deque()
@@ -88,8 +111,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Where KV and tokens come from is decided here, never by a client.
             (params.extra_args or {}).pop(ours, None)
         request.data_parallel_rank = None
-        state = RequestState(request=request)
+        state = RequestState(request=request, note=NOTE.get(), num_ahead=len(self._arrivals))
         self._requests[request.request_id] = state
+        self._arrivals.add(state)
         self._route(state)
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -119,7 +143,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     async def ready(self) -> None:
         """Returns once a new request could be answered."""
-        while not self.decode.candidates:
+        while not self.decode.is_open:
             self._decode_joined.clear()
             await self._decode_joined.wait()
 
@@ -130,11 +154,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.plan = plan_handoff(
             state.params,
             num_output_tokens=state.num_output_tokens,
-            has_prefill=bool(self.prefill.candidates),
+            has_prefill=self.prefill.is_open,
             prefills_whole_prompt=self.prefills_whole_prompt,
         )
         state.prefill = state.decode = None
-        if state.plan.route is not Route.PREFILL_ONLY and not self.decode.candidates:
+        if state.plan.route is not Route.PREFILL_ONLY and not self.decode.is_open:
             self._wait(state)
             return
         if state.is_suspect and self._on_trial not in (None, state):
@@ -144,32 +168,53 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             return
         if state.is_suspect:
             self._on_trial = state
-        self._metrics.routed(state)
+        placement = self._placer.place(state, state.plan)
+        if state.attempt == 0:
+            admission = self._placer.admission(state, placement)
+            if not admission.admits:
+                self._refuse(state, admission.reason, too_many(admission))
+                return
+        state.plan = placement.plan
+        self._metrics.routed(state, placement.reader)
+        note_route(state.note, f"{state.plan.route.name.lower()};reason={state.plan.reason}")
         self._in_engines.pop(state.engine_request_id, None)
         state.attempt += 1
         self._in_engines[state.engine_request_id] = state
+        state.num_predicted_cached = placement.reader.num_cached_tokens
         if state.plan.route is Route.DECODE_ONLY:
-            self._to_decode(state, decode_request(state, None))
+            replica = self.decode[placement.reader.replica_id]
+            work_s = self._placer.local_share_s(state, placement)
+            self._to_decode(state, replica, decode_request(state, None), work_s)
         else:
-            self._to_prefill(state)
+            self._to_prefill(state, placement.reader)
 
-    def _to_prefill(self, state: RequestState) -> None:
+    def _to_prefill(self, state: RequestState, reader: RoutePlan) -> None:
         route = state.plan.route
         samples = route is not Route.DECODE_FIRST
         hands_over = route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, hands_over=hands_over)
-        state.prefill = self.prefill.pick()
+        request.priority = latest_start_ms(
+            arrival_s=request.arrival_time,
+            prefill_s=reader.request_s,
+            ttft_s=self._targets.admission.ttft_s,
+            client_priority=request.priority,
+        )
+        state.prefill = self.prefill[reader.replica_id]
         self._enter(state, RequestPhase.PREFILLING)
-        state.prefill.add(request, self._costs.prefill_s(state.num_tokens))
+        state.prefill.add(request, reader.request_s)
+        self.prefill.prefixes.add(reader.replica_id, state.chain)
 
-    def _to_decode(self, state: RequestState, request: EngineCoreRequest) -> None:
-        num_output = self._metrics.expected_output_tokens(state.params.max_tokens)
-        work_s = self._costs.decode_s(state.num_tokens, num_output)
-        if state.plan.route is Route.DECODE_ONLY:
-            work_s += self._costs.prefill_s(state.num_tokens)
-        state.decode = self.decode.pick()
+    def _hand_over(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> None:
+        work_s = self._placer.decode_share_s(state)
+        replica = self.decode[self.decode.plan(work_s).replica_id]
+        self._to_decode(state, replica, decode_request(state, kv_transfer_params), work_s)
+
+    def _to_decode(
+        self, state: RequestState, replica: Replica, request: EngineCoreRequest, work_s: float
+    ) -> None:
+        state.decode = replica
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
-        state.decode.add(request, work_s)
+        replica.add(request, work_s)
 
     def _wait(self, state: RequestState) -> None:
         """Holds a request until the decode pool has a live replica, or its time is up."""
@@ -178,7 +223,23 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.waits_until = loop.call_later(self.limits.max_wait_s, self._waited_too_long, state)
 
     def _waited_too_long(self, state: RequestState) -> None:
-        self._deliver([self._failed(state, f"no decode replica for {self.limits.max_wait_s:g} s")])
+        reason = f"no decode replica for {self.limits.max_wait_s:g} s"
+        self._refuse(state, "no_decode_replica", unavailable(reason))
+
+    def _first_token_too_late(self, state: RequestState) -> None:
+        if state.replica is not None:
+            state.replica.abort(state.engine_request_id)
+        reason = f"no token within {self._targets.queue_timeout_s:g} s"
+        self._refuse(state, "queue_timeout", unavailable(reason))
+
+    def _refuse(self, state: RequestState, reason: str, refusal: Refusal) -> None:
+        """Ends a request with a status, if its client has been sent none; else with an error."""
+        self._metrics.refused(reason)
+        if state.note is not None:
+            state.note.refusal = refusal
+        logger.info("request %s refused: %s", state.request_id, refusal.message)
+        self._end(state, "refused")
+        self._deliver([_error(state)])
 
     def _acquit(self, state: RequestState) -> None:
         """A suspect has shown that it kills nobody, or is gone: the next one may try."""
@@ -200,6 +261,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if self._requests.pop(state.request_id, None) is None:
             return
         self._in_engines.pop(state.engine_request_id, None)
+        self._arrivals.discard(state)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
         if state in self._suspects:
@@ -255,6 +317,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """Prefill is done: the request ends here or goes on to decode."""
         self._metrics.queued(state, output)
         state.prefill_stats = output.prefill_stats
+        self._learn_cached(state, self.prefill, output)
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
         kv_transfer_params = output.kv_transfer_params
@@ -263,17 +326,26 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
-        if self.decode.candidates:
-            self._to_decode(state, decode_request(state, kv_transfer_params))
+        if self.decode.is_open:
+            self._hand_over(state, kv_transfer_params)
         else:
             self._release_handover(state)
             self._wait(state)
         return forwarded
 
+    def _learn_cached(self, state: RequestState, pool: Pool, output: EngineCoreOutput) -> None:
+        """Compares what an engine found cached of a prompt with what it was thought to have."""
+        if state.num_predicted_cached and output.prefill_stats is not None:
+            num_cached = output.prefill_stats.num_cached_tokens
+            pool.prefixes.observe(num_predicted=state.num_predicted_cached, num_cached=num_cached)
+            state.num_predicted_cached = 0
+
     def _decoded(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
         if state.phase is RequestPhase.TRANSFERRING:
             self._metrics.queued(state, output)
             self._enter(state, RequestPhase.DECODING)
+        if state.plan.route is Route.DECODE_ONLY:
+            self._learn_cached(state, self.decode, output)
         if state.prefill is not None:
             # Decode's own count would call the whole prompt cached.
             is_first = state.num_output_tokens == 0
@@ -287,8 +359,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """The output as the client's front end gets it; ends the request if it is the last."""
         output.request_id = state.request_id
         output.kv_transfer_params = None
+        if output.new_token_ids and not state.num_output_tokens:
+            self._arrivals.discard(state)
         self._metrics.tokens_out(state, output.new_token_ids)
         if output.finished:
+            if state.decode is not None:
+                # The next turn of a conversation begins with this one.
+                chain = state.blocks(self.decode.block_size)
+                self.decode.prefixes.add(state.decode.replica_id, chain)
             self._end(state, str(output.finish_reason))
         return output
 
@@ -300,7 +378,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _failed(self, state: RequestState, reason: str) -> EngineCoreOutput:
         logger.warning("request %s failed: %s", state.request_id, reason)
         self._end(state, "error")
-        return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)
+        return _error(state)
 
     def _rejected(self, replica: Replica, rejection: Rejection) -> None:
         state = self._in_engines.get(rejection.request_id)
@@ -311,13 +389,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """A replica's connection has ended: what it had goes on elsewhere."""
         how = replica.load.leaves_because or "died"
         cause = f"{replica.pool.name}_{how}"
-        had_one = replica.has_one_request
+        has = replica.load.num_running + replica.load.num_waiting
+        had = sum(state.replica is replica for state in self._requests.values())
         outputs = []
         for state in list(self._requests.values()):
             if state.replica is replica:
                 if state.phase is RequestPhase.TRANSFERRING:
                     self._release_handover(state)
-                death = Death(num_tokens=state.num_output_tokens, was_alone=had_one)
+                death = Death(num_tokens=state.num_output_tokens, was_alone=max(had, has) <= 1)
                 outputs += self._move(state, cause, death if how == "died" else None)
             elif state.prefill is replica and state.phase is RequestPhase.TRANSFERRING:
                 # Its blocks went with prefill. A decode that has pulled them loses little.
@@ -330,3 +409,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         batch = list(outputs)
         if batch:
             self._outputs.put_nowait(EngineCoreOutputs(outputs=batch, timestamp=time.monotonic()))
+
+
+def _error(state: RequestState) -> EngineCoreOutput:
+    return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)

@@ -85,7 +85,7 @@ class Membership:
         """Serve's list has changed."""
         self._listed[pool.name] = listed
         for replica in pool:
-            replica.is_unlisted = replica.replica_id not in listed
+            replica.set_listed(replica.replica_id in listed)
         connected = {replica.replica_id for replica in pool}
         for replica_id, metadata in listed.items():
             if replica_id not in connected and replica_id not in self._connecting:

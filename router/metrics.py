@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
 from router.handoff import Route
+from router.policies import RoutePlan
 from router.pool import Pool
 from router.request import RequestPhase, RequestState
 
@@ -41,6 +42,16 @@ class RouterMetrics:
         self._routes = Counter(
             "pdserve_routes", "Requests by route and why.", ("route", "reason"), registry=registry
         )
+        self._picks = Counter(
+            "pdserve_picks",
+            "Replicas chosen to read a prompt, and why.",
+            ("pool", "reason"),
+            registry=registry,
+        )
+        self._refused = Counter(
+            "pdserve_refused", "Requests that were not taken, and why.", ("reason",),
+            registry=registry,
+        )  # fmt: skip
         self._ended = Counter("pdserve_requests", "Requests ended.", ("end",), registry=registry)
         self._tokens = Counter("pdserve_output_tokens", "Tokens handed on.", registry=registry)
         self._moves = Counter(
@@ -56,14 +67,26 @@ class RouterMetrics:
             "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
         self._mean_output_tokens = 128.0
+        self._mean_handover_s = 0.01
 
     def expected_output_tokens(self, max_tokens: int | None) -> int:
         """How long an answer is likely to be: what recent ones were, at most `max_tokens`."""
         expected = int(self._mean_output_tokens) or 1
         return expected if max_tokens is None else min(expected, max_tokens)
 
-    def routed(self, state: RequestState) -> None:
+    @property
+    def handover_s(self) -> float:
+        """How long decode took lately from prefill's first token to its own."""
+        return self._mean_handover_s
+
+    def routed(self, state: RequestState, reader: RoutePlan) -> None:
+        """A request is on its way to the replica that reads its prompt."""
         self._routes.labels(state.plan.route.name.lower(), state.plan.reason).inc()
+        pool = "decode" if state.plan.route is Route.DECODE_ONLY else "prefill"
+        self._picks.labels(pool, reader.reason).inc()
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
 
     def phase_entered(self, state: RequestState, phase: RequestPhase) -> None:
         now_s = time.monotonic()
@@ -105,6 +128,7 @@ class RouterMetrics:
                 and state.plan.route is Route.PREFILL_FIRST
             ):
                 self._handover(gap_s)
+                self._mean_handover_s += 0.02 * (gap_s - self._mean_handover_s)
         state.last_token_s = now_s
         state.output_token_ids += tokens
         self._tokens.inc(num_tokens)
@@ -140,7 +164,7 @@ class PoolMetrics(Collector):  # type: ignore[misc]
             "pdserve_replica_kv_usage_fraction", "KV blocks in use.", labels=labels
         )
         for pool in self._pools:
-            replicas.add_metric([pool.name], len(pool.candidates))
+            replicas.add_metric([pool.name], len(pool.ledger))
             for replica in pool:
                 own = [pool.name, replica.replica_id]
                 work.add_metric(own, replica.work_s)

@@ -1,14 +1,14 @@
-"""The live replicas of one pool as this router sees them, and the ledger of what it sent them.
+"""The live replicas of one pool as this router sees them: their connections, load, cache, cost.
 
-Owns the connections to the pool's replicas. What a request is, and what becomes of it when its
-replica goes, is the business of the core client.
+Owns the connections to the pool's replicas and the ledger of what was sent to them. What a request
+is, and what becomes of it when its replica goes, is the business of the core client.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm.v1.engine import EngineCoreRequest
@@ -25,8 +25,11 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer
+from router.cost_fit import CostFit, PoolCost, StepShape
 from router.errors import NoReplica
-from router.policies import Policy, PoolSnapshot, ReplicaLoad
+from router.ledger import Ledger
+from router.policies import Policy, RoutePlan
+from router.prefixes import PrefixIndex, index_block_size
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class PoolEvents:
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """One connected replica (an engine.channel.ReplicaOutputs). Owns its line of the ledger."""
+    """One connected replica (an engine.channel.ReplicaOutputs)."""
 
     replica_id: str
     pool: "Pool"
@@ -51,9 +54,6 @@ class Replica:
     end: ReplicaEnd | None = None
     facts: ReplicaFacts | None = None
     load: LoadReport = field(default_factory=LoadReport)
-    sent: dict[str, float] = field(default_factory=dict)
-    """Predicted seconds of what this router sent and has not seen end, by request id."""
-    sent_work_s: float = 0.0
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
     is_unlisted: bool = False
@@ -66,29 +66,26 @@ class Replica:
         return self.is_unlisted or bool(self.load.leaves_because)
 
     @property
-    def has_one_request(self) -> bool:
-        """Whether it has one request at most, of this router or another."""
-        return len(self.sent) <= 1 and self.load.num_running + self.load.num_waiting <= 1
-
-    @property
     def work_s(self) -> float:
-        return self.sent_work_s + self.load.others_work_s
+        return self.pool.ledger.work_s(self.replica_id)
+
+    def set_listed(self, is_listed: bool) -> None:
+        """Serve lists it, or does no longer."""
+        self.is_unlisted = not is_listed
+        self.pool.leaving_changed(self)
 
     def add(self, request: EngineCoreRequest, work_s: float) -> None:
         assert self.end is not None
-        self.sent[request.request_id] = work_s
-        self.sent_work_s += work_s
+        self.pool.ledger.add(self.replica_id, request.request_id, work_s)
         self.end.send(Kind.ADD, AddRequest(request, work_s))
 
-    def settle(self, request_id: str) -> None:
+    def settle(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
-        self.sent_work_s -= self.sent.pop(request_id, 0.0)
-        if not self.sent:
-            self.sent_work_s = 0.0  # floats do not quite add up to nothing
+        self.pool.ledger.settle(self.replica_id, request_id, was_done=was_done)
 
     def abort(self, request_id: str) -> None:
         assert self.end is not None
-        self.settle(request_id)
+        self.settle(request_id, was_done=False)
         self.end.send(Kind.ABORT, [request_id])
 
     def release(self, request_id: str) -> None:
@@ -110,12 +107,16 @@ class Replica:
     # What the channel says (engine.channel.ReplicaOutputs).
 
     def step_received(self, step: StepOutputs) -> None:
-        self.load = step.load
+        before, self.load = self.load, step.load
         self.heard_s = time.monotonic()
+        if before.leaves_because != self.load.leaves_because:
+            self.pool.leaving_changed(self)
         self.pool.events.stepped(self, step)
+        # After its outputs were seen: those that ended are off the ledger by now.
+        self.pool.observe(self, before)
 
     def rejected(self, rejection: Rejection) -> None:
-        self.settle(rejection.request_id)
+        self.settle(rejection.request_id, was_done=False)
         self.pool.events.rejected(self, rejection)
 
     def warmed(self, warmed: Warmed) -> None:
@@ -132,47 +133,110 @@ class Replica:
 
 
 class Pool:
-    """The connected replicas of one phase."""
+    """The connected replicas of one phase, and what this router knows of their work."""
 
-    def __init__(self, name: str, policy: Policy, events: PoolEvents) -> None:
+    def __init__(
+        self, name: str, policy: Policy, events: PoolEvents, *, num_routers: int = 1
+    ) -> None:
         self.name = name
         self.events = events
+        self.ledger = Ledger(num_routers=num_routers, drains=name == "prefill")
+        self.prefixes = PrefixIndex()
+        self.block_size = 0
+        """Tokens of a block of `prefixes`; 0 before the first replica."""
+        self._fit = CostFit()
         self._policy = policy
         self._replicas: dict[str, Replica] = {}
-        self._turn = 0
         self._rng = random.Random()
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
 
     @property
-    def candidates(self) -> list[Replica]:
-        """The replicas that may get new work."""
-        return [replica for replica in self._replicas.values() if not replica.is_leaving]
+    def cost(self) -> PoolCost:
+        """The cost model, as fitted so far."""
+        return self._fit.cost
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a replica may get new work."""
+        return len(self.ledger) > 0
 
     def insert(self, replica: Replica) -> None:
         self._replicas[replica.replica_id] = replica
+        self.ledger.insert(replica.replica_id, time.monotonic())
+        if replica.facts is not None:
+            self.block_size = index_block_size(replica.facts.block_size)
+            num_tokens = replica.facts.num_kv_blocks * replica.facts.block_size
+            self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
+        self.leaving_changed(replica)
+        self.observe(replica, LoadReport())
         logger.info("%s replica %s joined", self.name, replica.replica_id)
         self.events.joined(replica)
 
     def remove(self, replica: Replica, reason: str) -> None:
         if self._replicas.pop(replica.replica_id, None) is not None:
+            self.ledger.remove(replica.replica_id)
+            self.prefixes.remove(replica.replica_id)
             logger.warning("%s replica %s left: %s", self.name, replica.replica_id, reason)
             self.events.gone(replica, reason)
 
-    def pick(self) -> Replica:
-        """The replica for the next request, by the configured policy.
+    def leaving_changed(self, replica: Replica) -> None:
+        """A replica leaves, or does not leave after all."""
+        if replica.is_leaving:
+            self.ledger.close(replica.replica_id)
+        else:
+            self.ledger.reopen(replica.replica_id)
+
+    def observe(self, replica: Replica, before: LoadReport) -> None:
+        """Takes in what a replica has reported last."""
+        load, step = replica.load, replica.load.step
+        self.ledger.report(
+            replica.replica_id,
+            others_work_s=load.others_work_s,
+            progress_s=load.progress_s,
+            now_s=replica.heard_s,
+        )
+        if step is not None and step != before.step:
+            shape = StepShape(
+                num_prefill_tokens=step.num_prefill_tokens,
+                prefill_attention=step.prefill_attention,
+                num_decodes=step.num_decodes,
+                num_context_tokens=step.num_context_tokens,
+            )
+            self._fit.observe(shape, step.seconds)
+
+    def plan(
+        self, request_s: float, cached: Mapping[str, tuple[int, float]] | None = None
+    ) -> RoutePlan:
+        """The replica for a request, by the configured policy; arguments as in `Ledger.snapshot`.
 
         Raises:
-            NoReplica: none is alive.
+            NoReplica: none may get new work.
         """
-        candidates = self.candidates
-        if not candidates:
+        if not self.is_open:
             raise NoReplica(self.name)
-        loads = tuple(
-            ReplicaLoad(replica_id=replica.replica_id, work_s=replica.work_s)
-            for replica in candidates
-        )
-        plan = self._policy(PoolSnapshot(replicas=loads, turn=self._turn), self._rng)
-        self._turn += 1
-        return self._replicas[plan.replica_id]
+        snapshot = self.ledger.snapshot(time.monotonic(), request_s=request_s, cached=cached)
+        return self._policy(snapshot, self._rng)
+
+    def __getitem__(self, replica_id: str) -> Replica:
+        return self._replicas[replica_id]
+
+    def num_cached(self, chain: Sequence[int], num_tokens: int) -> dict[str, int]:
+        """Tokens of a prompt that replicas are thought to have, the last one never among them.
+
+        Without regard to `prefixes.trust`.
+        """
+        hits = self.prefixes.lookup(chain) if chain else {}
+        most = num_tokens - 1
+        return {key: min(most, blocks * self.block_size) for key, blocks in hits.items()}
+
+    def plan_prefill(self, chain: Sequence[int], num_tokens: int) -> RoutePlan:
+        """The replica for a prompt that is to be read. Raises NoReplica: none may get new work."""
+        cost, trust = self.cost.prefill, self.prefixes.trust
+        cached: dict[str, tuple[int, float]] = {}
+        for replica_id, num_cached in self.num_cached(chain, num_tokens).items():
+            num_uncached = num_tokens - int(trust * num_cached)
+            seconds = cost.seconds(num_uncached=num_uncached, num_tokens=num_tokens)
+            cached[replica_id] = (num_cached, seconds)
+        return self.plan(cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens), cached)

@@ -11,8 +11,10 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import PrefillStats
 
 from engine.output_tokens import with_output_tokens
+from router.answers import RouteNote
 from router.handoff import HandoffPlan
 from router.pool import Replica
+from router.prefixes import extend_chain
 from router.recovery import Death, is_suspect
 
 KV_PARAMS = "kv_transfer_params"
@@ -38,6 +40,10 @@ class RequestState:
     """
 
     request: EngineCoreRequest
+    note: RouteNote | None = None
+    """Of the HTTP request that it answers."""
+    num_ahead: int = 0
+    """Requests without a first token when it came."""
     plan: HandoffPlan = field(init=False)
     """Of what is left; made anew whenever it is routed."""
     output_token_ids: list[int] = field(default_factory=list)
@@ -45,6 +51,10 @@ class RequestState:
     phase: RequestPhase = RequestPhase.RECEIVED
     prefill: Replica | None = None
     decode: Replica | None = None
+    chain: list[int] = field(default_factory=list)
+    """Hashes of the blocks of prompt and answer so far: see router.prefixes."""
+    num_predicted_cached: int = 0
+    """Tokens that the engine which reads the prompt was thought to have cached."""
     prefill_stats: PrefillStats | None = None
     """Of the engine that really read the prompt."""
     received_s: float = field(default_factory=time.monotonic)
@@ -81,6 +91,19 @@ class RequestState:
     def num_tokens(self) -> int:
         """Of prompt and answer so far."""
         return len(self.request.prompt_token_ids or ()) + self.num_output_tokens
+
+    def blocks(self, block_size: int) -> list[int]:
+        """The chain, brought up to date; empty where tokens alone do not tell what is cached."""
+        request = self.request
+        prompt = request.prompt_token_ids
+        if not block_size or prompt is None or request.mm_features:
+            return []
+        if (len(self.chain) + 1) * block_size <= self.num_tokens:
+            lora = request.lora_request and request.lora_request.lora_name
+            tokens = [*prompt, *self.output_token_ids] if self.output_token_ids else prompt
+            seed = (request.cache_salt, lora)
+            self.chain = extend_chain(self.chain, tokens, block_size, seed=seed)
+        return self.chain
 
     @property
     def params(self) -> SamplingParams:

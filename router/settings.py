@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 
 
@@ -21,11 +22,25 @@ class FrontendSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What requests are routed for."""
+
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    local_prefill: bool = False
+    """Decode may read prompts itself where that is predicted to be better."""
+    queue_timeout_s: float | None = None
+    """How long a request may wait for its first token; None for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSettings:
     """One router."""
 
     frontend: FrontendSettings
     policy: str
+    num_routers: int
+    """Of this application."""
+    targets: Targets
     recovery: RecoveryLimits
     stall_timeout_s: float
     """A replica that says nothing for this long is taken for dead."""

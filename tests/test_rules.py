@@ -20,9 +20,14 @@ RANKS = {
 """Imports run from a lower rank to a higher one, never back."""
 
 DECIDING = (
+    "router/admit.py",
+    "router/cost_fit.py",
     "router/costs.py",
     "router/handoff.py",
+    "router/lanes.py",
+    "router/ledger.py",
     "router/policies.py",
+    "router/prefixes.py",
     "router/recovery.py",
 )
 IMPURE = {"asyncio", "logging", "random", "ray", "time"}

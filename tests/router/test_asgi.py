@@ -10,7 +10,8 @@ from ray.serve._private.http_util import parse_disconnect_disabled_header
 from starlette.types import Message, Receive, Scope, Send
 
 from router import disconnect
-from router.admission import WaitsForReplicas
+from router.admission import WaitsForReplicas, unavailable
+from router.answers import NOTE, TellsRoute, note_route
 from router.disconnect import EndsByItself, WatchesItself
 from router.limits import BodyLimit
 
@@ -129,7 +130,9 @@ async def test_serve_is_told_not_to_watch_and_then_nothing_is_shielded() -> None
     assert task.cancelled(), "a cancel reaches the app at once"
 
 
-@pytest.mark.parametrize("make", [EndsByItself, WatchesItself, lambda app: BodyLimit(app, 1)])
+@pytest.mark.parametrize(
+    "make", [EndsByItself, WatchesItself, TellsRoute, lambda app: BodyLimit(app, 1)]
+)
 async def test_errors_and_other_scopes_pass_through(make: Callable[..., Any]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise LookupError(scope["type"])
@@ -166,3 +169,48 @@ async def test_what_needs_no_engine_does_not_wait(path: str) -> None:
     held = WaitsForReplicas(app, asyncio.Event().wait, max_wait_s=60)
     await held(post(path), receive_from(), send_to([]))
     assert asked == [path]
+
+
+def streams(*, says: Callable[[], None]) -> Callable[..., Any]:
+    """An app that sends its status at once, and learns of the way before its body's first part."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        says()
+        for part in (b"one", b"two"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def test_the_way_of_a_request_is_in_a_header_even_of_a_stream() -> None:
+    def says() -> None:
+        for route in ("prefill_first;reason=default", "decode_only;reason=short_prompt") * 2:
+            note_route(NOTE.get(), route)
+
+    sent: Sent = []
+    await TellsRoute(streams(says=says))(scope(), receive_from(), send_to(sent))
+    told = b"prefill_first;reason=default, decode_only;reason=short_prompt"
+    assert sent[0]["headers"] == [(b"a", b"b"), (b"x-pdserve-route", told)]
+    assert [message["body"] for message in sent[1:]] == [b"one", b"two", b""]
+
+
+async def test_a_stream_that_is_refused_has_a_status() -> None:
+    def says() -> None:
+        note = NOTE.get()
+        assert note is not None
+        note.refusal = unavailable("not now")
+
+    sent: Sent = []
+    await TellsRoute(streams(says=says))(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"10") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["message"] == "not now"
+
+
+async def test_an_answer_that_went_no_way_is_left_as_it_is() -> None:
+    sent: Sent = []
+    await TellsRoute(streams(says=lambda: None))(scope(), receive_from(), send_to(sent))
+    assert sent[0]["headers"] == [(b"a", b"b")]

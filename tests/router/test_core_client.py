@@ -1,16 +1,16 @@
 """The life of a request, with fake replicas: what is asked of whom, and how it ends."""
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_replicas import HANDED_OVER, FakeEnd, decoded, end_of, prefilled, request, step
 from prometheus_client import CollectorRegistry
-from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.output_tokens import OUTPUT_TOKENS
-from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
+from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.core_client import ClusterCoreClient
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
@@ -19,26 +19,6 @@ from router.recovery import IN_FLIGHT_TOKENS, RecoveryLimits
 from router.request import KV_PARAMS
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
-HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
-
-
-@dataclass
-class FakeEnd:
-    """Records what the router sends to a replica."""
-
-    sent: list[tuple[Kind, Any]] = field(default_factory=list)
-
-    def send(self, kind: Kind, message: object) -> None:
-        self.sent.append((kind, message))
-
-    def close(self, reason: str) -> None:
-        pass
-
-    def added(self) -> list[EngineCoreRequest]:
-        return [m.request for _, m in self.sent if isinstance(m, AddRequest)]
-
-    def told(self, kind: Kind) -> list[str]:
-        return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
 
 
 class Cluster:
@@ -69,47 +49,11 @@ class Cluster:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
         assert self.core._requests == self.core._in_engines == {}
         for replica in (*self.prefill, *self.decode):
-            assert (replica.sent, replica.sent_work_s) == ({}, 0.0)
+            if replica in list(replica.pool):
+                assert replica.pool.ledger.num_sent(replica.replica_id) == 0
         for phase in ("waiting", "prefilling", "transferring", "decoding"):
             inflight = self.registry.get_sample_value("pdserve_inflight", {"phase": phase})
             assert not inflight
-
-
-def end_of(replica: Replica) -> FakeEnd:
-    assert isinstance(replica.end, FakeEnd)
-    return replica.end
-
-
-def request(request_id: str = "r", **options: Any) -> EngineCoreRequest:
-    return EngineCoreRequest(
-        request_id=request_id,
-        prompt_token_ids=[5, 6, 7],
-        mm_features=None,
-        sampling_params=SamplingParams(**{"max_tokens": 4, "temperature": 0.0, **options}),
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
-
-
-def step(replica: Replica, *outputs: EngineCoreOutput) -> None:
-    replica.step_received(StepOutputs(list(outputs), LoadReport()))
-
-
-def prefilled(token: int = 9, request_id: str = "r") -> EngineCoreOutput:
-    return EngineCoreOutput(
-        request_id,
-        [token],
-        finish_reason=FinishReason.LENGTH,
-        kv_transfer_params=dict(HANDED_OVER),
-    )
-
-
-def decoded(token: int, *, ends: bool = False, request_id: str = "r") -> EngineCoreOutput:
-    reason = FinishReason.LENGTH if ends else None
-    return EngineCoreOutput(request_id, [token], finish_reason=reason)
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
@@ -231,10 +175,8 @@ async def test_abort_after_handover_goes_to_decode_alone() -> None:
 
 
 def lose(replica: Replica) -> None:
-    """The replica's connection breaks; its ledger is nobody's business any more."""
+    """The replica's connection breaks."""
     replica.replica_gone("killed")
-    replica.sent.clear()
-    replica.sent_work_s = 0.0
 
 
 def moves(cluster: Cluster, cause: str) -> float | None:
@@ -412,7 +354,7 @@ async def test_a_request_that_kills_every_engine_is_refused() -> None:
         lose(next(each for each in cluster.core.prefill if end_of(each).added()))
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
-    assert len(cluster.core.prefill.candidates) == 1
+    assert len(cluster.core.prefill.ledger) == 1
     cluster.check_settled()
 
 
@@ -422,11 +364,11 @@ async def test_suspects_are_tried_one_at_a_time() -> None:
     lost, *others = cluster.prefill
     cluster.core.prefill._policy = POLICIES["least_work"]
     for each in others:
-        each.is_unlisted = True
+        each.set_listed(False)
     for request_id in ("a", "poison", "b"):
         await cluster.core.add_request_async(request(request_id))
     for each in others:
-        each.is_unlisted = False
+        each.set_listed(True)
     lose(lost)
 
     def tried() -> list[str]:
@@ -451,16 +393,20 @@ async def test_suspects_are_tried_one_at_a_time() -> None:
         for output in cluster.outputs()
         if output.finish_reason == FinishReason.ERROR
     ] == ["poison"]
-    (left,) = cluster.core.prefill.candidates
+    (left,) = cluster.core.prefill
     assert end_of(left).added()[-1].request_id == "b~2"
+
+
+def has(replica: Replica, request_id: str) -> bool:
+    return any(added.request_id == request_id for added in end_of(replica).added())
 
 
 def get_tokens(cluster: Cluster, num: int, request_id: str) -> Replica:
     """Prefill and decode bring a request so many tokens; returns the decode replica."""
     attempt = cluster.core._requests[request_id].engine_request_id
-    prefill, *_ = (each for each in cluster.prefill if attempt in each.sent)
+    prefill, *_ = (each for each in cluster.prefill if has(each, attempt))
     step(prefill, prefilled(request_id=attempt))
-    decode, *_ = (each for each in cluster.decode if attempt in each.sent)
+    decode, *_ = (each for each in cluster.decode if has(each, attempt))
     for token in range(num - 1):
         step(decode, decoded(token, request_id=attempt))
     return decode
@@ -486,7 +432,7 @@ async def test_a_request_that_has_tokens_from_the_engines_that_die_with_it(
         decode.step_received(StepOutputs([], LoadReport(num_running=1 + num_beside)))
         lose(decode)
     assert ("r" not in cluster.core._requests) is is_refused
-    assert len(cluster.core.decode.candidates) == 1
+    assert len(cluster.core.decode.ledger) == 1
 
 
 async def test_suspects_that_have_to_wait_for_a_replica_do_not_keep_others_from_it() -> None:
@@ -526,7 +472,7 @@ async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request("r"))
     leaving, staying = cluster.prefill
-    leaving.is_unlisted = True
+    leaving.set_listed(False)
     for index in range(3):
         await cluster.core.add_request_async(request(f"late-{index}"))
     assert len(end_of(leaving).added()) == 1

@@ -1,19 +1,18 @@
 """Routing policies: tables from a snapshot to a replica."""
 
 import random
-from collections import Counter
 
 import pytest
 
-from router.policies import POLICIES, PoolSnapshot, ReplicaLoad
+from router.policies import POLICIES, PoolSnapshot, ReplicaLoad, num_candidates
 
 
-def snapshot(*work_s: float, turn: int = 0) -> PoolSnapshot:
+def snapshot(*work_s: float, turn: int = 0, num_routers: int = 1) -> PoolSnapshot:
     """Replicas r0, r1, ... with these seconds of work."""
     replicas = tuple(
         ReplicaLoad(replica_id=f"r{index}", work_s=work) for index, work in enumerate(work_s)
     )
-    return PoolSnapshot(replicas=replicas, turn=turn)
+    return PoolSnapshot(replicas=replicas, turn=turn, num_routers=num_routers)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +32,17 @@ def test_picks(policy: str, load: PoolSnapshot, expected: str) -> None:
     assert POLICIES[policy](load, random.Random(0)).replica_id == expected
 
 
-def test_p2c_never_picks_the_most_loaded_of_three() -> None:
-    picked = Counter(
-        POLICIES["p2c"](snapshot(1.0, 2.0, 3.0), random.Random(seed)).replica_id
-        for seed in range(200)
-    )
-    assert set(picked) == {"r0", "r1"}
-    assert picked["r0"] > picked["r1"]
+def test_p2c_compares_some_of_many_and_all_of_few() -> None:
+    assert num_candidates(num_routers=16, num_replicas=16) == 16
+    assert num_candidates(num_routers=16, num_replicas=1000) == 64
+    assert num_candidates(num_routers=1, num_replicas=1000) == 1000
+
+
+def test_p2c_of_many_replicas_finds_one_of_the_least_loaded() -> None:
+    crowd = snapshot(*(float(index) for index in range(640)), num_routers=2)
+    picked = {int(POLICIES["p2c"](crowd, random.Random(seed)).replica_id[1:]) for seed in range(50)}
+    assert len(picked) > 10, "routers do not all go to the same"
+    assert max(picked) < 100
 
 
 def test_random_picks_every_replica() -> None:

@@ -1,0 +1,61 @@
+"""Prompts that must start sooner go first, also past one that is being read.
+
+vLLM gives each step's tokens to the requests in its batch first, in the order they came in: one
+long prompt leaves nothing to those that wait. With the policy `priority`, this part of the
+scheduler has the batch in order of priority, and keeps room in the step for more urgent prompts
+that wait. Owns nothing but the limit that the operator has set.
+"""
+
+from collections.abc import Iterable
+from itertools import takewhile
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+
+LEAST_SHARE = 4
+"""A prompt always gets one part in so many of a step's tokens if it is in the batch."""
+
+
+def most_of_one_prompt(num_step_tokens: int, urgent: Iterable[int]) -> int | None:
+    """How many of a step's tokens one prompt may take, so that more urgent ones that wait start.
+
+    Args:
+        urgent: the lengths of these prompts, the most urgent first; read as far as needed.
+    """
+    left, found = num_step_tokens, False
+    least = max(1, num_step_tokens // LEAST_SHARE)
+    for num_tokens in urgent:
+        found = True
+        left -= num_tokens
+        if left <= least:
+            return least
+    return left if found else None
+
+
+class Lanes:
+    """Mixed into vLLM's scheduler."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_limit = self.scheduler_config.long_prefill_token_threshold
+
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if self.policy == SchedulingPolicy.PRIORITY:
+            self.running.sort()
+            limits = (self._limit_for_long_prompts(), self._set_limit or None)
+            self.scheduler_config.long_prefill_token_threshold = min(
+                (limit for limit in limits if limit is not None), default=0
+            )
+        return super().schedule(*args, **kwargs)  # type: ignore[misc]
+
+    def _limit_for_long_prompts(self: Any) -> int | None:
+        reading = [request.priority for request in self.running if request.is_prefill_chunk]
+        if not reading or not self.waiting:
+            return None
+        least_urgent = max(reading)
+        urgent = takewhile(lambda request: request.priority < least_urgent, self.waiting)
+        return most_of_one_prompt(
+            self.max_num_scheduled_tokens,
+            (request.num_tokens - request.num_computed_tokens for request in urgent),
+        )

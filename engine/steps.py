@@ -1,0 +1,102 @@
+"""What each engine step computed and how long it took, for the routers' cost model.
+
+Mixed into vLLM's scheduler, which alone knows both. The sample rides on the scheduler's own
+statistics, as far as these travel as Python objects: vLLM's wire format drops it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import msgspec
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.metrics.stats import SchedulerStats
+
+
+class StepSample(msgspec.Struct, frozen=True, array_like=True):
+    """One engine step. A request of which it computed one token counts as decoding: so it costs."""
+
+    number: int
+    """Rises from step to step of one engine."""
+    seconds: float
+    num_prefill_tokens: int
+    prefill_attention: int
+    """Σ(end² - start²) over the pieces [start, end) of prompts."""
+    num_decodes: int
+    num_context_tokens: int
+    """Of the requests that decode, together."""
+
+
+@dataclass
+class MeasuredStats(SchedulerStats):  # type: ignore[misc]
+    """vLLM's statistics after a step, with the step's sample."""
+
+    step: StepSample | None = None
+
+
+class StepClock:
+    """Times steps of which the next may be scheduled before the last is done. Owns their times."""
+
+    def __init__(self) -> None:
+        self._scheduled: deque[tuple[float, tuple[int, int, int, int]]] = deque()
+        self._done_s = 0.0
+        self._number = 0
+
+    def scheduled(self, pieces: Mapping[str, int], ends: Mapping[str, int], now_s: float) -> None:
+        """A step is on its way.
+
+        Args:
+            pieces: the number of tokens that it computes of each request.
+            ends: how many tokens of each request will be computed then.
+        """
+        num_prefill = attention = num_decodes = num_context = 0
+        for request_id, num_tokens in pieces.items():
+            end = ends[request_id]
+            if num_tokens == 1:
+                num_decodes += 1
+                num_context += end
+            else:
+                num_prefill += num_tokens
+                attention += end**2 - (end - num_tokens) ** 2
+        self._scheduled.append((now_s, (num_prefill, attention, num_decodes, num_context)))
+
+    def done(self, now_s: float) -> StepSample | None:
+        """The oldest step on its way is done: it ran since it was scheduled, or since the one
+        before it was done. None where it computed nothing."""
+        scheduled_s, shape = self._scheduled.popleft()
+        seconds = now_s - max(scheduled_s, self._done_s)
+        self._done_s = now_s
+        if not any(shape) or seconds <= 0:
+            return None
+        self._number += 1
+        return StepSample(self._number, seconds, *shape)
+
+
+class Measuring:
+    """Mixed into vLLM's scheduler."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        self._clock = StepClock()
+        self._sample: StepSample | None = None
+        super().__init__(*args, **kwargs)
+
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        pieces = output.num_scheduled_tokens
+        # vLLM has counted the step's tokens as computed already.
+        ends = {key: self.requests[key].num_computed_tokens for key in pieces}
+        self._clock.scheduled(pieces, ends, time.monotonic())
+        return output
+
+    def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._sample = self._clock.done(time.monotonic())
+        return super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+
+    def make_stats(self: Any, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is None:
+            return None
+        values = {each.name: getattr(stats, each.name) for each in fields(SchedulerStats)}
+        return MeasuredStats(**values, step=self._sample)

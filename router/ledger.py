@@ -1,0 +1,162 @@
+"""What one router knows of the work in one pool's replicas. Pure.
+
+Owns a line for each replica: what this router has sent there and not seen end, and what the replica
+last said that others have sent. Knows no connection and no clock: times are arguments. The
+simulator's routers keep the same ledger.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from router.policies import PoolSnapshot, PrefixHit, ReplicaLoad
+
+
+@dataclass(slots=True)
+class _Line:
+    sent: dict[str, float] = field(default_factory=dict)
+    """Predicted seconds by request id."""
+    sent_s: float = 0.0
+    load: ReplicaLoad = field(default=ReplicaLoad(replica_id="", work_s=0.0))
+
+
+class Ledger:
+    """One router's view of one pool."""
+
+    def __init__(self, *, num_routers: int = 1, drains: bool = True) -> None:
+        """`drains`: work is done at one second a second, as in prefill. In decode it is what
+        requests add to each step, for as long as they stay."""
+        self._num_routers = num_routers
+        self._drains = drains
+        self._lines: dict[str, _Line] = {}
+        self._open: dict[str, ReplicaLoad] = {}
+        """Of the replicas that may get new work."""
+        self._total_s = 0.0
+        """Sum of these loads' work."""
+        self._num_sent = 0
+        self._turn = 0
+
+    def __len__(self) -> int:
+        """How many replicas may get new work."""
+        return len(self._open)
+
+    def work_s(self, replica_id: str) -> float:
+        """Predicted work of a replica, as of its last report and what was sent since."""
+        load = self._lines[replica_id].load
+        return load.work_s + load.sent_since_s
+
+    @property
+    def mean_work_s(self) -> float:
+        """Predicted work of a replica, as of their last reports; at least one must be open."""
+        return self._total_s / len(self._open)
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests that this router has in the pool."""
+        return self._num_sent
+
+    def num_sent(self, replica_id: str) -> int:
+        """Requests that this router has there."""
+        return len(self._lines[replica_id].sent)
+
+    def insert(self, replica_id: str, now_s: float) -> None:
+        """A replica has joined."""
+        load = ReplicaLoad(replica_id=replica_id, work_s=0.0, reported_s=now_s)
+        self._lines[replica_id] = _Line(load=load)
+        self._open[replica_id] = load
+
+    def remove(self, replica_id: str) -> None:
+        """A replica has left, and all that it had with it."""
+        self.close(replica_id)
+        line = self._lines.pop(replica_id, None)
+        if line is not None:
+            self._num_sent -= len(line.sent)
+
+    def close(self, replica_id: str) -> None:
+        """A replica gets nothing new."""
+        load = self._open.pop(replica_id, None)
+        if load is not None:
+            self._total_s -= load.work_s
+
+    def reopen(self, replica_id: str) -> None:
+        """A replica may get new work after all."""
+        if replica_id in self._lines and replica_id not in self._open:
+            load = self._lines[replica_id].load
+            self._open[replica_id] = load
+            self._total_s += load.work_s
+
+    def add(self, replica_id: str, request_id: str, work_s: float) -> None:
+        """A request was sent."""
+        line = self._lines[replica_id]
+        line.sent[request_id] = work_s
+        self._num_sent += 1
+        line.sent_s += work_s
+        load = line.load
+        self._renew(line, load.work_s, load.sent_since_s + work_s, load.reported_s)
+
+    def settle(self, replica_id: str, request_id: str, *, was_done: bool = True) -> None:
+        """A request has ended, by itself or not.
+
+        Work that drains was counted down while the engine did it; what was not done, and what a
+        request added to each step, is taken off here.
+        """
+        line = self._lines.get(replica_id)
+        if line is None or request_id not in line.sent:
+            return
+        request_s = line.sent.pop(request_id)
+        self._num_sent -= 1
+        # Floats do not quite add up to nothing.
+        line.sent_s = line.sent_s - request_s if line.sent else 0.0
+        if not (was_done and self._drains):
+            load = line.load
+            work_s = load.work_s + load.sent_since_s - request_s
+            sent_since_s = min(load.sent_since_s, max(0.0, work_s))
+            self._renew(line, max(0.0, work_s - sent_since_s), sent_since_s, load.reported_s)
+
+    def report(
+        self, replica_id: str, *, others_work_s: float, progress_s: float, now_s: float
+    ) -> None:
+        """A replica says what others have sent there and how far it is with the oldest of all."""
+        line = self._lines.get(replica_id)
+        if line is not None:
+            work_s = line.sent_s + others_work_s
+            if self._drains:
+                work_s = max(0.0, work_s - progress_s)
+            self._renew(line, work_s, 0.0, now_s)
+
+    def snapshot(
+        self,
+        now_s: float,
+        *,
+        request_s: float = 0.0,
+        cached: Mapping[str, tuple[int, float]] | None = None,
+    ) -> PoolSnapshot:
+        """What a policy decides on for one request; at least one replica must be open.
+
+        Args:
+            request_s: its own predicted seconds where nothing of it is cached.
+            cached: by replica, how many of its tokens are cached there and what it costs there.
+        """
+        self._turn += 1
+        return PoolSnapshot(
+            replicas=tuple(self._open.values()),
+            now_s=now_s if self._drains else None,
+            mean_work_s=self.mean_work_s,
+            turn=self._turn - 1,
+            num_routers=self._num_routers,
+            request_s=request_s,
+            hits=tuple(
+                PrefixHit(load=self._open[key], num_cached_tokens=num_tokens, request_s=seconds)
+                for key, (num_tokens, seconds) in (cached or {}).items()
+                if key in self._open
+            ),
+        )
+
+    def _renew(self, line: _Line, work_s: float, sent_since_s: float, now_s: float) -> None:
+        replica_id = line.load.replica_id
+        if replica_id in self._open:
+            self._total_s += work_s - line.load.work_s
+        line.load = ReplicaLoad(
+            replica_id=replica_id, work_s=work_s, sent_since_s=sent_since_s, reported_s=now_s
+        )
+        if replica_id in self._open:
+            self._open[replica_id] = line.load

@@ -1,0 +1,113 @@
+"""Where a request goes next: what the pools predict, put before the plans that decide.
+
+Owns no state: the pools own what they know. Never sends anything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
+from router.handoff import HandoffPlan, LocalPrefill, Route, plan_local_prefill
+from router.policies import RoutePlan
+from router.pool import Pool
+from router.request import RequestState
+from router.settings import Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A way for a request."""
+
+    plan: HandoffPlan
+    reader: RoutePlan
+    """The replica that reads the prompt: of prefill, or of decode where decode does it all."""
+    ttft_s: float
+    """Until its first token, as predicted."""
+
+
+class Placer:
+    """Plans ways over two pools."""
+
+    def __init__(
+        self,
+        prefill: Pool,
+        decode: Pool,
+        targets: Targets,
+        *,
+        num_routers: int,
+        expected_output_tokens: Callable[[int | None], int],
+        handover_s: Callable[[], float],
+    ) -> None:
+        self._prefill = prefill
+        self._decode = decode
+        self._targets = targets
+        self._num_routers = num_routers
+        self._expected_output_tokens = expected_output_tokens
+        self._handover_s = handover_s
+
+    def place(self, state: RequestState, plan: HandoffPlan) -> Placement:
+        """A way that follows `plan`, or that has decode read the prompt where that is better.
+
+        Raises:
+            NoReplica: the plan needs a pool in which no replica may get new work.
+        """
+        num_tokens = state.num_tokens
+        if plan.route is Route.DECODE_ONLY:
+            chain = state.blocks(self._decode.block_size)
+            reader = self._decode.plan_prefill(chain, num_tokens)
+            return Placement(plan=plan, reader=reader, ttft_s=self._local(reader).finish_s)
+        chain = state.blocks(self._prefill.block_size)
+        reader = self._prefill.plan_prefill(chain, num_tokens)
+        if self._targets.local_prefill and plan.route is not Route.PREFILL_ONLY:
+            own_reader = self._decode.plan_prefill(chain, num_tokens)
+            local = self._local(own_reader)
+            own_plan = plan_local_prefill(
+                local,
+                prefill_s=reader.finish_s,
+                handover_s=self._handover_s(),
+                itl_s=self._targets.admission.itl_s,
+            )
+            if own_plan is not None:
+                return Placement(plan=own_plan, reader=own_reader, ttft_s=local.finish_s)
+        return Placement(plan=plan, reader=reader, ttft_s=reader.finish_s)
+
+    def admission(self, state: RequestState, placement: Placement) -> AdmissionPlan:
+        """Whether a new request is taken, now that its way is known."""
+        limits = self._targets.admission
+        ttft_s = itl_s = 0.0
+        if limits.refuses:
+            ttft_s = placement.ttft_s
+            itl_s = self._outlook(state).itl_s(ttft_s) if self._decode.is_open else 0.0
+        expected = Expectation(ttft_s=ttft_s, itl_s=itl_s, num_queued=state.num_ahead)
+        return plan_admission(expected, limits)
+
+    def decode_share_s(self, state: RequestState) -> float:
+        """What a request adds to each decode step that it is part of, on average."""
+        num_output = self._expected_output_tokens(state.params.max_tokens)
+        cost = self._decode.cost.decode
+        return cost.share_s(num_context_tokens=state.num_tokens + num_output / 2)
+
+    def local_share_s(self, state: RequestState, placement: Placement) -> float:
+        """The same where decode reads the prompt too: once, spread over the steps of its stay."""
+        num_output = self._expected_output_tokens(state.params.max_tokens)
+        return self.decode_share_s(state) + placement.reader.request_s / num_output
+
+    def _local(self, reader: RoutePlan) -> LocalPrefill:
+        return LocalPrefill(
+            wait_s=self._decode.cost.decode.base_s + reader.wait_s,
+            step_s=reader.wait_s + reader.request_s,
+            has_room=self._decode[reader.replica_id].load.num_waiting == 0,
+            is_cached=reader.num_cached_tokens > 0,
+        )
+
+    def _outlook(self, state: RequestState) -> DecodeOutlook:
+        ledger = self._decode.ledger
+        return DecodeOutlook(
+            cost=self._decode.cost.decode,
+            mean_work_s=ledger.mean_work_s,
+            num_replicas=len(ledger),
+            # Those of other routers are taken to be as many as ours.
+            num_arriving=self._prefill.ledger.num_outstanding * self._num_routers,
+            share_s=self.decode_share_s(state),
+            num_output_tokens=self._expected_output_tokens(state.params.max_tokens),
+        )

@@ -1,0 +1,153 @@
+"""One very long prompt and many short ones: who gets the first token, in a real engine."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+
+from engine.arguments import engine_args
+from engine.demo_model import resolve_model
+from engine.host import EngineHost
+from engine.lanes import most_of_one_prompt
+from engine.output_tokens import with_output_tokens
+
+OPTIONS = {
+    "max_model_len": 4096,
+    "kv_cache_memory_bytes": 2**25,
+    "dtype": "float32",
+    "block_size": 32,
+    "max_num_batched_tokens": 64,
+    "scheduling_policy": "priority",
+    "enable_prefix_caching": False,
+}
+LONG = 4000
+SHORT = 20
+NUM_SHORT = 12
+
+
+@pytest.mark.parametrize(
+    ("urgent", "most"),
+    [
+        pytest.param([], None, id="nobody-waits"),
+        pytest.param([100], 900, id="one-fits"),
+        pytest.param([100, 200], 700, id="two-fit"),
+        pytest.param([5000], 250, id="longer-than-a-step"),
+        pytest.param([100] * 50, 250, id="more-than-a-step"),
+    ],
+)
+def test_room_for_urgent_prompts(urgent: list[int], most: int | None) -> None:
+    assert most_of_one_prompt(1000, urgent) == most
+
+
+def test_waiting_prompts_are_read_only_as_far_as_they_fit() -> None:
+    seen: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            seen.append(400)
+            yield 400
+
+    assert most_of_one_prompt(1000, endless()) == 250
+    assert len(seen) == 2
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host() -> AsyncIterator[EngineHost]:
+    host = await EngineHost.start(engine_args(resolve_model("demo"), OPTIONS))
+    yield host
+    host.stop()
+
+
+def request(
+    request_id: str,
+    num_tokens: int,
+    priority: int,
+    *,
+    given: tuple[int, ...] = (),
+    first: int = 0,
+    num_more: int = 1,
+) -> EngineCoreRequest:
+    params = SamplingParams(max_tokens=num_more + len(given), temperature=0.0, ignore_eos=True)
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[3 + (first + index) % 50 for index in range(num_tokens)],
+        mm_features=None,
+        sampling_params=with_output_tokens(params, given),
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        priority=priority,
+    )
+
+
+async def answers(host: EngineHost, *requests: EngineCoreRequest) -> list[list[EngineCoreOutput]]:
+    """The outputs of each, which the engine is asked in this order."""
+    found: dict[str, list[EngineCoreOutput]] = {each.request_id: [] for each in requests}
+    for each in requests:
+        await host.core.add_request_async(each)
+    while not all(outputs and outputs[-1].finished for outputs in found.values()):
+        step = await host.core.get_output_async()
+        for output in step.outputs:
+            found[output.request_id].append(output)
+    return list(found.values())
+
+
+async def order_of_answers(host: EngineHost, *requests: EngineCoreRequest) -> list[str]:
+    """In which order they are answered that came in this one."""
+    ended: list[str] = []
+    for each in requests:
+        await host.core.add_request_async(each)
+    while len(ended) < len(requests):
+        step = await host.core.get_output_async()
+        ended += [output.request_id for output in step.outputs if output.finished]
+    return ended
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_urgent_prompts_pass_a_long_one_that_is_being_read(host: EngineHost) -> None:
+    ended = await order_of_answers(
+        host,
+        request("long", LONG, priority=9000),
+        *(request(f"short-{index}", SHORT, priority=100 + index) for index in range(NUM_SHORT)),
+    )
+    assert ended[-1] == "long"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_long_prompt_that_is_late_enough_is_not_passed_any_more(host: EngineHost) -> None:
+    ended = await order_of_answers(
+        host,
+        request("late", LONG, priority=0),
+        *(request(f"later-{index}", SHORT, priority=100 + index) for index in range(NUM_SHORT)),
+    )
+    assert ended[0] == "late"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_requests_that_bring_tokens_are_ordered_too(host: EngineHost) -> None:
+    first, second, third = (
+        request(name, LONG if name == "long" else SHORT, priority=priority, given=(7, 8))
+        for name, priority in (("long", 50), ("urgent", 1), ("patient", 99))
+    )
+    assert await order_of_answers(host, first, second, third) == ["urgent", "long", "patient"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_answer_goes_on_exactly_among_others_by_priority(host: EngineHost) -> None:
+    (whole,) = await answers(host, request("whole", SHORT, 5, num_more=12))
+    tokens = tuple(tokens_of(whole))
+    rest, _ = await answers(
+        host,
+        request("rest", SHORT, 5, given=tokens[:4], num_more=8),
+        request("urgent", LONG, 1),
+    )
+    assert tuple(tokens_of(rest)) == tokens[4:]
+
+
+def tokens_of(outputs: list[EngineCoreOutput]) -> list[int]:
+    return [token for output in outputs for token in output.new_token_ids]

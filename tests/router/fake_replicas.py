@@ -1,0 +1,68 @@
+"""Replicas without engines: what is sent to them is recorded, what they say is up to the test."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+
+from engine.wire import AddRequest, Kind, LoadReport, StepOutputs
+from router.pool import Replica
+
+HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
+
+
+@dataclass
+class FakeEnd:
+    """Records what the router sends to a replica."""
+
+    sent: list[tuple[Kind, Any]] = field(default_factory=list)
+
+    def send(self, kind: Kind, message: object) -> None:
+        self.sent.append((kind, message))
+
+    def close(self, reason: str) -> None:
+        pass
+
+    def added(self) -> list[EngineCoreRequest]:
+        return [m.request for _, m in self.sent if isinstance(m, AddRequest)]
+
+    def told(self, kind: Kind) -> list[str]:
+        return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
+
+
+def end_of(replica: Replica) -> FakeEnd:
+    assert isinstance(replica.end, FakeEnd)
+    return replica.end
+
+
+def request(request_id: str = "r", **options: Any) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=[5, 6, 7],
+        mm_features=None,
+        sampling_params=SamplingParams(**{"max_tokens": 4, "temperature": 0.0, **options}),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+def step(replica: Replica, *outputs: EngineCoreOutput) -> None:
+    replica.step_received(StepOutputs(list(outputs), LoadReport()))
+
+
+def prefilled(token: int = 9, request_id: str = "r") -> EngineCoreOutput:
+    return EngineCoreOutput(
+        request_id,
+        [token],
+        finish_reason=FinishReason.LENGTH,
+        kv_transfer_params=dict(HANDED_OVER),
+    )
+
+
+def decoded(token: int, *, ends: bool = False, request_id: str = "r") -> EngineCoreOutput:
+    reason = FinishReason.LENGTH if ends else None
+    return EngineCoreOutput(request_id, [token], finish_reason=reason)
