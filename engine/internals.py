@@ -31,7 +31,7 @@ RELIED_ON = {
         "schedule",
         "update_from_output",
     ),
-    "vllm.v1.metrics.stats:SchedulerStats": (),
+    "vllm.v1.metrics.stats:SchedulerStats": ("ec_connector_stats",),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
     "vllm.v1.core.sched.request_queue:SchedulingPolicy": ("PRIORITY",),
     "vllm.v1.core.sched.request_queue:PriorityRequestQueue": ("__iter__",),

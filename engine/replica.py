@@ -17,7 +17,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd, listen
 from engine.host import EngineHost
-from engine.steps import MeasuredStats, StepSample
+from engine.steps import StepSample, step_sample
 from engine.wire import (
     Kind,
     LoadReport,
@@ -241,8 +241,7 @@ class EngineReplica:
         load.num_running = stats.num_running_reqs
         load.num_waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
         load.kv_usage_fraction = stats.kv_cache_usage
-        if isinstance(stats, MeasuredStats):
-            load.step = stats.step or load.step
+        load.step = step_sample(stats) or load.step
         self._load_changed = True
         self._hooks.stats_seen(stats)
 

@@ -1,13 +1,13 @@
 """What each engine step computed and how long it took, for the routers' cost model.
 
 Mixed into vLLM's scheduler, which alone knows both. The sample rides on the scheduler's own
-statistics, as far as these travel as Python objects: vLLM's wire format drops it.
+statistics, in the one field with room for it: that of the encoder cache's connector, which engines
+that move a KV cache do not have.
 """
 
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import msgspec
@@ -29,11 +29,13 @@ class StepSample(msgspec.Struct, frozen=True, array_like=True):
     """Of the requests that decode, together."""
 
 
-@dataclass
-class MeasuredStats(SchedulerStats):  # type: ignore[misc]
-    """vLLM's statistics after a step, with the step's sample."""
+_KEY = "pdserve_step"
 
-    step: StepSample | None = None
+
+def step_sample(stats: SchedulerStats) -> StepSample | None:
+    """The sample of the step that these statistics are of, if it computed anything."""
+    carried = stats.ec_connector_stats or {}
+    return msgspec.convert(carried[_KEY], StepSample) if _KEY in carried else None
 
 
 class StepClock:
@@ -95,8 +97,7 @@ class Measuring:
         return super().update_from_output(*args, **kwargs)  # type: ignore[misc]
 
     def make_stats(self: Any, *args: Any, **kwargs: Any) -> SchedulerStats | None:
-        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
-        if stats is None:
-            return None
-        values = {each.name: getattr(stats, each.name) for each in fields(SchedulerStats)}
-        return MeasuredStats(**values, step=self._sample)
+        stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None and self._sample is not None:
+            stats.ec_connector_stats = {**(stats.ec_connector_stats or {}), _KEY: self._sample}
+        return stats

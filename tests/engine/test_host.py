@@ -22,6 +22,7 @@ from engine.errors import EngineStalled
 from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost
 from engine.replica import EngineReplica
+from engine.steps import StepSample
 from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Warmed
 from kvtransfer.peers import KVPeer
 
@@ -73,8 +74,12 @@ class Recorder:
         self.outputs: asyncio.Queue[EngineCoreOutput] = asyncio.Queue()
         self.rejections: asyncio.Queue[Rejection] = asyncio.Queue()
         self.gone = asyncio.Event()
+        self.steps: dict[int, StepSample] = {}
+        """Of the engine, by number."""
 
     def step_received(self, step: StepOutputs) -> None:
+        if step.load.step is not None:
+            self.steps[step.load.step.number] = step.load.step
         for output in step.outputs:
             self.outputs.put_nowait(output)
 
@@ -157,6 +162,16 @@ async def test_life_of_an_engine(running: Running) -> None:
     assert len(await first.answer("a")) == 4
     assert len(await second.answer("b")) == 6
     assert first.outputs.empty()
+
+    # What each step computed is told: a prompt of three tokens, then one token after the other.
+    second.steps.clear()
+    two.send(Kind.ADD, AddRequest(request("c", max_tokens=8), 1.0))
+    await second.answer("c")
+    steps = [second.steps[number] for number in sorted(second.steps)]
+    assert all(step.seconds > 0 for step in steps)
+    read = [step for step in steps if step.num_prefill_tokens]
+    assert [(step.num_prefill_tokens, step.prefill_attention) for step in read] == [(3, 9)]
+    assert [step.num_context_tokens for step in steps if step.num_decodes] == [*range(4, 11)]
 
     # An id that is running already is refused, and the one that runs is not touched.
     one.send(Kind.ADD, AddRequest(request("twice", max_tokens=200), 1.0))
