@@ -1,0 +1,158 @@
+"""Puts the phases' models together: each pool's need in a snapshot. Pure."""
+
+import math
+from dataclasses import replace
+
+from cluster.scaling import decode, prefill
+from cluster.scaling.history import (
+    Demand,
+    certain_rate,
+    forecast_growth,
+    latest,
+    measure_demand,
+)
+from cluster.scaling.need import Need, fewest, largest, stricter
+from cluster.scaling.snapshot import (
+    PoolCounts,
+    PoolMemory,
+    ScaleSettings,
+    ScaleSnapshot,
+    ScaleState,
+)
+
+RECENT_S = 30.0
+"""At least; otherwise two starts: over which the present demand is measured."""
+
+DRAIN_STARTS = 0.5
+"""A backlog that no ready replica can clear is to be drained within this part of a start time, or
+within the target if that is longer: replicas for a shorter time would cost more to start."""
+
+
+def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
+    """How long a start takes: as seen, or as configured until one was seen."""
+    return settings.expected_start_s if memory.start_s is None else memory.start_s
+
+
+def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
+    """What the TTFT target asks of the prefill pool."""
+    limits, memory, share = settings.prefill, state.prefill, settings.targets.share
+    start_s = start_seconds(memory, settings)
+    patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
+    now = _corrected(_present(state, start_s), memory.correction)
+    past = _corrected(
+        measure_demand(state.history, output_tokens=state.output_tokens), memory.correction
+    )
+    most = limits.max_replicas
+    backlog_s = snapshot.load.prefill_backlog_s * memory.correction
+    load = now.rate * now.prefill_s
+    late_s = prefill.late_backlog(backlog_s, load, _coming(snapshot.prefill), start_s=start_s)
+    drain_s = max(patience_s, DRAIN_STARTS * start_s)
+
+    def steadily(n: int, wanted: float) -> bool:
+        return prefill.steady_share(now, n, patience_s=patience_s) >= wanted
+
+    def replayed(n: int, wanted: float) -> bool:
+        attained = prefill.replay_share(
+            state.history, past, n, patience_s=patience_s, correction=memory.correction
+        )
+        return attained >= wanted
+
+    backlog_n = math.ceil(load + late_s / drain_s) if late_s > 0 else 0
+    needed, reason = largest(
+        (
+            (fewest(lambda n: steadily(n, share), most), "prompts that arrive now"),
+            (fewest(lambda n: replayed(n, share), most), "prompts of the look-back"),
+            (backlog_n, "prompts that wait longer than a start takes"),
+        )
+    )
+    enough = max(
+        needed,
+        fewest(lambda n: steadily(n, stricter(share)) and replayed(n, stricter(share)), most),
+    )
+    return Need(
+        replicas=needed,
+        reason=reason,
+        enough=enough,
+        inputs=(
+            ("requests_per_s", now.rate),
+            ("prefill_s", now.prefill_s),
+            ("backlog_s", backlog_s),
+            ("late_backlog_s", late_s),
+            ("start_s", start_s),
+            ("correction", memory.correction),
+        ),
+    )
+
+
+def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
+    """What the ITL target and the KV cache ask of the decode pool."""
+    limits, memory, share = settings.decode, state.decode, settings.targets.share
+    start_s = start_seconds(memory, settings)
+    now = _present(state, start_s)
+    past = measure_demand(state.history, output_tokens=state.output_tokens)
+
+    def model_of(demand: Demand) -> decode.DecodeModel:
+        return decode.DecodeModel(
+            engines=snapshot.engines,
+            context_tokens=demand.context_tokens,
+            itl_s=settings.targets.itl_s,
+            correction=memory.correction,
+        )
+
+    model, past_model = model_of(now if now.prompt_tokens else past), model_of(past)
+    most = limits.max_replicas
+    late = decode.late_requests(
+        snapshot.load.num_decoding, now, model, _coming(snapshot.decode), start_s=start_s
+    )
+
+    def steadily(n: int, wanted: float) -> bool:
+        return decode.fits_steadily(now, model, n, share=wanted)
+
+    def replayed(n: int, wanted: float) -> bool:
+        return decode.replay_share(state.history, past, past_model, n, share=wanted) >= wanted
+
+    life_s = now.output_tokens * model.step_s(model.max_batch)
+    late_part = late * min(1.0, life_s / (DRAIN_STARTS * start_s)) if start_s else late
+    late_n = math.ceil((now.rate * life_s + late_part) / model.max_batch) if late > 0 else 0
+    bound = "the KV cache" if model.kv_batch < snapshot.engines.max_batch else "ITL"
+    needed, reason = largest(
+        (
+            (fewest(lambda n: steadily(n, share), most), f"answers that begin now, by {bound}"),
+            (fewest(lambda n: replayed(n, share), most), f"answers of the look-back, by {bound}"),
+            (late_n, "answers that wait longer than a start takes"),
+        )
+    )
+    enough = max(
+        needed,
+        fewest(lambda n: steadily(n, stricter(share)) and replayed(n, stricter(share)), most),
+    )
+    return Need(
+        replicas=needed,
+        reason=reason,
+        enough=enough,
+        inputs=(
+            ("requests_per_s", now.rate),
+            ("output_tokens", now.output_tokens),
+            ("context_tokens", now.context_tokens),
+            ("num_decoding", float(snapshot.load.num_decoding)),
+            ("batch_within_itl", float(model.max_batch)),
+            ("start_s", start_s),
+            ("correction", memory.correction),
+        ),
+    )
+
+
+def _present(state: ScaleState, start_s: float) -> Demand:
+    """The demand that a replica started now will meet: what is certain now, and its trend."""
+    recent = latest(state.history, max(RECENT_S, 2 * start_s))
+    demand = measure_demand(recent, output_tokens=state.output_tokens)
+    return replace(demand, rate=certain_rate(state.history) * forecast_growth(recent, start_s))
+
+
+def _corrected(demand: Demand, correction: float) -> Demand:
+    return replace(demand, prefill_s=demand.prefill_s * correction)
+
+
+def _coming(counts: PoolCounts) -> int:
+    """What there will be without a further decision."""
+    return counts.num_ready + counts.num_starting
