@@ -44,10 +44,15 @@ class DecodeModel:
         return KV_LIMIT * self.engines.num_kv_tokens / max(1.0, self.context_tokens)
 
     @property
-    def max_batch(self) -> int:
+    def itl_batch(self) -> int:
         """The most requests that share a step within the ITL target; 1 where none can."""
-        most = max(1, min(self.engines.max_batch, int(self.kv_batch)))
-        return max(1, bisect_right(range(1, most + 1), self.itl_s, key=self.step_s))
+        batches = range(1, self.engines.max_batch + 1)
+        return max(1, bisect_right(batches, self.itl_s, key=self.step_s))
+
+    @property
+    def max_batch(self) -> int:
+        """The most requests that a replica should have: by ITL, and by the KV cache."""
+        return max(1, min(self.itl_batch, int(self.kv_batch)))
 
 
 def concurrency(demand: Demand, model: DecodeModel, n: int) -> float:
@@ -67,33 +72,43 @@ def concurrency(demand: Demand, model: DecodeModel, n: int) -> float:
     return active
 
 
-def fits_steadily(demand: Demand, model: DecodeModel, n: int, *, share: float) -> bool:
-    """Whether `n` replicas hold ITL and KV for `share` of the time, in the long run."""
+def steady_share(demand: Demand, model: DecodeModel, n: int) -> float:
+    """The share of time in which `n` replicas hold ITL and KV, in the long run."""
     if demand.rate == 0:
-        return True
-    if n == 0:
-        return False
-    active = concurrency(demand, model, n)
-    if math.isinf(active):
-        return False
-    peak = active + max(0.0, NormalDist().inv_cdf(share)) * math.sqrt(active)
-    return peak <= n * model.max_batch
+        return 1.0
+    active = concurrency(demand, model, n) if n else math.inf
+    if math.isinf(active) or active == 0:
+        return 0.0 if active else 1.0
+    return NormalDist(active, math.sqrt(active)).cdf(n * model.max_batch)
 
 
 def replay_share(
-    history: Sequence[Traffic], demand: Demand, model: DecodeModel, n: int, *, share: float
+    history: Sequence[Traffic],
+    demand: Demand,
+    model: DecodeModel,
+    n: int,
+    *,
+    share: float,
+    load: float = 1.0,
 ) -> float:
-    """The share of decoding, in request seconds, that `n` replicas would have done in time."""
+    """The share of decoding, in request seconds, that `n` replicas would have done in time.
+
+    `load` multiplies what arrived.
+    """
     if n == 0:
         return 0.0 if demand.rate else 1.0
     z = max(0.0, NormalDist().inv_cdf(share))
     limit = n * model.max_batch
+    most = 2 * model.engines.max_batch
+    steps_s: dict[int, float] = {}
     active, total, met = 0.0, 0.0, 0.0
     for bucket in history:
         if bucket.num_arrivals == 0 and active < 0.01:
             continue
-        life_s = demand.output_tokens * model.step_s(min(active / n, 2 * model.engines.max_batch))
-        settled = bucket.num_arrivals / bucket.duration_s * life_s
+        batch = min(math.ceil(active / n), most)
+        step_s = steps_s.get(batch) or steps_s.setdefault(batch, model.step_s(batch))
+        life_s = demand.output_tokens * step_s
+        settled = load * bucket.num_arrivals / bucket.duration_s * life_s
         before = active
         active = settled + (active - settled) * math.exp(-bucket.duration_s / life_s)
         mean = (before + active) / 2

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean, variance
 
 from cluster.scaling.snapshot import Traffic
 
@@ -10,7 +12,10 @@ PRIOR_OUTPUT_TOKENS = 128.0
 """Of an answer, until one has ended."""
 
 TREND_SIGNIFICANCE = 3.0
-"""Standard errors by which a trend or a rise must stand out of Poisson noise to be believed."""
+"""Standard errors by which a trend or a rise must stand out of noise to be believed."""
+
+MIN_BLOCKS = 8
+"""Of earlier traffic, to tell how much counts vary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +69,24 @@ def latest(history: Sequence[Traffic], seconds: float) -> tuple[Traffic, ...]:
 def certain_rate(history: Sequence[Traffic]) -> float:
     """The arrival rate that the last seconds prove: a step is seen at once, noise is not.
 
-    The largest lower confidence bound of the mean rate over windows of 2, 4, 8, ... buckets; for
-    Poisson arrivals the standard error of a count is its root.
+    The largest lower confidence bound of the rate over the last 2, 4, 8, ... buckets. The variance
+    of a count is its mean times the index of dispersion of earlier counts over as many buckets: 1
+    for Poisson arrivals, so that two seconds of a doubled load tell; tens where traffic always
+    comes in bursts, so that one more burst does not.
     """
-    best, size = 0.0, 2
-    while size // 2 < len(history):
-        window = history[-size:]
-        arrivals = sum(each.num_arrivals for each in window)
-        duration_s = math.fsum(each.duration_s for each in window)
-        if duration_s > 0:
-            best = max(best, (arrivals - TREND_SIGNIFICANCE * math.sqrt(arrivals)) / duration_s)
+    counts: list[int] = [0, *accumulate(each.num_arrivals for each in history)]
+    seconds = [0.0, *accumulate(each.duration_s for each in history)]
+    best, size, dispersion, end = 0.0, 2, 1.0, len(history)
+    while end and size // 2 < end:
+        window = min(size, end)
+        arrivals = counts[end] - counts[end - window]
+        earlier: list[int] = [
+            counts[i] - counts[i - window] for i in range(end - window, window - 1, -window)
+        ]
+        if len(earlier) >= MIN_BLOCKS and sum(earlier):
+            dispersion = max(dispersion, variance(earlier) / fmean(earlier))
+        error = TREND_SIGNIFICANCE * math.sqrt(dispersion * arrivals)
+        best = max(best, (arrivals - error) / (seconds[end] - seconds[end - window]))
         size *= 2
     return best
 

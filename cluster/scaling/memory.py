@@ -18,13 +18,16 @@ from cluster.scaling.snapshot import (
 START_WEIGHT = 0.3
 """Of a new start time in the moving mean."""
 
-OUTPUT_WINDOW = 200
+OUTPUT_WINDOW = 500
 """Answers that the moving mean of their lengths remembers."""
 
 CORRECTION_MAX = 2.0
 CORRECTION_WINDOW_S = 60.0
 CORRECTION_DECAY_S = 600.0
 CORRECTION_MIN_SAMPLES = 30
+
+MAX_DOWN_FACTOR = 8.0
+"""By which regret makes `down_delay_s` longer."""
 
 
 def remember(state: ScaleState, snapshot: ScaleSnapshot, settings: ScaleSettings) -> ScaleState:
@@ -93,3 +96,29 @@ def correct(
     if met > (1 + share) / 2:
         return 1 + (correction - 1) * math.exp(-elapsed_s / CORRECTION_DECAY_S)
     return correction
+
+
+def act(memory: PoolMemory, target: int, now_s: float, *, regret_s: float) -> PoolMemory:
+    """The memory after `target` was decided.
+
+    A pool that grows within `regret_s` of having shrunk regrets it: each time it waits twice as
+    long before it shrinks again. A shrinking that lasted halves that.
+    """
+    if target == memory.target:
+        return memory
+    factor, shrunk_s = memory.down_factor, memory.shrunk_s
+    if memory.target is not None and target < memory.target:
+        if shrunk_s is not None and now_s - shrunk_s > 2 * regret_s:
+            factor = max(1.0, factor / 2)
+        shrunk_s = now_s
+    elif shrunk_s is not None and now_s - shrunk_s < regret_s:
+        factor, shrunk_s = min(MAX_DOWN_FACTOR, 2 * factor), None
+    return replace(
+        memory,
+        target=target,
+        changed_s=now_s,
+        wants_more_since_s=None,
+        fewer_do_since_s=None,
+        shrunk_s=shrunk_s,
+        down_factor=factor,
+    )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from cluster.scaling.budget import share_budget
-from cluster.scaling.memory import correct, measured, remember
+from cluster.scaling.memory import act, correct, measured, remember
 from cluster.scaling.need import Need
 from cluster.scaling.sizing import size_decode, size_prefill
 from cluster.scaling.snapshot import (
@@ -74,19 +74,20 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
             )
         )
         memories.append(
-            _acted(
+            act(
                 replace(
                     memory,
                     correction=correct(
                         memory.correction,
                         pool.attained,
-                        share=share,
+                        share=share * pool.need.attainable,
                         elapsed_s=elapsed_s,
                         is_steady=_is_steady(pool, wish, now_s),
                     ),
                 ),
                 target,
                 now_s,
+                regret_s=settings.look_back_s,
             )
         )
     return ScalePlan(
@@ -177,7 +178,7 @@ def _in_time(
     since_s = now_s if memory.fewer_do_since_s is None else memory.fewer_do_since_s
     memory = replace(memory, fewer_do_since_s=since_s)
     changed_s = since_s if memory.changed_s is None else memory.changed_s
-    if now_s - max(since_s, changed_s) < settings.down_delay_s:
+    if now_s - max(since_s, changed_s) < settings.down_delay_s * memory.down_factor:
         return memory, current, "down_delay_s"
     return memory, wish.shrink_to, None
 
@@ -208,14 +209,6 @@ def _is_steady(pool: _Pool, wish: _Wish, now_s: float) -> bool:
         pool.counts.num_starting == 0
         and pool.counts.num_ready >= wish.needed
         and (changed_s is None or now_s - changed_s > CALM_S)
-    )
-
-
-def _acted(memory: PoolMemory, target: int, now_s: float) -> PoolMemory:
-    if target == memory.target:
-        return memory
-    return replace(
-        memory, target=target, changed_s=now_s, wants_more_since_s=None, fewer_do_since_s=None
     )
 
 

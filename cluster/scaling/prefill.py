@@ -56,6 +56,17 @@ def attainable_services(demand: Demand, patience_s: float) -> tuple[float, ...]:
     return tuple(time for time in times if time < patience_s) or times[:1]
 
 
+def attainable_share(demand: Demand, patience_s: float) -> float:
+    """The share of prompts that an idle replica serves in time."""
+    if demand.prefill_s == 0:
+        return 1.0
+    log_variance = math.log1p(demand.prefill_variation)
+    log_mean = math.log(demand.prefill_s) - log_variance / 2
+    if log_variance == 0:
+        return float(demand.prefill_s <= patience_s)
+    return NormalDist(log_mean, math.sqrt(log_variance)).cdf(math.log(patience_s))
+
+
 def replay_share(
     history: Sequence[Traffic], demand: Demand, n: int, *, patience_s: float, correction: float
 ) -> float:
@@ -98,7 +109,9 @@ def steady_share(demand: Demand, n: int, *, patience_s: float) -> float:
 def _share_in_time(
     demand: Demand, n: int, utilisation: float, services: Sequence[float], patience_s: float
 ) -> float:
-    if utilisation < 1e-3 and patience_s > services[-1]:
+    if patience_s > services[-1] and wait_tail(
+        n, demand, utilisation, patience_s - services[-1]
+    ) < 1e-4:  # fmt: skip
         return 1.0
     tails = (wait_tail(n, demand, utilisation, patience_s - each) for each in services)
     return 1.0 - sum(tails) / len(services)

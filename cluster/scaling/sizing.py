@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from cluster.scaling import decode, prefill
 from cluster.scaling.history import (
@@ -11,7 +12,7 @@ from cluster.scaling.history import (
     latest,
     measure_demand,
 )
-from cluster.scaling.need import Need, fewest, largest, stricter
+from cluster.scaling.need import MARGIN, Need, fewest, largest, stricter
 from cluster.scaling.snapshot import (
     PoolCounts,
     PoolMemory,
@@ -48,31 +49,35 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     late_s = prefill.late_backlog(backlog_s, load, _coming(snapshot.prefill), start_s=start_s)
     drain_s = max(patience_s, DRAIN_STARTS * start_s)
 
-    def steadily(n: int, wanted: float) -> bool:
-        return prefill.steady_share(now, n, patience_s=patience_s) >= wanted
-
-    def replayed(n: int, wanted: float) -> bool:
-        attained = prefill.replay_share(
-            state.history, past, n, patience_s=patience_s, correction=memory.correction
+    def replayed(n: int, *, margin: float = 1.0) -> float:
+        return prefill.replay_share(
+            state.history, past, n, patience_s=patience_s, correction=margin * memory.correction
         )
-        return attained >= wanted
+
+    def steadily(n: int, *, margin: float = 1.0) -> float:
+        demand = replace(now, rate=margin * now.rate)
+        return prefill.steady_share(demand, n, patience_s=patience_s)
+
+    fewest_for = partial(fewest, most=most, around=memory.target or 0)
 
     backlog_n = math.ceil(load + late_s / drain_s) if late_s > 0 else 0
     needed, reason = largest(
         (
-            (fewest(lambda n: steadily(n, share), most), "prompts that arrive now"),
-            (fewest(lambda n: replayed(n, share), most), "prompts of the look-back"),
+            (fewest_for(steadily, share), "prompts that arrive now"),
+            (fewest_for(replayed, share), "prompts of the look-back"),
             (backlog_n, "prompts that wait longer than a start takes"),
         )
     )
     enough = max(
         needed,
-        fewest(lambda n: steadily(n, stricter(share)) and replayed(n, stricter(share)), most),
+        fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
+        fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
     return Need(
         replicas=needed,
         reason=reason,
         enough=enough,
+        attainable=prefill.attainable_share(past, patience_s),
         inputs=(
             ("requests_per_s", now.rate),
             ("prefill_s", now.prefill_s),
@@ -105,37 +110,41 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
         snapshot.load.num_decoding, now, model, _coming(snapshot.decode), start_s=start_s
     )
 
-    def steadily(n: int, wanted: float) -> bool:
-        return decode.fits_steadily(now, model, n, share=wanted)
+    def replayed(n: int, *, margin: float = 1.0) -> float:
+        return decode.replay_share(state.history, past, past_model, n, share=share, load=margin)
 
-    def replayed(n: int, wanted: float) -> bool:
-        return decode.replay_share(state.history, past, past_model, n, share=wanted) >= wanted
+    def steadily(n: int, *, margin: float = 1.0) -> float:
+        return decode.steady_share(replace(now, rate=margin * now.rate), model, n)
+
+    fewest_for = partial(fewest, most=most, around=memory.target or 0)
 
     life_s = now.output_tokens * model.step_s(model.max_batch)
     late_part = late * min(1.0, life_s / (DRAIN_STARTS * start_s)) if start_s else late
     late_n = math.ceil((now.rate * life_s + late_part) / model.max_batch) if late > 0 else 0
-    bound = "the KV cache" if model.kv_batch < snapshot.engines.max_batch else "ITL"
+    bound = "the KV cache" if model.max_batch < model.itl_batch else "ITL"
     needed, reason = largest(
         (
-            (fewest(lambda n: steadily(n, share), most), f"answers that begin now, by {bound}"),
-            (fewest(lambda n: replayed(n, share), most), f"answers of the look-back, by {bound}"),
+            (fewest_for(steadily, share), f"answers that begin now, by {bound}"),
+            (fewest_for(replayed, share), f"answers of the look-back, by {bound}"),
             (late_n, "answers that wait longer than a start takes"),
         )
     )
     enough = max(
         needed,
-        fewest(lambda n: steadily(n, stricter(share)) and replayed(n, stricter(share)), most),
+        fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
+        fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
     return Need(
         replicas=needed,
         reason=reason,
         enough=enough,
+        attainable=1.0 if model.step_s(1) <= settings.targets.itl_s else 0.0,
         inputs=(
             ("requests_per_s", now.rate),
             ("output_tokens", now.output_tokens),
             ("context_tokens", now.context_tokens),
             ("num_decoding", float(snapshot.load.num_decoding)),
-            ("batch_within_itl", float(model.max_batch)),
+            ("most_per_replica", float(model.max_batch)),
             ("start_s", start_s),
             ("correction", memory.correction),
         ),

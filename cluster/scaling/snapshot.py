@@ -151,6 +151,10 @@ class PoolMemory:
     wants_more_since_s: float | None = None
     fewer_do_since_s: float | None = None
     changed_s: float | None = None
+    shrunk_s: float | None = None
+    """Of the last shrinking that was not regretted."""
+    down_factor: float = 1.0
+    """On `down_delay_s`: grows with every shrinking that was regretted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
