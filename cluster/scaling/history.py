@@ -83,7 +83,7 @@ def certain_rate(history: Sequence[Traffic]) -> float:
         earlier: list[int] = [
             counts[i] - counts[i - window] for i in range(end - window, window - 1, -window)
         ]
-        if len(earlier) >= MIN_BLOCKS and sum(earlier):
+        if len(earlier) >= MIN_BLOCKS and any(earlier):
             dispersion = max(dispersion, variance(earlier) / fmean(earlier))
         error = TREND_SIGNIFICANCE * math.sqrt(dispersion * arrivals)
         best = max(best, (arrivals - error) / (seconds[end] - seconds[end - window]))
