@@ -1,0 +1,97 @@
+"""What a router counts for scaling: what arrives, and how many requests meet their targets.
+
+Owns the counters, which only go up. Who scales takes differences of what it is told, so that a
+report that is lost costs nothing. Never decides anything.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from router.pool import Pool, Replica
+from router.request import RequestPhase, RequestState
+
+WARM_UP_S = 10.0
+"""What a replica does in its first seconds tells nothing about it: kernels and caches are cold."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the router started. The names are those of the report."""
+
+    arrivals: int = 0
+    arrived_prefill_s: float = 0.0
+    """Predicted engine seconds of their prompts, cached prefixes taken off."""
+    arrived_prefill_squared_s2: float = 0.0
+    prompt_tokens: int = 0
+    ended: int = 0
+    output_tokens: int = 0
+    ttft_measured: int = 0
+    ttft_met: int = 0
+    itl_measured: int = 0
+    """Of requests with two tokens at least: their mean inter-token latency."""
+    itl_met: int = 0
+
+
+class TrafficMeter:
+    """Counts one router's traffic against the targets."""
+
+    def __init__(self, *, ttft_s: float, itl_s: float) -> None:
+        self._ttft_s = ttft_s
+        self._itl_s = itl_s
+        self._counters = Counters()
+
+    def arrived(self, *, prefill_s: float, num_tokens: int) -> None:
+        """A request was routed for the first time; `prefill_s` is predicted for its prompt."""
+        counters = self._counters
+        counters.arrivals += 1
+        counters.arrived_prefill_s += prefill_s
+        counters.arrived_prefill_squared_s2 += prefill_s**2
+        counters.prompt_tokens += num_tokens
+
+    def first_token(self, replica: Replica | None, ttft_s: float) -> None:
+        """A request got its first token, from `replica`."""
+        if _is_warm(replica):
+            self._counters.ttft_measured += 1
+            self._counters.ttft_met += ttft_s <= self._ttft_s
+
+    def ended(self, replica: Replica | None, num_tokens: int, writing_s: float) -> None:
+        """A request ended, `writing_s` after its first token."""
+        counters = self._counters
+        counters.ended += 1
+        counters.output_tokens += num_tokens
+        if num_tokens > 1 and _is_warm(replica):
+            counters.itl_measured += 1
+            counters.itl_met += writing_s / (num_tokens - 1) <= self._itl_s
+
+    def report(
+        self, pools: Mapping[str, Pool], states: Mapping[str, RequestState]
+    ) -> dict[str, float]:
+        """The counters, what is outstanding now, and what the cost models say."""
+        decode = pools["decode"]
+        unread = [state for state in states.values() if state.last_token_s is None]
+        prefill_cost, decode_cost = pools["prefill"].cost.prefill, decode.cost.decode
+        facts = [replica.facts for replica in decode if replica.facts is not None]
+        usage = [replica.load.kv_usage_fraction for replica in decode]
+        report = {
+            "prefill_backlog_s": sum(
+                prefill_cost.seconds(num_uncached=state.num_tokens, num_tokens=state.num_tokens)
+                for state in unread
+            ),
+            "num_decoding": sum(
+                state.phase is not RequestPhase.PREFILLING for state in states.values()
+            ),
+            "kv_usage_fraction": sum(usage) / len(usage) if usage else 0.0,
+            "num_kv_tokens": max((each.num_kv_blocks * each.block_size for each in facts), default=0),
+            **{f"decode_{name}": value for name, value in asdict(decode_cost).items()},
+            **asdict(self._counters),
+        }
+        for name, pool in pools.items():
+            leaving = sum(replica.is_leaving for replica in pool)
+            report[f"{name}_ready"] = len(list(pool)) - leaving
+            report[f"{name}_draining"] = leaving
+        return {name: float(value) for name, value in report.items()}
+
+
+def _is_warm(replica: Replica | None) -> bool:
+    return replica is not None and time.monotonic() - replica.joined_s > WARM_UP_S
