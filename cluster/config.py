@@ -110,7 +110,6 @@ class PoolConfig(_Section):
         default_factory=dict, description="Environment variables of each replica."
     )
 
-
     @pydantic.model_validator(mode="after")
     def _check_sizes(self) -> "PoolConfig":
         most, given = self.max_replicas, self.model_fields_set
@@ -240,7 +239,7 @@ class ScalingConfig(_Section):
     up_delay_s: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds for which more replicas must have been needed before they are started.",
+        description="Seconds for which more must have been needed before replicas are started.",
     )
     down_delay_s: float = Field(
         default=60.0,

@@ -38,7 +38,9 @@ comes later is another."""
 class Planner:
     """Plans both pools at once, every `interval_s`, whichever deployment Serve asks about."""
 
-    def __init__(self, settings: ScaleSettings, *, interval_s: float, metrics: ScaleMetrics) -> None:
+    def __init__(
+        self, settings: ScaleSettings, *, interval_s: float, metrics: ScaleMetrics
+    ) -> None:
         self._settings = settings
         self._interval_s = interval_s
         self._metrics = metrics

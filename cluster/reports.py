@@ -123,7 +123,6 @@ def _engines(latest: list[Look]) -> Engines:
         ),
         num_kv_tokens=_most(latest, "num_kv_tokens") or UNKNOWN_ENGINES.num_kv_tokens,
         max_batch=_most(latest, "max_batch") or UNKNOWN_ENGINES.max_batch,
-        overhead_s=mean("overhead_s"),
     )
 
 

@@ -5,7 +5,7 @@ report that is lost costs nothing. Never decides anything.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from router.pool import Pool, Replica
@@ -65,31 +65,41 @@ class TrafficMeter:
             counters.itl_met += writing_s / (num_tokens - 1) <= self._itl_s
 
     def report(
-        self, pools: Mapping[str, Pool], states: Mapping[str, RequestState]
+        self,
+        *,
+        prefill: Pool,
+        decode: Pool,
+        requests: Collection[RequestState],
+        num_held: int,
     ) -> dict[str, float]:
-        """The counters, what is outstanding now, and what the cost models say."""
-        decode = pools["decode"]
-        unread = [state for state in states.values() if state.last_token_s is None]
-        prefill_cost, decode_cost = pools["prefill"].cost.prefill, decode.cost.decode
+        """The counters, what is outstanding now, and what the cost models say.
+
+        Args:
+            requests: all that this router has.
+            num_held: those that wait for a replica and are not among them.
+        """
+        unread = [each.num_tokens for each in requests if each.last_token_s is None]
         facts = [replica.facts for replica in decode if replica.facts is not None]
         usage = [replica.load.kv_usage_fraction for replica in decode]
-        report = {
+        cost = prefill.cost.prefill
+        report: dict[str, float] = {
             "prefill_backlog_s": sum(
-                prefill_cost.seconds(num_uncached=state.num_tokens, num_tokens=state.num_tokens)
-                for state in unread
+                cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
+                for num_tokens in unread
             ),
-            "num_decoding": sum(
-                state.phase is not RequestPhase.PREFILLING for state in states.values()
-            ),
+            "num_decoding": num_held
+            + sum(each.phase is not RequestPhase.PREFILLING for each in requests),
             "kv_usage_fraction": sum(usage) / len(usage) if usage else 0.0,
-            "num_kv_tokens": max((each.num_kv_blocks * each.block_size for each in facts), default=0),
-            **{f"decode_{name}": value for name, value in asdict(decode_cost).items()},
+            "num_kv_tokens": max(
+                (each.num_kv_blocks * each.block_size for each in facts), default=0
+            ),
+            **{f"decode_{name}": value for name, value in asdict(decode.cost.decode).items()},
             **asdict(self._counters),
         }
-        for name, pool in pools.items():
+        for pool in (prefill, decode):
             leaving = sum(replica.is_leaving for replica in pool)
-            report[f"{name}_ready"] = len(list(pool)) - leaving
-            report[f"{name}_draining"] = leaving
+            report[f"{pool.name}_ready"] = len(list(pool)) - leaving
+            report[f"{pool.name}_draining"] = leaving
         return {name: float(value) for name, value in report.items()}
 
 

@@ -16,6 +16,7 @@ from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
 from router.request import KV_PARAMS
+from router.traffic import TrafficMeter
 
 
 class Cluster:
@@ -23,8 +24,11 @@ class Cluster:
 
     def __init__(self, num: int = 1, *, limits: RecoveryLimits | None = None) -> None:
         self.registry = CollectorRegistry()
-        metrics = RouterMetrics(self.registry)
-        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits or RecoveryLimits())
+        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        metrics = RouterMetrics(self.registry, traffic)
+        self.core = ClusterCoreClient(
+            POLICIES["round_robin"], metrics, limits or RecoveryLimits(), traffic=traffic
+        )
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
