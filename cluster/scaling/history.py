@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from statistics import fmean, variance
+from itertools import accumulate, pairwise
+from statistics import fmean
 
 from cluster.scaling.snapshot import Traffic
 
@@ -13,6 +13,9 @@ PRIOR_OUTPUT_TOKENS = 128.0
 
 TREND_SIGNIFICANCE = 3.0
 """Standard errors by which a trend or a rise must stand out of noise to be believed."""
+
+RECENT_S = 30.0
+"""At least; otherwise two starts: over which the present demand is measured."""
 
 MIN_BLOCKS = 8
 """Of earlier traffic, to tell how much counts vary."""
@@ -84,11 +87,22 @@ def certain_rate(history: Sequence[Traffic]) -> float:
             counts[i] - counts[i - window] for i in range(end - window, window - 1, -window)
         ]
         if len(earlier) >= MIN_BLOCKS and any(earlier):
-            dispersion = max(dispersion, variance(earlier) / fmean(earlier))
+            dispersion = max(dispersion, _variance(earlier) / fmean(earlier))
         error = TREND_SIGNIFICANCE * math.sqrt(dispersion * arrivals)
         best = max(best, (arrivals - error) / (seconds[end] - seconds[end - window]))
         size *= 2
     return best
+
+
+def recent_rate(history: Sequence[Traffic]) -> float:
+    """The mean rate of the last seconds, noise and all: what a pool that shrinks has to expect."""
+    return measure_demand(latest(history, RECENT_S), output_tokens=None).rate
+
+
+def _variance(counts: Sequence[int]) -> float:
+    """From successive differences, so that a trend or one step does not pass for noise (von
+    Neumann et al., The Mean Square Successive Difference, 1941)."""
+    return fmean((after - before) ** 2 for before, after in pairwise(counts)) / 2
 
 
 def forecast_growth(history: Sequence[Traffic], ahead_s: float) -> float:

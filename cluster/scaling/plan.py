@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from cluster.scaling.budget import share_budget
 from cluster.scaling.memory import act, correct, measured, remember
 from cluster.scaling.need import Need
-from cluster.scaling.sizing import size_decode, size_prefill
+from cluster.scaling.sizing import size_decode, size_prefill, start_seconds
 from cluster.scaling.snapshot import (
     Attainment,
     PoolCounts,
@@ -177,8 +177,11 @@ def _in_time(
         return replace(memory, fewer_do_since_s=None), current, HELD_BY_REPORTS
     since_s = now_s if memory.fewer_do_since_s is None else memory.fewer_do_since_s
     memory = replace(memory, fewer_do_since_s=since_s)
-    changed_s = since_s if memory.changed_s is None else memory.changed_s
-    if now_s - max(since_s, changed_s) < settings.down_delay_s * memory.down_factor:
+    settled_s = since_s if memory.changed_s is None else memory.changed_s
+    if memory.shrunk_s != memory.changed_s:
+        # What was started last must have been there for a while before it can be too much.
+        settled_s += start_seconds(memory, settings)
+    if now_s - max(since_s, settled_s) < settings.down_delay_s * memory.down_factor:
         return memory, current, "down_delay_s"
     return memory, wish.shrink_to, None
 

@@ -48,12 +48,12 @@ def service_times(demand: Demand) -> tuple[float, ...]:
 
 
 def attainable_services(demand: Demand, patience_s: float) -> tuple[float, ...]:
-    """The service times that an idle replica serves in time; the shortest if none.
+    """The service times that an idle replica serves in time.
 
     Prompts too long for the target miss it with any number of replicas: they must not ask for more.
+    Where all are, it is their wait alone that is held to the target.
     """
-    times = service_times(demand)
-    return tuple(time for time in times if time < patience_s) or times[:1]
+    return tuple(time for time in service_times(demand) if time < patience_s) or (0.0,)
 
 
 def attainable_share(demand: Demand, patience_s: float) -> float:

@@ -6,11 +6,13 @@ from functools import partial
 
 from cluster.scaling import decode, prefill
 from cluster.scaling.history import (
+    RECENT_S,
     Demand,
     certain_rate,
     forecast_growth,
     latest,
     measure_demand,
+    recent_rate,
 )
 from cluster.scaling.need import MARGIN, Need, fewest, largest, stricter
 from cluster.scaling.snapshot import (
@@ -20,13 +22,6 @@ from cluster.scaling.snapshot import (
     ScaleSnapshot,
     ScaleState,
 )
-
-RECENT_S = 30.0
-"""At least; otherwise two starts: over which the present demand is measured."""
-
-DRAIN_STARTS = 0.5
-"""A backlog that no ready replica can clear is to be drained within this part of a start time, or
-within the target if that is longer: replicas for a shorter time would cost more to start."""
 
 
 def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
@@ -43,34 +38,35 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     past = _corrected(
         measure_demand(state.history, output_tokens=state.output_tokens), memory.correction
     )
-    most = limits.max_replicas
+    most, likely = limits.max_replicas, max(now.rate, recent_rate(state.history))
     backlog_s = snapshot.load.prefill_backlog_s * memory.correction
     load = now.rate * now.prefill_s
     late_s = prefill.late_backlog(backlog_s, load, _coming(snapshot.prefill), start_s=start_s)
-    drain_s = max(patience_s, DRAIN_STARTS * start_s)
+    # A backlog that ready replicas cannot clear is drained within the target, or within a start
+    # time if that is longer: replicas for less would be gone before they have paid.
+    drain_s = max(patience_s, start_s)
 
     def replayed(n: int, *, margin: float = 1.0) -> float:
         return prefill.replay_share(
             state.history, past, n, patience_s=patience_s, correction=margin * memory.correction
         )
 
-    def steadily(n: int, *, margin: float = 1.0) -> float:
-        demand = replace(now, rate=margin * now.rate)
-        return prefill.steady_share(demand, n, patience_s=patience_s)
+    def steadily(n: int, *, rate: float) -> float:
+        return prefill.steady_share(replace(now, rate=rate), n, patience_s=patience_s)
 
     fewest_for = partial(fewest, most=most, around=memory.target or 0)
 
     backlog_n = math.ceil(load + late_s / drain_s) if late_s > 0 else 0
     needed, reason = largest(
         (
-            (fewest_for(steadily, share), "prompts that arrive now"),
+            (fewest_for(partial(steadily, rate=now.rate), share), "prompts that arrive now"),
             (fewest_for(replayed, share), "prompts of the look-back"),
             (backlog_n, "prompts that wait longer than a start takes"),
         )
     )
     enough = max(
         needed,
-        fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
+        fewest_for(partial(steadily, rate=MARGIN * likely), stricter(share)),
         fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
     return Need(
@@ -105,7 +101,7 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
         )
 
     model, past_model = model_of(now if now.prompt_tokens else past), model_of(past)
-    most = limits.max_replicas
+    most, likely = limits.max_replicas, max(now.rate, recent_rate(state.history))
     late = decode.late_requests(
         snapshot.load.num_decoding, now, model, _coming(snapshot.decode), start_s=start_s
     )
@@ -113,25 +109,28 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
     def replayed(n: int, *, margin: float = 1.0) -> float:
         return decode.replay_share(state.history, past, past_model, n, share=share, load=margin)
 
-    def steadily(n: int, *, margin: float = 1.0) -> float:
-        return decode.steady_share(replace(now, rate=margin * now.rate), model, n)
+    def steadily(n: int, *, rate: float) -> float:
+        return decode.steady_share(replace(now, rate=rate), model, n)
 
     fewest_for = partial(fewest, most=most, around=memory.target or 0)
 
     life_s = now.output_tokens * model.step_s(model.max_batch)
-    late_part = late * min(1.0, life_s / (DRAIN_STARTS * start_s)) if start_s else late
+    late_part = late * min(1.0, life_s / start_s) if start_s else late
     late_n = math.ceil((now.rate * life_s + late_part) / model.max_batch) if late > 0 else 0
     bound = "the KV cache" if model.max_batch < model.itl_batch else "ITL"
     needed, reason = largest(
         (
-            (fewest_for(steadily, share), f"answers that begin now, by {bound}"),
+            (
+                fewest_for(partial(steadily, rate=now.rate), share),
+                f"answers that begin now, by {bound}",
+            ),
             (fewest_for(replayed, share), f"answers of the look-back, by {bound}"),
             (late_n, "answers that wait longer than a start takes"),
         )
     )
     enough = max(
         needed,
-        fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
+        fewest_for(partial(steadily, rate=MARGIN * likely), stricter(share)),
         fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
     return Need(
