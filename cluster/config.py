@@ -110,23 +110,6 @@ class PoolConfig(_Section):
         default_factory=dict, description="Environment variables of each replica."
     )
 
-    @pydantic.model_validator(mode="after")
-    def _check_sizes(self) -> "PoolConfig":
-        most, given = self.max_replicas, self.model_fields_set
-        if most is None:
-            for name in ("min_replicas", "warm_replicas"):
-                if name in given:
-                    raise ValueError(f"{name}: is for pools that scale: set max_replicas as well")
-            return self
-        if self.min_replicas > most:
-            raise ValueError(f"min_replicas: {self.min_replicas} is more than max_replicas, {most}")
-        if "replicas" in given and not max(1, self.min_replicas) <= self.replicas <= most:
-            raise ValueError(
-                f"replicas: {self.replicas} is not between min_replicas and max_replicas, "
-                f"{max(1, self.min_replicas)} and {most}"
-            )
-        return self
-
 
 class TransferConfig(_Section):
     """How KV blocks get from prefill to decode."""
@@ -350,6 +333,7 @@ class ClusterConfig(_Section):
     def _check_across_sections(self) -> "ClusterConfig":
         for name in POOLS:
             self._check_parallelism(name)
+            self._check_sizes(name)
         self._check_budget()
         for option in SAME_IN_BOTHPOOLS:
             prefill, decode = (self.pool_engine(name).get(option, "unset") for name in POOLS)
@@ -359,6 +343,25 @@ class ClusterConfig(_Section):
                     "same; set it once, in the shared engine"
                 )
         return self
+
+    def _check_sizes(self, name: Pool) -> None:
+        pool = self.pool(name)
+        fewest, most, given = pool.min_replicas, pool.max_replicas, pool.model_fields_set
+        if most is None:
+            for field in ("min_replicas", "warm_replicas"):
+                if field in given:
+                    raise ValueError(
+                        f"{name}.{field}: is for a pool that scales; set {name}.max_replicas too"
+                    )
+        elif fewest > most:
+            raise ValueError(
+                f"{name}.min_replicas: {fewest} is more than {name}.max_replicas, {most}"
+            )
+        elif "replicas" in given and not fewest <= pool.replicas <= most:
+            raise ValueError(
+                f"{name}.replicas: {pool.replicas} is not between {name}.min_replicas and "
+                f"{name}.max_replicas, {fewest} and {most}"
+            )
 
     def _check_budget(self) -> None:
         if self.gpu_budget is None:

@@ -20,6 +20,7 @@ RANKS = {
 """Imports run from a lower rank to a higher one, never back."""
 
 DECIDING = (
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "cluster/scaling").glob("*.py"))),
     "router/admit.py",
     "router/cost_fit.py",
     "router/costs.py",
