@@ -40,6 +40,7 @@ class Assembly:
         )
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
+        traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
         self._membership = Membership(
             pools,

@@ -4,12 +4,20 @@ Owns the counters, which only go up. Who scales takes differences of what it is 
 report that is lost costs nothing. Never decides anything.
 """
 
+import logging
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from router.costs import DecodeCost, PrefillCost
 from router.pool import Pool, Replica
+from router.reach import Best, describe_unreachable, predict_best
 from router.request import RequestPhase, RequestState
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_MEASURED = 50
+"""Requests after which the best of them is taken for the best that can be had."""
 
 WARM_UP_S = 10.0
 """What a replica does in its first seconds tells nothing about it: kernels and caches are cold."""
@@ -40,6 +48,11 @@ class TrafficMeter:
         self._ttft_s = ttft_s
         self._itl_s = itl_s
         self._counters = Counters()
+        self._best = Best(ttft_s=None, itl_s=None)
+
+    def predict(self, prefill: PrefillCost, decode: DecodeCost) -> None:
+        """Says which targets are out of reach before anything was measured."""
+        self._say_unreachable(predict_best(prefill, decode), "predicted")
 
     def arrived(self, *, prefill_s: float, num_tokens: int) -> None:
         """A request was routed for the first time; `prefill_s` is predicted for its prompt."""
@@ -54,6 +67,7 @@ class TrafficMeter:
         if _is_warm(replica):
             self._counters.ttft_measured += 1
             self._counters.ttft_met += ttft_s <= self._ttft_s
+            self._best = replace(self._best, ttft_s=min(ttft_s, self._best.ttft_s or ttft_s))
 
     def ended(self, replica: Replica | None, num_tokens: int, writing_s: float) -> None:
         """A request ended, `writing_s` after its first token."""
@@ -61,8 +75,16 @@ class TrafficMeter:
         counters.ended += 1
         counters.output_tokens += num_tokens
         if num_tokens > 1 and _is_warm(replica):
+            itl_s = writing_s / (num_tokens - 1)
             counters.itl_measured += 1
-            counters.itl_met += writing_s / (num_tokens - 1) <= self._itl_s
+            counters.itl_met += itl_s <= self._itl_s
+            self._best = replace(self._best, itl_s=min(itl_s, self._best.itl_s or itl_s))
+            if counters.itl_measured == ENOUGH_MEASURED:
+                self._say_unreachable(self._best, "measured")
+
+    def _say_unreachable(self, best: Best, how: str) -> None:
+        for line in describe_unreachable(best, ttft_s=self._ttft_s, itl_s=self._itl_s, how=how):
+            logger.warning(line)
 
     def report(
         self,

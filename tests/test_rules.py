@@ -29,6 +29,7 @@ DECIDING = (
     "router/ledger.py",
     "router/policies.py",
     "router/prefixes.py",
+    "router/reach.py",
 )
 IMPURE = {"asyncio", "logging", "random", "ray", "time"}
 
