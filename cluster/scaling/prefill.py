@@ -72,8 +72,9 @@ def replay_share(
 ) -> float:
     """The share of attainable requests that `n` replicas would have given a first token in time.
 
-    A fluid queue from bucket to bucket, and on it the wait that prompts' different lengths add at
-    the utilisation of the last few prompts.
+    A fluid queue from bucket to bucket, and on it the wait that the chance within a bucket adds, at
+    the utilisation of the last few prompts: at most the bucket's own length, as what lasts longer
+    is in the fluid queue already.
     """
     if n == 0:
         return 0.0 if demand.rate else 1.0
@@ -88,7 +89,12 @@ def replay_share(
         if bucket.num_arrivals:
             queued_s = (backlog_s + after_s) / 2 / n
             met += bucket.num_arrivals * _share_in_time(
-                demand, n, min(utilisation, MAX_UTILISATION), services, patience_s - queued_s
+                demand,
+                n,
+                min(utilisation, MAX_UTILISATION),
+                services,
+                patience_s - queued_s,
+                longest_s=bucket.duration_s,
             )
             arrivals += bucket.num_arrivals
         backlog_s = after_s
@@ -107,13 +113,22 @@ def steady_share(demand: Demand, n: int, *, patience_s: float) -> float:
 
 
 def _share_in_time(
-    demand: Demand, n: int, utilisation: float, services: Sequence[float], patience_s: float
+    demand: Demand,
+    n: int,
+    utilisation: float,
+    services: Sequence[float],
+    patience_s: float,
+    *,
+    longest_s: float = math.inf,
 ) -> float:
+    if patience_s - services[-1] > longest_s:
+        return 1.0
     if patience_s > services[-1] and wait_tail(
         n, demand, utilisation, patience_s - services[-1]
     ) < 1e-4:  # fmt: skip
         return 1.0
-    tails = (wait_tail(n, demand, utilisation, patience_s - each) for each in services)
+    spare_s = (patience_s - each for each in services)
+    tails = (wait_tail(n, demand, utilisation, s) for s in spare_s if s <= longest_s)
     return 1.0 - sum(tails) / len(services)
 
 
