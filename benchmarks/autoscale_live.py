@@ -133,7 +133,7 @@ def main() -> int:
         Phase(
             name="long prompts",
             prompt_tokens=options.long_prompt,
-            output_tokens=4,
+            output_tokens=8,
             rate=options.prompt_rate,
             least_s=options.step_s,
             most_s=options.step_s,
@@ -199,9 +199,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--long-prompt", type=int, default=3000, help="tokens of a long prompt")
-    parser.add_argument("--prompt-rate", type=float, default=2.0, help="long prompts a second")
+    parser.add_argument("--prompt-rate", type=float, default=4.5, help="long prompts a second")
     parser.add_argument("--long-answer", type=int, default=300, help="tokens of a long answer")
-    parser.add_argument("--answer-rate", type=float, default=2.5, help="long answers a second")
+    parser.add_argument("--answer-rate", type=float, default=3.5, help="long answers a second")
     parser.add_argument("--step-s", type=float, default=90.0, help="how long each step lasts")
     parser.add_argument("--calm-s", type=float, default=120.0, help="longest wait to shrink")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and prompts")

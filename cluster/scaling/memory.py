@@ -76,6 +76,14 @@ def measured(history: Sequence[Traffic], phase: str) -> Attainment:
     )
 
 
+def is_missed(attained: Attainment, share: float) -> bool:
+    """Whether clearly fewer than `share` met the target: by more than a standard error."""
+    if attained.num < CORRECTION_MIN_SAMPLES:
+        return False
+    noise = math.sqrt(share * (1 - share) / attained.num)
+    return attained.num_met / attained.num < share - noise
+
+
 def correct(
     correction: float, attained: Attainment, *, share: float, elapsed_s: float, is_steady: bool
 ) -> float:
@@ -88,8 +96,7 @@ def correct(
     if not is_steady or attained.num < CORRECTION_MIN_SAMPLES:
         return correction
     met = attained.num_met / attained.num
-    noise = math.sqrt(share * (1 - share) / attained.num)
-    if met < share - noise:
+    if is_missed(attained, share):
         missing = min(1.0, (share - met) / (1 - share))
         grown = correction * (1 + 0.5 * missing * elapsed_s / CORRECTION_WINDOW_S)
         return min(CORRECTION_MAX, grown)

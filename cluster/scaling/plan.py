@@ -3,7 +3,14 @@
 from dataclasses import dataclass, replace
 
 from cluster.scaling.budget import share_budget
-from cluster.scaling.memory import act, correct, measured, remember
+from cluster.scaling.memory import (
+    CORRECTION_WINDOW_S,
+    act,
+    correct,
+    is_missed,
+    measured,
+    remember,
+)
 from cluster.scaling.need import Need
 from cluster.scaling.sizing import size_decode, size_prefill, start_seconds
 from cluster.scaling.snapshot import (
@@ -20,10 +27,7 @@ from cluster.scaling.snapshot import (
 
 HELD_BY_REPORTS = "no router has reported"
 HELD_BY_BUDGET = "gpu_budget"
-
-CALM_S = 120.0
-"""How long after a change what was measured of a pool tells of it as it is now: a minute to settle
-and a minute to measure."""
+HELD_BY_MISSES = "the target is missed as it is"
 
 
 def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> ScalePlan:
@@ -82,7 +86,7 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
                         pool.attained,
                         share=share * pool.need.attainable,
                         elapsed_s=elapsed_s,
-                        is_steady=_is_steady(pool, wish, now_s),
+                        is_steady=_is_steady(pool, wish, settings, now_s),
                     ),
                 ),
                 target,
@@ -173,15 +177,20 @@ def _in_time(
     memory = replace(memory, wants_more_since_s=None)
     if wish.shrink_to >= current:
         return replace(memory, fewer_do_since_s=None), current, None
+    share = settings.targets.share * pool.need.attainable
+    held_by = None
     if not has_report:
-        return replace(memory, fewer_do_since_s=None), current, HELD_BY_REPORTS
+        held_by = HELD_BY_REPORTS
+    elif is_missed(pool.attained, share) and wish.needed > 0:
+        held_by = HELD_BY_MISSES
+    if held_by is not None:
+        return replace(memory, fewer_do_since_s=None), current, held_by
     since_s = now_s if memory.fewer_do_since_s is None else memory.fewer_do_since_s
     memory = replace(memory, fewer_do_since_s=since_s)
-    settled_s = since_s if memory.changed_s is None else memory.changed_s
-    if memory.shrunk_s != memory.changed_s:
-        # What was started last must have been there for a while before it can be too much.
-        settled_s += start_seconds(memory, settings)
-    if now_s - max(since_s, settled_s) < settings.down_delay_s * memory.down_factor:
+    # What was started last must have been there for a while before it can be too much.
+    settled_s = _settled_s(memory, settings)
+    calm_s = now_s - (since_s if settled_s is None else max(since_s, settled_s))
+    if calm_s < settings.down_delay_s * memory.down_factor:
         return memory, current, "down_delay_s"
     return memory, wish.shrink_to, None
 
@@ -205,14 +214,21 @@ def _within_budget(
     )
 
 
-def _is_steady(pool: _Pool, wish: _Wish, now_s: float) -> bool:
+def _is_steady(pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float) -> bool:
     """Whether what is measured of the pool was served by what was predicted to be enough."""
-    changed_s = pool.memory.changed_s
+    settled_s = _settled_s(pool.memory, settings)
     return (
         pool.counts.num_starting == 0
         and pool.counts.num_ready >= wish.needed
-        and (changed_s is None or now_s - changed_s > CALM_S)
+        and (settled_s is None or now_s - settled_s > CORRECTION_WINDOW_S)
     )
+
+
+def _settled_s(memory: PoolMemory, settings: ScaleSettings) -> float | None:
+    """From when on the pool has what was decided last; None where nothing was."""
+    if memory.changed_s is None or memory.shrunk_s == memory.changed_s:
+        return memory.changed_s
+    return memory.changed_s + start_seconds(memory, settings)
 
 
 def _share_met(attained: Attainment) -> tuple[tuple[str, float], ...]:
