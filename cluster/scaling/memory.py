@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from cluster.scaling.history import latest
 from cluster.scaling.snapshot import (
@@ -66,10 +67,10 @@ def _count_starts(memory: PoolMemory, counts: PoolCounts, now_s: float) -> PoolM
     return replace(memory, num_ready=counts.num_ready, starting_since_s=since, start_s=start_s)
 
 
-def measured(history: Sequence[Traffic], phase: str) -> Attainment:
-    """What was measured over the last minute of `phase`, "ttft" or "itl"."""
+def measured(history: Sequence[Traffic], target: Literal["ttft", "itl"]) -> Attainment:
+    """What was measured against a target over the last minute."""
     samples = [
-        each.ttft if phase == "ttft" else each.itl for each in latest(history, CORRECTION_WINDOW_S)
+        each.ttft if target == "ttft" else each.itl for each in latest(history, CORRECTION_WINDOW_S)
     ]
     return Attainment(
         num=sum(each.num for each in samples), num_met=sum(each.num_met for each in samples)

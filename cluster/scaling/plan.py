@@ -37,33 +37,18 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
     the targets over the whole look-back with half the misses, after `down_delay_s`. The two bars
     keep it still under a constant load. Without a report nothing shrinks.
     """
-    now_s, share = snapshot.now_s, settings.targets.share
+    now_s = snapshot.now_s
     elapsed_s = 0.0 if state.reported_s is None else now_s - state.reported_s
     state = remember(state, snapshot, settings)
     is_idle = _is_idle(snapshot, settings, state)
-    prefill = _Pool(
-        need=size_prefill(snapshot, settings, state),
-        counts=snapshot.prefill,
-        limits=settings.prefill,
-        memory=state.prefill,
-        attained=measured(state.history, "ttft"),
-    )
-    decode = _Pool(
-        need=size_decode(snapshot, settings, state),
-        counts=snapshot.decode,
-        limits=settings.decode,
-        memory=state.decode,
-        attained=measured(state.history, "itl"),
-    )
-    pools = (prefill, decode)
-    wishes = [_wish(pool, is_idle=is_idle) for pool in pools]
     has_report = snapshot.traffic is not None
+    pools = _pools(snapshot, settings, state)
+    wishes = [_wish(pool, is_idle=is_idle) for pool in pools]
     timed = [
         _in_time(pool, wish, now_s, settings, has_report=has_report)
         for pool, wish in zip(pools, wishes, strict=True)
     ]
-    draining = sum(pool.counts.num_draining * pool.limits.gpus_per_replica for pool in pools)
-    targets = _within_budget(pools, timed, settings, draining)
+    targets = _within_budget(pools, timed, settings)
     plans, memories = [], []
     for pool, wish, (memory, wanted, held_by), target in zip(
         pools, wishes, timed, targets, strict=True
@@ -77,23 +62,15 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
                 inputs=pool.need.inputs + _share_met(pool.attained),
             )
         )
-        memories.append(
-            act(
-                replace(
-                    memory,
-                    correction=correct(
-                        memory.correction,
-                        pool.attained,
-                        share=share * pool.need.attainable,
-                        elapsed_s=elapsed_s,
-                        is_steady=_is_steady(pool, wish, settings, now_s),
-                    ),
-                ),
-                target,
-                now_s,
-                regret_s=settings.look_back_s,
-            )
+        correction = correct(
+            memory.correction,
+            pool.attained,
+            share=settings.targets.share * pool.need.attainable,
+            elapsed_s=elapsed_s,
+            is_steady=_is_steady(pool, wish, settings, now_s),
         )
+        memory = replace(memory, correction=correction)
+        memories.append(act(memory, target, now_s, regret_s=settings.look_back_s))
     return ScalePlan(
         prefill=plans[0],
         decode=plans[1],
@@ -117,6 +94,27 @@ class _Pool:
         if self.memory.target is not None:
             return self.memory.target
         return self.counts.num_ready + self.counts.num_starting
+
+
+def _pools(
+    snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState
+) -> tuple[_Pool, _Pool]:
+    return (
+        _Pool(
+            need=size_prefill(snapshot, settings, state),
+            counts=snapshot.prefill,
+            limits=settings.prefill,
+            memory=state.prefill,
+            attained=measured(state.history, "ttft"),
+        ),
+        _Pool(
+            need=size_decode(snapshot, settings, state),
+            counts=snapshot.decode,
+            limits=settings.decode,
+            memory=state.decode,
+            attained=measured(state.history, "itl"),
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,9 +197,9 @@ def _within_budget(
     pools: tuple[_Pool, _Pool],
     timed: list[tuple[PoolMemory, int, str | None]],
     settings: ScaleSettings,
-    draining: int,
 ) -> tuple[int, int]:
     """The targets within the budget. GPUs that still drain delay starts, never end replicas."""
+    draining = sum(pool.counts.num_draining * pool.limits.gpus_per_replica for pool in pools)
     wanted = (timed[0][1], timed[1][1])
     limits = (settings.prefill, settings.decode)
     shared = share_budget(wanted, limits, settings.gpu_budget)

@@ -328,6 +328,17 @@ def test_misses_that_were_not_predicted_correct_the_prediction() -> None:
     assert cluster.state.prefill.correction < grown
 
 
+def test_a_pool_that_misses_its_target_does_not_shrink() -> None:
+    cluster = Cluster()
+    cluster.run(200, lambda: second(40))
+    size = cluster.sizes[-1][0]
+    plan = cluster.run(180, lambda: second(4, met=0.5))
+    assert plan.prefill.target >= size
+    assert plan.prefill.held_by == "the target is missed as it is"
+    cluster.run(600, lambda: second(4))
+    assert cluster.sizes[-1][0] < size
+
+
 def test_prompts_too_long_for_the_target_do_not_ask_for_more() -> None:
     cluster = Cluster()
     plan = cluster.run(120, lambda: second(1, prefill_s=0.9, met=0.0))
