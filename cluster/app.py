@@ -3,14 +3,17 @@
 Turns a cluster config into three deployments. Never touches a request.
 """
 
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cluster.config import ClusterConfig, Pool, parse_args
 from cluster.engine_options import check_engine_options
+from cluster.scaling_args import scaling_args
 from engine.deployment import EngineDeployment, EngineSettings
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
@@ -37,6 +40,12 @@ CPU_ENGINE_ENV = {
     # the engine stands still, or an error where there is no C++ compiler.
     "TORCHDYNAMO_DISABLE": "1",
 }
+
+
+REPORT_INTERVAL_S = 1.0
+"""How often routers tell the controller what they see."""
+REPORTS_KEPT_S = 30.0
+"""Longer than a plan's interval, so that none is missed."""
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -68,7 +77,7 @@ def build(args: Mapping[str, Any]) -> Application:
     router = serve.deployment(
         Router,
         name="router",
-        num_replicas=config.router.replicas,
+        **_size(config, "router"),
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
         # A router that is replaced, in a config update say, keeps what waits for new engines.
@@ -95,6 +104,37 @@ def _targets(config: ClusterConfig) -> Targets:
         local_prefill=router.local_prefill == "auto",
         queue_timeout_s=router.queue_timeout_s,
     )
+
+
+def _size(config: ClusterConfig, name: Pool | Literal["router"]) -> dict[str, Any]:
+    """How many replicas Serve is told to run: a number, or a policy that follows the plan."""
+    if not config.scales:
+        fixed = config.router.replicas if name == "router" else config.pool(name).replicas
+        return {"num_replicas": fixed}
+    if name == "router":
+        # Its size is fixed; Serve passes on what replicas report only where it scales them.
+        least = most = initial = config.router.replicas
+    else:
+        limits = config.limits(name)
+        least, most = limits.min_replicas, limits.max_replicas
+        initial = config.initial_replicas(name)
+    with warnings.catch_warnings():
+        # Serve means to replace metrics_interval_s by a variable that it does not read yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scaling = AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=most,
+            initial_replicas=initial,
+            metrics_interval_s=REPORT_INTERVAL_S,
+            look_back_period_s=REPORTS_KEPT_S,
+            # The plan has delays of its own.
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            policy=AutoscalingPolicy(
+                policy_function="cluster.policy:PlannedSize", policy_kwargs=scaling_args(config)
+            ),
+        )
+    return {"autoscaling_config": scaling}
 
 
 def _engine_options(config: ClusterConfig, name: Pool) -> dict[str, Any]:
@@ -133,7 +173,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
     deployment = serve.deployment(
         EngineDeployment,
         name=name,
-        num_replicas=pool.replicas,
+        **_size(config, name),
         ray_actor_options=actor_options,
         health_check_period_s=2.0,
         health_check_timeout_s=settings.stall_timeout_s + 5.0,

@@ -49,12 +49,19 @@ def _pool_row(config: ClusterConfig, name: Pool) -> tuple[str, ...]:
     tensor_parallel = config.pool_engine(name).get("tensor_parallel_size", 1)
     return (
         name,
-        str(pool.replicas),
+        _size(config, name),
         str(pool.gpus),
         f"{pool.cpus:g}",
         str(tensor_parallel),
         ", ".join(places) or ("any node with GPUs" if pool.gpus else "any node"),
     )
+
+
+def _size(config: ClusterConfig, name: Pool) -> str:
+    limits = config.limits(name)
+    if limits.min_replicas == limits.max_replicas:
+        return str(limits.max_replicas)
+    return f"{limits.min_replicas} to {limits.max_replicas}"
 
 
 def _options(config: ClusterConfig, name: Pool) -> str:
@@ -71,15 +78,19 @@ def _assignments(options: Mapping[str, Any]) -> list[str]:
 
 def _totals(config: ClusterConfig) -> str:
     pools = [config.pool(name) for name in POOLS]
-    gpus = sum(pool.replicas * pool.gpus for pool in pools)
-    cpus = sum(pool.replicas * pool.cpus for pool in pools)
+    sizes = [config.limits(name).max_replicas for name in POOLS]
+    gpus = sum(size * pool.gpus for size, pool in zip(sizes, pools, strict=True))
+    cpus = sum(size * pool.cpus for size, pool in zip(sizes, pools, strict=True))
     cpus += config.router.replicas * config.router.cpus
     custom: defaultdict[str, float] = defaultdict(float)
-    for pool in pools:
+    for size, pool in zip(sizes, pools, strict=True):
         for resource, amount in pool.resources.items():
-            custom[resource] += pool.replicas * amount
+            custom[resource] += size * amount
     parts = [f"{gpus} GPU{'' if gpus == 1 else 's'}", f"{cpus:g} CPUs"]
-    return ", ".join(parts + [f"{amount:g} {resource}" for resource, amount in custom.items()])
+    parts += [f"{amount:g} {resource}" for resource, amount in custom.items()]
+    at_most = " at most" if config.scales else ""
+    budget = f", within gpu_budget {config.gpu_budget}" if config.gpu_budget else ""
+    return ", ".join(parts) + at_most + budget
 
 
 def _slo(config: ClusterConfig) -> str:

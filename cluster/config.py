@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cluster.errors import ConfigError
 from cluster.parallelism import Parallelism, transfer_problem
+from cluster.scaling import PoolLimits
 
 OWNED_ENGINE_OPTIONS = {
     "model": "set by the top-level model",
@@ -54,7 +55,29 @@ class _Section(BaseModel):
 class PoolConfig(_Section):
     """One pool of vLLM engines: how many, on what, with which options."""
 
-    replicas: int = Field(default=1, ge=1, description="Engines in this pool.")
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Engines in this pool; with `max_replicas`, how many it starts with.",
+    )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="Lets the pool grow and shrink with the traffic, to this many at most. "
+        "Unset, it keeps its size.",
+    )
+    min_replicas: int = Field(
+        default=1,
+        ge=0,
+        description="As few as the pool may shrink to. With 0 it goes when nobody asks, and "
+        "requests wait while it starts again.",
+    )
+    warm_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="Kept beyond what the traffic needs, for requests that cannot wait for a "
+        "start.",
+    )
     gpus: int = Field(
         default=0,
         ge=0,
@@ -190,6 +213,36 @@ class SloConfig(_Section):
     )
 
 
+class ScalingConfig(_Section):
+    """When pools with `max_replicas` grow and shrink. How far is decided from the traffic."""
+
+    interval_s: float = Field(default=2.0, ge=0.5, description="Seconds between two decisions.")
+    up_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds for which more must have been needed before replicas are started.",
+    )
+    down_delay_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds for which fewer must have been enough, and since the last change, "
+        "before some go. Longer after each time that this was regretted.",
+    )
+    look_back_s: float = Field(
+        default=600.0,
+        ge=10,
+        description="Seconds of past traffic that a smaller pool must be predicted to have held.",
+    )
+    idle_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds without a request after which a pool with `min_replicas: 0` goes.",
+    )
+    expected_start_s: float = Field(
+        default=60.0, gt=0, description="Seconds that a start takes, until one was seen."
+    )
+
+
 class ClusterConfig(_Section):
     """The `args` of the Serve application: one model, two pools, a router."""
 
@@ -218,6 +271,14 @@ class ClusterConfig(_Section):
         default=RecoveryConfig(), description="When engines die, hang or leave."
     )
     slo: SloConfig = Field(default=SloConfig(), description="Latency targets.")
+    gpu_budget: int | None = Field(
+        default=None,
+        ge=1,
+        description="GPUs that both pools may use together; a replica on the CPU counts as one.",
+    )
+    scaling: ScalingConfig = Field(
+        default=ScalingConfig(), description="When pools grow and shrink."
+    )
 
     @property
     def public_name(self) -> str:
@@ -244,10 +305,38 @@ class ClusterConfig(_Section):
         parallelism = self.parallelism(name)
         return parallelism.tensor * parallelism.pipeline
 
+    def limits(self, name: Pool) -> PoolLimits:
+        """How large a pool may be."""
+        pool = self.pool(name)
+        if pool.max_replicas is None:
+            fewest = most = pool.replicas
+        else:
+            fewest, most = pool.min_replicas, pool.max_replicas
+        return PoolLimits(
+            min_replicas=fewest,
+            max_replicas=most,
+            warm_replicas=pool.warm_replicas,
+            gpus_per_replica=max(1, pool.gpus),
+        )
+
+    def initial_replicas(self, name: Pool) -> int:
+        """How many a pool starts with."""
+        pool = self.pool(name)
+        if pool.max_replicas is None or "replicas" in pool.model_fields_set:
+            return pool.replicas
+        return max(1, pool.min_replicas)
+
+    @property
+    def scales(self) -> bool:
+        """Whether a pool has a size that changes."""
+        return any(self.pool(name).max_replicas is not None for name in POOLS)
+
     @pydantic.model_validator(mode="after")
     def _check_across_sections(self) -> "ClusterConfig":
         for name in POOLS:
             self._check_parallelism(name)
+            self._check_sizes(name)
+        self._check_budget()
         for option in SAME_IN_BOTHPOOLS:
             prefill, decode = (self.pool_engine(name).get(option, "unset") for name in POOLS)
             if prefill != decode:
@@ -263,6 +352,40 @@ class ClusterConfig(_Section):
         if problem is not None:
             raise ValueError(problem)
         return self
+
+    def _check_sizes(self, name: Pool) -> None:
+        pool = self.pool(name)
+        fewest, most, given = pool.min_replicas, pool.max_replicas, pool.model_fields_set
+        if most is None:
+            for field in ("min_replicas", "warm_replicas"):
+                if field in given:
+                    raise ValueError(
+                        f"{name}.{field}: is for a pool that scales; set {name}.max_replicas too"
+                    )
+        elif fewest > most:
+            raise ValueError(
+                f"{name}.min_replicas: {fewest} is more than {name}.max_replicas, {most}"
+            )
+        elif "replicas" in given and not fewest <= pool.replicas <= most:
+            raise ValueError(
+                f"{name}.replicas: {pool.replicas} is not between {name}.min_replicas and "
+                f"{name}.max_replicas, {fewest} and {most}"
+            )
+
+    def _check_budget(self) -> None:
+        if self.gpu_budget is None:
+            return
+        limits = {name: self.limits(name) for name in POOLS}
+        for numbers, what in (
+            ({name: limits[name].min_replicas for name in POOLS}, "the smallest pools need"),
+            ({name: self.initial_replicas(name) for name in POOLS}, "the pools start with"),
+        ):
+            needed = sum(numbers[name] * limits[name].gpus_per_replica for name in POOLS)
+            if self.gpu_budget < needed:
+                raise ValueError(
+                    f"gpu_budget: {self.gpu_budget} is less than the {needed} that {what}: "
+                    f"{numbers['prefill']} prefill and {numbers['decode']} decode replicas"
+                )
 
     def _check_parallelism(self, name: Pool) -> None:
         pool, options = self.pool(name), self.pool_engine(name)

@@ -2,7 +2,8 @@
 
 ClusterError
 ├── ConfigError       a config file or its args are wrong: exit status 2  (also a ValueError)
-└── StartError        the cluster cannot be started here: exit status 1
+├── StartError        the cluster cannot be started here: exit status 1
+└── ClusterInternalsChanged    Ray Serve lacks a name that scaling relies on
 """
 
 
@@ -16,3 +17,7 @@ class ConfigError(ClusterError, ValueError):
 
 class StartError(ClusterError):
     """A busy port, or a deployment that does not come up."""
+
+
+class ClusterInternalsChanged(ClusterError):
+    """Another version of Ray than the pinned one; the text names what is missing."""

@@ -17,6 +17,7 @@ from router.membership import Membership
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.settings import RouterSettings
+from router.traffic import TrafficMeter
 
 
 class Assembly:
@@ -26,16 +27,20 @@ class Assembly:
         check_internals()
         application = serve.get_replica_context().app_name
         self._frontend = settings.frontend
-        metrics = RouterMetrics(REGISTRY)
+        targets = settings.targets.admission
+        traffic = TrafficMeter(ttft_s=targets.ttft_s, itl_s=targets.itl_s)
+        metrics = RouterMetrics(REGISTRY, traffic)
         self._core = ClusterCoreClient(
             POLICIES[settings.policy],
             metrics,
             settings.recovery,
+            traffic=traffic,
             targets=settings.targets,
             num_routers=settings.num_routers,
         )
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
+        traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
         self._membership = Membership(
             pools,
@@ -44,6 +49,10 @@ class Assembly:
             stall_timeout_s=settings.stall_timeout_s,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
+
+    def scaling_report(self) -> dict[str, float]:
+        """What the scaling policies are told: see router.traffic."""
+        return self._core.scaling_report()
 
     async def build(self) -> ASGIApp:
         """The app that answers clients."""

@@ -41,6 +41,7 @@ from router.request import (
     prefill_request,
 )
 from router.settings import Targets
+from router.traffic import TrafficMeter
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         metrics: RouterMetrics,
         limits: RecoveryLimits,
         *,
+        traffic: TrafficMeter,
         targets: Targets | None = None,
         num_routers: int = 1,
     ) -> None:
@@ -87,10 +89,13 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """Set by who knows the model; see `plan_handoff`."""
         self.limits = limits
         self._metrics = metrics
+        self._traffic = traffic
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
         self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
+        self._num_held = 0
+        """Requests that are not let in before a replica could answer them."""
         self._on_trial: RequestState | None = None
         """The one request in the engines that may have killed one."""
         self._suspects: deque[RequestState] = deque()
@@ -143,9 +148,22 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     async def ready(self) -> None:
         """Returns once a new request could be answered."""
-        while not self.decode.is_open:
-            self._decode_joined.clear()
-            await self._decode_joined.wait()
+        self._num_held += 1
+        try:
+            while not self.decode.is_open:
+                self._decode_joined.clear()
+                await self._decode_joined.wait()
+        finally:
+            self._num_held -= 1
+
+    def scaling_report(self) -> dict[str, float]:
+        """What this router counts and what is outstanding: see router.traffic."""
+        return self._traffic.report(
+            prefill=self.prefill,
+            decode=self.decode,
+            requests=self._requests.values(),
+            num_held=self._num_held,
+        )
 
     # The way of a request.
 

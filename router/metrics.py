@@ -16,6 +16,7 @@ from router.handoff import Route
 from router.policies import RoutePlan
 from router.pool import Pool
 from router.request import RequestPhase, RequestState
+from router.traffic import TrafficMeter
 
 _LATENCY_BUCKETS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
@@ -26,7 +27,9 @@ _LATENCY_BUCKETS_S = (
 class RouterMetrics:
     """Counters and histograms of one router."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, traffic: TrafficMeter) -> None:
+        self._traffic = traffic
+
         def histogram(name: str, text: str, labels: Iterable[str] = ()) -> Histogram:
             return Histogram(name, text, labels, buckets=_LATENCY_BUCKETS_S, registry=registry)
 
@@ -81,6 +84,8 @@ class RouterMetrics:
 
     def routed(self, state: RequestState, reader: RoutePlan) -> None:
         """A request is on its way to the replica that reads its prompt."""
+        if state.attempt == 0:
+            self._traffic.arrived(prefill_s=reader.request_s, num_tokens=state.num_tokens)
         self._routes.labels(state.plan.route.name.lower(), state.plan.reason).inc()
         pool = "decode" if state.plan.route is Route.DECODE_ONLY else "prefill"
         self._picks.labels(pool, reader.reason).inc()
@@ -119,6 +124,8 @@ class RouterMetrics:
             state.moved_s = None
         if state.last_token_s is None:
             self._ttft(now_s - state.received_s)
+            self._traffic.first_token(state.replica, now_s - state.received_s)
+            state.first_token_s = now_s
         else:
             gap_s = now_s - state.last_token_s
             self._itl(gap_s / num_tokens)
@@ -137,6 +144,9 @@ class RouterMetrics:
         self._ended.labels(outcome).inc()
         if outcome in ("stop", "length"):
             self._mean_output_tokens += 0.02 * (state.num_output_tokens - self._mean_output_tokens)
+            if state.first_token_s is not None and state.last_token_s is not None:
+                writing_s = state.last_token_s - state.first_token_s
+                self._traffic.ended(state.decode, state.num_output_tokens, writing_s)
 
 
 class PoolMetrics(Collector):  # type: ignore[misc]

@@ -59,6 +59,7 @@ class Replica:
     is_unlisted: bool = False
     """Serve no longer lists it."""
     heard_s: float = field(default_factory=time.monotonic)
+    joined_s: float = field(default_factory=time.monotonic)
 
     @property
     def is_leaving(self) -> bool:

@@ -61,6 +61,7 @@ class RequestState:
     phase_since_s: float = 0.0
     waits_until: asyncio.TimerHandle | None = None
     """Ends the wait for a replica."""
+    first_token_s: float | None = None
     last_token_s: float | None = None
     attempt: int = 0
     num_moves: int = 0

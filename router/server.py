@@ -29,3 +29,10 @@ class Router:
         self._assembly = Assembly(self._settings)
         app: ASGIApp = await self._assembly.build()
         return app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve passes on to the scaling policies, as router.traffic counts it."""
+        if self._assembly is None:
+            return {}
+        report: dict[str, float] = self._assembly.scaling_report()
+        return report

@@ -20,6 +20,7 @@ RANKS = {
 """Imports run from a lower rank to a higher one, never back."""
 
 DECIDING = (
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "cluster/scaling").glob("*.py"))),
     "router/admit.py",
     "router/cost_fit.py",
     "router/costs.py",
@@ -28,6 +29,7 @@ DECIDING = (
     "router/ledger.py",
     "router/policies.py",
     "router/prefixes.py",
+    "router/reach.py",
     "router/recovery.py",
 )
 IMPURE = {"asyncio", "logging", "random", "ray", "time"}

@@ -42,6 +42,15 @@ URL             http://127.0.0.1:8100/v1
 """
 
 
+def test_report_of_pools_that_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("replicas: 3", "max_replicas: 3"))
+    assert main(["check", str(path)]) == 0
+    report = capsys.readouterr().out
+    assert "decode      1 to 3    0 " in report
+    assert "needs           8 GPUs, 6.75 CPUs, 1.5 fast_nic at most\n" in report
+
+
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)

@@ -1,11 +1,13 @@
 """What a config may say, and the one line about what it may not."""
 
+import json
 from typing import Any
 
 import pytest
 
 from cluster.config import ClusterConfig, parse_args
 from cluster.errors import ConfigError
+from cluster.scaling_args import scaling_args, settings_from
 
 WRONG = [
     ("policy", {"router": {"policy": "p3c"}},
@@ -59,6 +61,26 @@ WRONG = [
     ("pools-differ", {"prefill": {"engine": {"max_model_len": 64}}},
      "engine.max_model_len: 64 in prefill and unset in decode must be the same; set it once, in "
      "the shared engine"),
+    ("min-over-max", {"prefill": {"min_replicas": 3, "max_replicas": 2}},
+     "prefill.min_replicas: 3 is more than prefill.max_replicas, 2"),
+    ("min-without-max", {"decode": {"min_replicas": 0}},
+     "decode.min_replicas: is for a pool that scales; set decode.max_replicas too"),
+    ("warm-without-max", {"decode": {"warm_replicas": 1}},
+     "decode.warm_replicas: is for a pool that scales; set decode.max_replicas too"),
+    ("min-negative", {"decode": {"min_replicas": -1, "max_replicas": 2}},
+     "decode.min_replicas: -1 is not at least 0"),
+    ("starts-outside", {"decode": {"replicas": 5, "max_replicas": 4}},
+     "decode.replicas: 5 is not between decode.min_replicas and decode.max_replicas, 1 and 4"),
+    ("budget-below-minimums",
+     {"prefill": {"gpus": 2, "engine": {"tensor_parallel_size": 2}, "min_replicas": 2,
+                  "max_replicas": 4}, "decode": {"gpus": 1, "replicas": 3}, "gpu_budget": 6},
+     "gpu_budget: 6 is less than the 7 that the smallest pools need: 2 prefill and 3 decode "
+     "replicas"),
+    ("budget-below-start",
+     {"prefill": {"gpus": 1, "replicas": 4, "max_replicas": 4}, "gpu_budget": 4},
+     "gpu_budget: 4 is less than the 5 that the pools start with: 4 prefill and 1 decode replicas"),
+    ("up-delay-negative", {"scaling": {"up_delay_s": -1}},
+     "scaling.up_delay_s: -1 is not at least 0"),
     ("cpu-cache-on-gpu", {"decode": {"gpus": 1, "kv_cache_gib": 2}},
      "decode.kv_cache_gib: is for pools on CPU; with gpus set "
      "decode.engine.gpu_memory_utilization"),
@@ -79,6 +101,33 @@ def test_nothing_need_be_set() -> None:
     assert config.public_name == "demo"
     assert config.prefill == config.decode
     assert config.transfer.backends == ("UCX",)
+
+
+def test_sizes_of_pools() -> None:
+    config = parse_args(
+        {
+            "prefill": {"replicas": 2, "max_replicas": 6, "min_replicas": 0},
+            "decode": {"max_replicas": 8, "min_replicas": 3, "warm_replicas": 1},
+        }
+    )
+    assert config.scales
+    prefill, decode = config.limits("prefill"), config.limits("decode")
+    assert (prefill.min_replicas, prefill.max_replicas) == (0, 6)
+    assert (decode.min_replicas, decode.max_replicas, decode.warm_replicas) == (3, 8, 1)
+    assert (config.initial_replicas("prefill"), config.initial_replicas("decode")) == (2, 3)
+    fixed = parse_args({"prefill": {"replicas": 2}})
+    assert not fixed.scales
+    assert fixed.limits("prefill").min_replicas == fixed.limits("prefill").max_replicas == 2
+
+
+def test_scaling_settings_survive_json() -> None:
+    config = parse_args({"prefill": {"max_replicas": 6}, "gpu_budget": 9})
+    args = scaling_args(config)
+    assert json.loads(json.dumps(args)) == args
+    settings = settings_from(args)
+    assert settings.prefill == config.limits("prefill")
+    assert settings.targets.share == 0.9
+    assert settings.gpu_budget == 9
 
 
 def test_pool_options_go_over_shared_ones() -> None:

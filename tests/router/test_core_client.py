@@ -17,6 +17,7 @@ from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import IN_FLIGHT_TOKENS, RecoveryLimits
 from router.request import KV_PARAMS
+from router.traffic import TrafficMeter
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 
@@ -26,8 +27,9 @@ class Cluster:
 
     def __init__(self, num: int = 1, *, limits: RecoveryLimits = LIMITS) -> None:
         self.registry = CollectorRegistry()
-        metrics = RouterMetrics(self.registry)
-        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits)
+        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        metrics = RouterMetrics(self.registry, traffic)
+        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits, traffic=traffic)
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]

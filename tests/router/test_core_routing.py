@@ -22,6 +22,7 @@ from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
 from router.settings import Targets
+from router.traffic import TrafficMeter
 
 BLOCK = 64
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
@@ -32,8 +33,13 @@ class Cluster:
 
     def __init__(self, targets: Targets) -> None:
         self.registry = CollectorRegistry()
+        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         self.core = ClusterCoreClient(
-            POLICIES["p2c"], RouterMetrics(self.registry), LIMITS, targets=targets
+            POLICIES["p2c"],
+            RouterMetrics(self.registry, traffic),
+            LIMITS,
+            traffic=traffic,
+            targets=targets,
         )
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(2)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(2)]

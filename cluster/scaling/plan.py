@@ -1,0 +1,233 @@
+"""The plan: what both pools need, what limits and budget leave of it, and when to act. Pure."""
+
+from dataclasses import dataclass, replace
+
+from cluster.scaling.budget import share_budget
+from cluster.scaling.memory import (
+    CORRECTION_WINDOW_S,
+    act,
+    correct,
+    is_missed,
+    measured,
+    remember,
+)
+from cluster.scaling.need import Need
+from cluster.scaling.sizing import size_decode, size_prefill, start_seconds
+from cluster.scaling.snapshot import (
+    Attainment,
+    PoolCounts,
+    PoolLimits,
+    PoolMemory,
+    PoolPlan,
+    ScalePlan,
+    ScaleSettings,
+    ScaleSnapshot,
+    ScaleState,
+)
+
+HELD_BY_REPORTS = "no router has reported"
+HELD_BY_BUDGET = "gpu_budget"
+HELD_BY_MISSES = "the target is missed as it is"
+
+
+def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> ScalePlan:
+    """Both pools' targets, with reasons, and the state for the next call.
+
+    A pool grows at once (after `up_delay_s`) to what it needs; it shrinks to what would have held
+    the targets over the whole look-back with half the misses, after `down_delay_s`. The two bars
+    keep it still under a constant load. Without a report nothing shrinks.
+    """
+    now_s = snapshot.now_s
+    elapsed_s = 0.0 if state.reported_s is None else now_s - state.reported_s
+    state = remember(state, snapshot, settings)
+    is_idle = _is_idle(snapshot, settings, state)
+    has_report = snapshot.traffic is not None
+    pools = _pools(snapshot, settings, state)
+    wishes = [_wish(pool, is_idle=is_idle) for pool in pools]
+    timed = [
+        _in_time(pool, wish, now_s, settings, has_report=has_report)
+        for pool, wish in zip(pools, wishes, strict=True)
+    ]
+    targets = _within_budget(pools, timed, settings)
+    plans, memories = [], []
+    for pool, wish, (memory, wanted, held_by), target in zip(
+        pools, wishes, timed, targets, strict=True
+    ):
+        plans.append(
+            PoolPlan(
+                target=target,
+                needed=wish.needed,
+                reason=wish.reason,
+                held_by=HELD_BY_BUDGET if target < wanted else held_by or wish.held_by,
+                inputs=pool.need.inputs + _share_met(pool.attained),
+            )
+        )
+        correction = correct(
+            memory.correction,
+            pool.attained,
+            share=settings.targets.share * pool.need.attainable,
+            elapsed_s=elapsed_s,
+            is_steady=_is_steady(pool, wish, settings, now_s),
+        )
+        memory = replace(memory, correction=correction)
+        memories.append(act(memory, target, now_s, regret_s=settings.look_back_s))
+    return ScalePlan(
+        prefill=plans[0],
+        decode=plans[1],
+        state=replace(state, prefill=memories[0], decode=memories[1]),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pool:
+    """All that is known of one pool."""
+
+    need: Need
+    counts: PoolCounts
+    limits: PoolLimits
+    memory: PoolMemory
+    attained: Attainment
+
+    @property
+    def current(self) -> int:
+        """What was decided last; what there is where nothing was."""
+        if self.memory.target is not None:
+            return self.memory.target
+        return self.counts.num_ready + self.counts.num_starting
+
+
+def _pools(
+    snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState
+) -> tuple[_Pool, _Pool]:
+    return (
+        _Pool(
+            need=size_prefill(snapshot, settings, state),
+            counts=snapshot.prefill,
+            limits=settings.prefill,
+            memory=state.prefill,
+            attained=measured(state.history, "ttft"),
+        ),
+        _Pool(
+            need=size_decode(snapshot, settings, state),
+            counts=snapshot.decode,
+            limits=settings.decode,
+            memory=state.decode,
+            attained=measured(state.history, "itl"),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """What a pool would have if nothing had to wait: `grow_to` at least, `shrink_to` at most."""
+
+    needed: int
+    grow_to: int
+    shrink_to: int
+    reason: str
+    held_by: str | None = None
+
+
+def _is_idle(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> bool:
+    load = snapshot.load
+    if load.prefill_backlog_s > 0 or load.num_decoding > 0 or state.last_arrival_s is None:
+        return load.prefill_backlog_s == 0 and load.num_decoding == 0
+    return snapshot.now_s - state.last_arrival_s >= settings.idle_s
+
+
+def _wish(pool: _Pool, *, is_idle: bool) -> _Wish:
+    limits = pool.limits
+    if limits.min_replicas == limits.max_replicas:
+        fixed = limits.max_replicas
+        return _Wish(
+            needed=pool.need.replicas, grow_to=fixed, shrink_to=fixed, reason="a fixed size"
+        )
+    if is_idle:
+        least = limits.min_replicas
+        return _Wish(needed=0, grow_to=least, shrink_to=least, reason="no requests")
+    needed = max(1, pool.need.replicas)
+    enough = max(needed, pool.need.enough)
+
+    def bounded(replicas: int) -> int:
+        return min(limits.max_replicas, max(limits.min_replicas, replicas))
+
+    return _Wish(
+        needed=needed,
+        grow_to=bounded(needed + limits.warm_replicas),
+        shrink_to=bounded(enough + limits.warm_replicas),
+        reason=pool.need.reason,
+        held_by="max_replicas" if needed > limits.max_replicas else None,
+    )
+
+
+def _in_time(
+    pool: _Pool, wish: _Wish, now_s: float, settings: ScaleSettings, *, has_report: bool
+) -> tuple[PoolMemory, int, str | None]:
+    """The target once delays have their say, the memory of how long, and what held it."""
+    memory, current = pool.memory, pool.current
+    if wish.grow_to > current:
+        since_s = now_s if memory.wants_more_since_s is None else memory.wants_more_since_s
+        memory = replace(memory, wants_more_since_s=since_s, fewer_do_since_s=None)
+        # A pool without replicas makes requests wait: the delay is for pools that serve.
+        if current > 0 and now_s - since_s < settings.up_delay_s:
+            return memory, current, "up_delay_s"
+        return memory, wish.grow_to, None
+    memory = replace(memory, wants_more_since_s=None)
+    if wish.shrink_to >= current:
+        return replace(memory, fewer_do_since_s=None), current, None
+    share = settings.targets.share * pool.need.attainable
+    held_by = None
+    if not has_report:
+        held_by = HELD_BY_REPORTS
+    elif is_missed(pool.attained, share) and wish.needed > 0:
+        held_by = HELD_BY_MISSES
+    if held_by is not None:
+        return replace(memory, fewer_do_since_s=None), current, held_by
+    since_s = now_s if memory.fewer_do_since_s is None else memory.fewer_do_since_s
+    memory = replace(memory, fewer_do_since_s=since_s)
+    # What was started last must have been there for a while before it can be too much.
+    settled_s = _settled_s(memory, settings)
+    calm_s = now_s - (since_s if settled_s is None else max(since_s, settled_s))
+    if calm_s < settings.down_delay_s * memory.down_factor:
+        return memory, current, "down_delay_s"
+    return memory, wish.shrink_to, None
+
+
+def _within_budget(
+    pools: tuple[_Pool, _Pool],
+    timed: list[tuple[PoolMemory, int, str | None]],
+    settings: ScaleSettings,
+) -> tuple[int, int]:
+    """The targets within the budget. GPUs that still drain delay starts, never end replicas."""
+    draining = sum(pool.counts.num_draining * pool.limits.gpus_per_replica for pool in pools)
+    wanted = (timed[0][1], timed[1][1])
+    limits = (settings.prefill, settings.decode)
+    shared = share_budget(wanted, limits, settings.gpu_budget)
+    if settings.gpu_budget is None or draining == 0:
+        return shared
+    now = share_budget(shared, limits, settings.gpu_budget - draining)
+    return (
+        max(now[0], min(pools[0].current, shared[0])),
+        max(now[1], min(pools[1].current, shared[1])),
+    )
+
+
+def _is_steady(pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float) -> bool:
+    """Whether what is measured of the pool was served by what was predicted to be enough."""
+    settled_s = _settled_s(pool.memory, settings)
+    return (
+        pool.counts.num_starting == 0
+        and pool.counts.num_ready >= wish.needed
+        and (settled_s is None or now_s - settled_s > CORRECTION_WINDOW_S)
+    )
+
+
+def _settled_s(memory: PoolMemory, settings: ScaleSettings) -> float | None:
+    """From when on the pool has what was decided last; None where nothing was."""
+    if memory.changed_s is None or memory.shrunk_s == memory.changed_s:
+        return memory.changed_s
+    return memory.changed_s + start_seconds(memory, settings)
+
+
+def _share_met(attained: Attainment) -> tuple[tuple[str, float], ...]:
+    return (("share_met", attained.num_met / attained.num),) if attained.num else ()

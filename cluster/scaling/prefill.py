@@ -1,0 +1,137 @@
+"""How many prefill replicas hold the TTFT target. Pure.
+
+Two answers. `replay_share` sends the traffic of the look-back through `n` replicas once more: it
+sees bursts as they were. `size_steady` is the steady state under a demand: it sees a load that has
+just begun. Prompts are served first come, first served, one at a time per replica: a batch of
+prompts takes as long as its prompts one by one once they fill the GPU.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+from cluster.scaling.history import Demand
+from cluster.scaling.snapshot import Traffic
+
+_SERVICE_POINTS = tuple(NormalDist().inv_cdf((i + 0.5) / 10) for i in range(10))
+"""Of a standard normal, with equal weights: prompts' work is near enough lognormal."""
+
+UTILISATION_PROMPTS = 10
+MAX_UTILISATION = 0.95
+"""Within a replay: beyond it the queue itself grows, and is replayed."""
+
+
+def wait_tail(n: int, demand: Demand, utilisation: float, wait_s: float) -> float:
+    """P(wait > `wait_s`) in an M/G/n queue with `n` servers at `utilisation` < 1.
+
+    Exponential beyond the probability of waiting at all: Erlang C, in Sakasegawa's approximation
+    u^(sqrt(2(n+1)) - 1), and the mean wait of Allen and Cunneen, C / (1-u) * E[S]/n * (1 + c²)/2
+    (Bolch et al., Queueing Networks and Markov Chains, 2nd ed., 6.3.4).
+    """
+    if wait_s < 0 or utilisation >= 1.0:
+        return 1.0
+    if utilisation <= 0.0 or demand.prefill_s == 0:
+        return 0.0
+    waits: float = utilisation ** (math.sqrt(2 * (n + 1)) - 1)
+    mean_s = demand.prefill_s / n / (1 - utilisation) * (1 + demand.prefill_variation) / 2
+    return waits * math.exp(-wait_s / mean_s)
+
+
+def service_times(demand: Demand) -> tuple[float, ...]:
+    """Prompts' seconds of work, as equally likely values with the demand's mean and variation."""
+    if demand.prefill_s == 0:
+        return (0.0,)
+    sigma = math.sqrt(math.log1p(demand.prefill_variation))
+    values = [math.exp(sigma * point) for point in _SERVICE_POINTS]
+    scale = demand.prefill_s * len(values) / sum(values)
+    return tuple(value * scale for value in values)
+
+
+def attainable_services(demand: Demand, patience_s: float) -> tuple[float, ...]:
+    """The service times that an idle replica serves in time.
+
+    Prompts too long for the target miss it with any number of replicas: they must not ask for more.
+    Where all are, it is their wait alone that is held to the target.
+    """
+    return tuple(time for time in service_times(demand) if time < patience_s) or (0.0,)
+
+
+def attainable_share(demand: Demand, patience_s: float) -> float:
+    """The share of prompts that an idle replica serves in time."""
+    if demand.prefill_s == 0:
+        return 1.0
+    log_variance = math.log1p(demand.prefill_variation)
+    log_mean = math.log(demand.prefill_s) - log_variance / 2
+    if log_variance == 0:
+        return float(demand.prefill_s <= patience_s)
+    return NormalDist(log_mean, math.sqrt(log_variance)).cdf(math.log(patience_s))
+
+
+def replay_share(
+    history: Sequence[Traffic], demand: Demand, n: int, *, patience_s: float, correction: float
+) -> float:
+    """The share of attainable requests that `n` replicas would have given a first token in time.
+
+    A fluid queue from bucket to bucket, and on it the wait that the chance within a bucket adds, at
+    the utilisation of the last few prompts: at most the bucket's own length, as what lasts longer
+    is in the fluid queue already.
+    """
+    if n == 0:
+        return 0.0 if demand.rate else 1.0
+    services = attainable_services(demand, patience_s)
+    backlog_s, utilisation, met, arrivals = 0.0, 0.0, 0.0, 0
+    for bucket in history:
+        work_s = bucket.prefill_s * correction
+        capacity_s = n * bucket.duration_s
+        after_s = max(0.0, backlog_s + work_s - capacity_s)
+        memory = min(1.0, bucket.duration_s / (UTILISATION_PROMPTS * demand.prefill_s or 1.0))
+        utilisation += memory * (work_s / capacity_s - utilisation)
+        if bucket.num_arrivals:
+            queued_s = (backlog_s + after_s) / 2 / n
+            met += bucket.num_arrivals * _share_in_time(
+                demand,
+                n,
+                min(utilisation, MAX_UTILISATION),
+                services,
+                patience_s - queued_s,
+                longest_s=bucket.duration_s,
+            )
+            arrivals += bucket.num_arrivals
+        backlog_s = after_s
+    return met / arrivals if arrivals else 1.0
+
+
+def steady_share(demand: Demand, n: int, *, patience_s: float) -> float:
+    """The share of attainable requests in time, in the long run. 0 where `n` cannot keep up."""
+    load = demand.rate * demand.prefill_s
+    if load == 0:
+        return 1.0
+    if n <= load:
+        return 0.0
+    services = attainable_services(demand, patience_s)
+    return _share_in_time(demand, n, load / n, services, patience_s)
+
+
+def _share_in_time(
+    demand: Demand,
+    n: int,
+    utilisation: float,
+    services: Sequence[float],
+    patience_s: float,
+    *,
+    longest_s: float = math.inf,
+) -> float:
+    if patience_s - services[-1] > longest_s:
+        return 1.0
+    if patience_s > services[-1] and wait_tail(
+        n, demand, utilisation, patience_s - services[-1]
+    ) < 1e-4:  # fmt: skip
+        return 1.0
+    spare_s = (patience_s - each for each in services)
+    tails = (wait_tail(n, demand, utilisation, s) for s in spare_s if s <= longest_s)
+    return 1.0 - sum(tails) / len(services)
+
+
+def late_backlog(backlog_s: float, arriving: float, n: int, *, start_s: float) -> float:
+    """Engine seconds that will still wait when a replica that is started now is ready."""
+    return max(0.0, backlog_s + (arriving - n) * start_s)

@@ -1,0 +1,82 @@
+"""What a router counts for scaling."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from router.costs import DecodeCost, PrefillCost
+from router.policies import POLICIES
+from router.pool import Pool, PoolEvents
+from router.traffic import ENOUGH_MEASURED, WARM_UP_S, TrafficMeter
+
+
+def replica(age_s: float) -> Any:
+    return SimpleNamespace(joined_s=time.monotonic() - age_s)
+
+
+WARM = replica(WARM_UP_S + 1)
+
+
+def empty_pool(name: str) -> Pool:
+    def nothing(*_: object) -> None:
+        pass
+
+    events = PoolEvents(joined=nothing, stepped=nothing, rejected=nothing, gone=nothing)
+    return Pool(name, POLICIES["p2c"], events)
+
+
+def report(meter: TrafficMeter, *, num_held: int = 0) -> dict[str, float]:
+    return meter.report(
+        prefill=empty_pool("prefill"), decode=empty_pool("decode"), requests=(), num_held=num_held
+    )
+
+
+def test_counts_arrivals_and_targets_met() -> None:
+    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter.arrived(prefill_s=0.2, num_tokens=100)
+    meter.arrived(prefill_s=0.4, num_tokens=300)
+    meter.first_token(WARM, 0.5)
+    meter.first_token(WARM, 0.6)
+    meter.ended(WARM, 11, 0.1)
+    meter.ended(WARM, 11, 0.2)
+    seen = report(meter, num_held=3)
+    assert (seen["arrivals"], seen["prompt_tokens"]) == (2, 400)
+    assert seen["arrived_prefill_s"] == pytest.approx(0.6)
+    assert seen["arrived_prefill_squared_s2"] == pytest.approx(0.2)
+    assert (seen["ttft_measured"], seen["ttft_met"]) == (2, 1)
+    assert (seen["itl_measured"], seen["itl_met"]) == (2, 1)
+    assert (seen["ended"], seen["output_tokens"]) == (2, 22)
+    assert seen["num_decoding"] == 3
+    assert {type(value) for value in seen.values()} == {float}
+
+
+@pytest.mark.parametrize("fresh", [replica(0.0), None], ids=["warming-up", "gone"])
+def test_replicas_that_warm_up_are_not_measured(fresh: Any) -> None:
+    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter.first_token(fresh, 0.1)
+    meter.ended(fresh, 10, 0.1)
+    seen = report(meter)
+    assert (seen["ttft_measured"], seen["itl_measured"]) == (0, 0)
+    assert seen["ended"] == 1
+
+
+def test_an_answer_of_one_token_has_no_latency_between_tokens() -> None:
+    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter.ended(WARM, 1, 0.0)
+    assert report(meter)["itl_measured"] == 0
+
+
+def test_says_what_is_out_of_reach_as_predicted_and_as_measured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    meter = TrafficMeter(ttft_s=0.5, itl_s=0.001)
+    meter.predict(PrefillCost(), DecodeCost(base_s=0.002))
+    assert [line.rpartition(" ")[2] for line in caplog.messages] == ["predicted"]
+    for _ in range(ENOUGH_MEASURED + 1):
+        meter.first_token(WARM, 0.1)
+        meter.ended(WARM, 11, 0.05)
+    assert len(caplog.messages) == 2
+    assert "slo.itl_s: 0.001 s cannot be met" in caplog.messages[1]
+    assert "0.005 s, as measured" in caplog.messages[1]
