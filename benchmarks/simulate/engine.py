@@ -250,20 +250,41 @@ class Engine:
 
     def _pick_chunks(self, budget: int) -> tuple[list[tuple[SimRequest, int]], int, int]:
         """Takes prompts in order until the budget is used; returns them with sums of n and n²."""
+        if not self.profile.chunks_prefill:
+            return self._pick_whole(budget)
         chunks: list[tuple[SimRequest, int]] = []
         num_tokens = squares = 0
         for request in self._prefilling:
-            left = request.num_tokens - request.num_computed
-            chunk = min(left, budget - num_tokens)
-            if not self.profile.chunks_prefill:
-                if chunk < left and chunks:
-                    break
-                chunk = left
+            chunk = min(request.num_tokens - request.num_computed, budget - num_tokens)
             if chunk <= 0:
                 break
             chunks.append((request, chunk))
             num_tokens += chunk
             squares += (request.num_computed + chunk) ** 2 - request.num_computed**2
+        return chunks, num_tokens, squares
+
+    def _pick_whole(self, budget: int) -> tuple[list[tuple[SimRequest, int]], int, int]:
+        """Takes whole prompts in order, at least one, padded to the longest where engines pad."""
+        chunks: list[tuple[SimRequest, int]] = []
+        max_paddings = self.profile.max_paddings
+        num_tokens = squares = longest = 0
+        for request in self._prefilling:
+            length = request.num_tokens - request.num_computed
+            longest_then = max(longest, length)
+            padded = (len(chunks) + 1) * longest_then
+            wasted = padded - num_tokens - length
+            if max_paddings is None:
+                is_over = num_tokens + length > budget
+            else:
+                is_over = padded > budget or wasted > max_paddings
+            if chunks and is_over:
+                break
+            chunks.append((request, length))
+            num_tokens += length
+            squares += request.num_tokens**2 - request.num_computed**2
+            longest = longest_then
+        if max_paddings is not None:
+            num_tokens, squares = len(chunks) * longest, len(chunks) * longest**2
         return chunks, num_tokens, squares
 
     def _end_iteration(self, iteration: _Iteration) -> None:

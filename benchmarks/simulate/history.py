@@ -96,3 +96,7 @@ class Observation:
     prefill: PoolView
     decode: PoolView
     history: History
+    prefill_backlog_s: float
+    """Predicted engine seconds of prompts that are not yet prefilled."""
+    num_decoding: int
+    """Requests between their first token and their last."""

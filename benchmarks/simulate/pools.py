@@ -45,12 +45,19 @@ class SimPool:
         self.replicas: list[SimReplica] = []
         """All that ever were."""
         self.ready: list[SimReplica] = []
+        self.by_id: dict[str, SimReplica] = {}
+        self.by_engine: dict[int, SimReplica] = {}
         self.num_scalings = 0
         self._agenda = agenda
         self._listener = listener
         self._changed = changed
         self._present: list[SimReplica] = []
         self._gone_gpu_s = 0.0
+
+    @property
+    def num_present(self) -> int:
+        """That hold GPUs, starting and draining ones too."""
+        return len(self._present)
 
     def start(self, *, is_ready: bool = False) -> SimReplica:
         """Starts a replica, which takes the profile's time, or none where `is_ready`."""
@@ -59,6 +66,8 @@ class SimPool:
         replica = SimReplica(f"{self.name}-{index:05d}", index, engine, self._agenda.now_s)
         self.replicas.append(replica)
         self._present.append(replica)
+        self.by_id[replica.replica_id] = replica
+        self.by_engine[id(engine)] = replica
         if is_ready:
             self._make_ready(replica)
         else:

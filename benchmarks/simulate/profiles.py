@@ -42,6 +42,9 @@ class EngineProfile:
     chunks_prefill: bool = True
     """Prompts share iterations with running answers, in chunks. Otherwise, as in vLLM of 2023,
     waiting prompts go first and whole, and running answers stand still meanwhile."""
+    max_paddings: int | None = None
+    """vLLM before 0.3 computed a batch of whole prompts as if all were as long as its longest, and
+    put no more than this many tokens of padding into it. None: no padding."""
     overhead_s: float = OVERHEAD_S
     overhead_per_token_s: float = OVERHEAD_PER_TOKEN_S
     prefill_overhead_s: float = PREFILL_OVERHEAD_S
@@ -83,7 +86,7 @@ class EngineProfile:
 # DistServe (OSDI 24) publishes its profiles under Apache-2.0, fitted on A100-80G with OPT.
 _OPT_13B_KV_BYTES = 40 * 2 * 5120 * 2
 _OPT_13B_WEIGHT_BYTES = 26e9
-_A100_BYTES = 80e9
+_A100_BYTES = 85.0e9
 _MEMORY_FRACTION = 0.9
 
 
@@ -123,6 +126,7 @@ OPT_13B_VLLM = EngineProfile(
     kv_bytes_per_token=_OPT_13B_KV_BYTES,
     max_batched_tokens=2048,
     chunks_prefill=False,
+    max_paddings=256,
 )
 OPT_13B_DISTSERVE_PREFILL = EngineProfile(
     name="opt-13b-a100-distserve-prefill",
