@@ -89,6 +89,7 @@ class Engine:
         self._stalled_s = 0.0
         self._doing: _Run | _Iteration | None = None
         self._event = 0
+        self._began_s = 0.0
         self._link_free_s = 0.0
 
     # What an owner asks.
@@ -110,6 +111,23 @@ class Engine:
         """Prompt tokens that are not computed yet."""
         in_queue = sum(max(each.num_tokens - each.num_cached, 0) for each in self.waiting)
         return in_queue + sum(each.num_tokens - each.num_computed for each in self._prefilling)
+
+    @property
+    def prefill_left_s(self) -> float:
+        """True seconds of the prompts that it has, less what it has read of them."""
+        cost = self.profile.prefill
+        left_s = -self.progress_s
+        for request in (*self.waiting, *self._prefilling):
+            num_tokens = request.num_tokens
+            uncached = num_tokens - max(request.num_computed, request.num_cached)
+            left_s += cost.seconds(num_uncached=uncached, num_tokens=num_tokens)
+        return left_s
+
+    @property
+    def progress_s(self) -> float:
+        """How long the prompts that are under way have been so."""
+        is_reading = isinstance(self._doing, _Iteration)
+        return self._agenda.now_s - self._began_s if is_reading else 0.0
 
     def submit(self, request: SimRequest) -> None:
         """Takes a request: to be prefilled, or with all but its last token's KV to be pulled."""
@@ -203,9 +221,7 @@ class Engine:
         num_bytes = request.num_computed * profile.kv_bytes_per_token
         self._link_free_s = max(self._link_free_s, now_s) + num_bytes / profile.link_bytes_per_s
         self._num_incoming += 1
-        self._agenda.at(
-            self._link_free_s + profile.link_latency_s, lambda: self._pulled(request)
-        )
+        self._agenda.at(self._link_free_s + profile.link_latency_s, lambda: self._pulled(request))
 
     def _pulled(self, request: SimRequest) -> None:
         if not self.is_alive:
@@ -218,9 +234,7 @@ class Engine:
     def _join(self, request: SimRequest) -> None:
         self._num_joined += 1
         self._context += request.num_tokens
-        heapq.heappush(
-            self._running, (self._step + request.num_left, self._num_joined, request)
-        )
+        heapq.heappush(self._running, (self._step + request.num_left, self._num_joined, request))
 
     # Prompts.
 
@@ -245,6 +259,7 @@ class Engine:
             length_s += prefill.base_s
             self._stalled_s += length_s if self._running else 0.0
         self._doing = _Iteration(chunks, steps_batch)
+        self._began_s = self._agenda.now_s
         self.busy_s += length_s
         self._plan_end(self._agenda.now_s + length_s)
 

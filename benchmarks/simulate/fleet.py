@@ -8,14 +8,15 @@ does both phases, as a plain vLLM server would.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.simulate.agenda import Agenda
 from benchmarks.simulate.engine import Engine
-from benchmarks.simulate.history import History, Observation, PoolView
-from benchmarks.simulate.pools import SimPool, SimReplica
+from benchmarks.simulate.history import History, Observation
+from benchmarks.simulate.pools import ReplicaState, SimPool, SimReplica
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import Arrival, SimRequest
-from benchmarks.simulate.routing import SimRouter, report_loads
+from benchmarks.simulate.routing import SimRouter, report_load
 from router.phases import RequestPhase
 
 
@@ -28,6 +29,9 @@ class FleetSpec:
     num_routers: int = 1
     report_period_s: float = 1.0
     """How old a report of what other routers sent may get."""
+    """Where a router hears nothing else from a replica."""
+    reports_with_outputs: bool = True
+    """Replicas report their load to a router with each first token that they send it."""
     policy: str = "p2c"
     edge_s: float = 0.0
     """Of every TTFT outside of engines: the proxy, tokenising, sending."""
@@ -37,18 +41,16 @@ class FleetSpec:
 
 
 class Fleet:
-    """One run. An `EngineListener`."""
+    """One run. An `EngineListener` and a `PoolWatcher`."""
 
     def __init__(self, spec: FleetSpec, agenda: Agenda | None = None) -> None:
         self.spec = spec
         self.agenda = agenda or Agenda()
         self.history = History()
         self.requests: list[SimRequest] = []
-        self.prefill = SimPool("prefill", self.agenda, spec.prefill, self, self._pool_changed)
+        self.prefill = SimPool("prefill", self.agenda, spec.prefill, self, self)
         self.decode = (
-            SimPool("decode", self.agenda, spec.decode, self, self._pool_changed)
-            if spec.decode
-            else None
+            SimPool("decode", self.agenda, spec.decode, self, self) if spec.decode else None
         )
         self.num_decoding = 0
         self.routers = [
@@ -58,8 +60,6 @@ class Fleet:
         self._held: dict[str, deque[SimRequest]] = {"prefill": deque(), "decode": deque()}
         self._num_ended = 0
         self._prefilled_by: dict[int, SimReplica] = {}
-        if spec.num_routers > 1:
-            self._report()
 
     @property
     def pools(self) -> list[SimPool]:
@@ -73,8 +73,11 @@ class Fleet:
     @property
     def prefill_backlog_s(self) -> float:
         """Predicted engine seconds of prompts that routers sent or hold."""
-        sent_s = sum(sum(each.ledgers["prefill"].sent_s.values()) for each in self.routers)
-        return max(sent_s, 0.0) + sum(self._prefill_s(each) for each in self._held["prefill"])
+        replicas = self.prefill.present
+        sent_s = sum(
+            router.sent_s.get(each.replica_id, 0.0) for router in self.routers for each in replicas
+        )
+        return sent_s + sum(self._prefill_s(each) for each in self._held["prefill"])
 
     def submit(self, arrival: Arrival) -> None:
         """A request arrives now."""
@@ -89,8 +92,6 @@ class Fleet:
         pool = self._pool_of(replica)
         left = replica.engine.fail()
         pool.fail(replica)
-        for router in self.routers:
-            router.ledgers[pool.name].forget(replica.index)
         for request in left:
             if request.phase is not RequestPhase.PREFILLING:
                 self.num_decoding -= 1
@@ -118,10 +119,15 @@ class Fleet:
             request.phase = RequestPhase.WAITING
             self._held["prefill"].append(request)
             return
+        router = self.routers[request.router_id]
+        work_s = self._prefill_s(request)
+        replica = router.pick(self.prefill, request, work_s, self.agenda.now_s)
+        self.send_to_prefill(request, replica)
+
+    def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
+        """The request's prompt is to be read there."""
         request.phase = RequestPhase.PREFILLING
         request.hands_over = self.decode is not None
-        router = self.routers[request.router_id]
-        replica = router.pick(self.prefill, request, self._prefill_s(request))
         self._prefilled_by[request.request_id] = replica
         replica.engine.submit(request)
 
@@ -131,8 +137,11 @@ class Fleet:
         if request.num_generated == 1:
             self.history.first_token(request)
         if replica is not None and replica.engine is engine:
+            router = self.routers[request.router_id]
             if self.decode is not None or not request.num_left:
-                self.routers[request.router_id].settle(self.prefill, replica, request)
+                router.settle(self.prefill, replica, request)
+            if self.spec.reports_with_outputs:
+                report_load(self.routers, router, self.prefill, replica, self.agenda.now_s)
             if not request.num_left:
                 del self._prefilled_by[request.request_id]
                 self._end(request, self.prefill, replica)
@@ -154,7 +163,8 @@ class Fleet:
         request.hands_over = False
         self.num_decoding += 1
         share_s = self.decode.profile.decode[0].cost.share_s(num_context_tokens=request.num_tokens)
-        replica = self.routers[request.router_id].pick(self.decode, request, share_s)
+        router = self.routers[request.router_id]
+        replica = router.pick(self.decode, request, share_s, self.agenda.now_s)
         replica.engine.submit(request)
 
     def pulled(self, engine: Engine, request: SimRequest) -> None:
@@ -194,18 +204,39 @@ class Fleet:
     def _pool_of(self, replica: SimReplica) -> SimPool:
         return next(pool for pool in self.pools if pool.by_id.get(replica.replica_id) is replica)
 
-    def _pool_changed(self, pool: SimPool) -> None:
+    def joined(self, pool: SimPool, replica: SimReplica) -> None:
+        """PoolWatcher: requests that waited for a replica go to it."""
         for router in self.routers:
-            router.ledgers[pool.name].set_replicas(pool.ready)
+            router.ledgers[pool.name].insert(replica.replica_id, self.agenda.now_s)
+        self._report(pool, replica)
         held = self._held[pool.name]
         submit = self._to_prefill if pool is self.prefill else self._to_decode
-        while held and pool.ready:
+        while held:
             submit(held.popleft())
 
-    def _report(self) -> None:
-        for pool in self.pools:
-            report_loads(self.routers, pool)
-        self.agenda.after(self.spec.report_period_s, self._report)
+    def closed(self, pool: SimPool, replica: SimReplica) -> None:
+        """PoolWatcher."""
+        for router in self.routers:
+            router.ledgers[pool.name].close(replica.replica_id)
+
+    def gone(self, pool: SimPool, replica: SimReplica) -> None:
+        """PoolWatcher."""
+        for router in self.routers:
+            router.forget(pool, replica)
+
+    def _report(self, pool: SimPool, replica: SimReplica) -> None:
+        """Reports to all routers, now and every period; each router at its own time."""
+        if replica.state is not ReplicaState.READY:
+            return
+        period_s = self.spec.report_period_s
+        for router in self.routers:
+            offset_s = period_s * (router.router_id + 1) / len(self.routers)
+            self.agenda.after(offset_s, partial(self._report_to, router, pool, replica))
+        self.agenda.after(period_s, lambda: self._report(pool, replica))
+
+    def _report_to(self, router: SimRouter, pool: SimPool, replica: SimReplica) -> None:
+        if replica.state is ReplicaState.READY:
+            report_load(self.routers, router, pool, replica, self.agenda.now_s)
 
 
 def run_fixed(

@@ -25,6 +25,22 @@ class Lognormal:
                 return value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normal:
+    """A normal by its mean and sigma before it is truncated to [least, most]."""
+
+    mean: float
+    sigma: float
+    least: int = 1
+    most: int = 1_000_000
+
+    def draw(self, rng: random.Random) -> int:
+        while True:
+            value = round(rng.gauss(self.mean, self.sigma))
+            if self.least <= value <= self.most:
+                return value
+
+
 def poisson(
     rate: Callable[[float], float],
     *,

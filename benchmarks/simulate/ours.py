@@ -1,4 +1,4 @@
-"""Our autoscaler in the simulator: snapshots for `cluster.scaling.plan_scale`, its plan as sizes."""
+"""Our autoscaler in the simulator: `cluster.scaling.plan_scale`, fed with what it has seen."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

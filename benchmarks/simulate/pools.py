@@ -1,8 +1,8 @@
 """Pools of simulated replicas: starting, ready, draining, gone, and the GPU seconds they took."""
 
 import enum
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from benchmarks.simulate.agenda import Agenda
 from benchmarks.simulate.engine import Engine, EngineListener
@@ -29,8 +29,21 @@ class SimReplica:
     gone_s: float | None = None
 
 
+class PoolWatcher(Protocol):
+    """Whom a pool tells of its replicas."""
+
+    def joined(self, pool: "SimPool", replica: SimReplica) -> None:
+        """It takes requests from now on."""
+
+    def closed(self, pool: "SimPool", replica: SimReplica) -> None:
+        """It gets nothing new."""
+
+    def gone(self, pool: "SimPool", replica: SimReplica) -> None:
+        """It is no more, whether it had drained or died, or never been ready."""
+
+
 class SimPool:
-    """Owns its replicas. `changed` is called whenever the ready ones are others than before."""
+    """Owns its replicas."""
 
     def __init__(
         self,
@@ -38,7 +51,7 @@ class SimPool:
         agenda: Agenda,
         profile: EngineProfile,
         listener: EngineListener,
-        changed: Callable[["SimPool"], None],
+        watcher: "PoolWatcher",
     ) -> None:
         self.name = name
         self.profile = profile
@@ -50,7 +63,7 @@ class SimPool:
         self.num_scalings = 0
         self._agenda = agenda
         self._listener = listener
-        self._changed = changed
+        self._watcher = watcher
         self._present: list[SimReplica] = []
         self._gone_gpu_s = 0.0
 
@@ -58,6 +71,10 @@ class SimPool:
     def num_present(self) -> int:
         """That hold GPUs, starting and draining ones too."""
         return len(self._present)
+
+    @property
+    def present(self) -> tuple[SimReplica, ...]:
+        return tuple(self._present)
 
     def start(self, *, is_ready: bool = False) -> SimReplica:
         """Starts a replica, which takes the profile's time, or none where `is_ready`."""
@@ -95,9 +112,10 @@ class SimPool:
 
     def drained(self, replica: SimReplica) -> None:
         """To be told whenever a replica may have become empty."""
-        if replica.state is ReplicaState.DRAINING and replica.engine.kv_used <= 0:
-            if not replica.engine.num_requests:
-                self._remove(replica)
+        engine = replica.engine
+        is_empty = engine.kv_used <= 0 and not engine.num_requests
+        if replica.state is ReplicaState.DRAINING and is_empty:
+            self._remove(replica)
 
     def gpu_seconds(self) -> float:
         now_s = self._agenda.now_s
@@ -123,16 +141,15 @@ class SimPool:
         if replica.state is ReplicaState.STARTING:
             replica.state = ReplicaState.READY
             self.ready.append(replica)
-            self._changed(self)
+            self._watcher.joined(self, replica)
 
     def _drain(self, replica: SimReplica) -> None:
         was_ready = replica.state is ReplicaState.READY
         replica.state = ReplicaState.DRAINING
         if was_ready:
             self.ready.remove(replica)
+            self._watcher.closed(self, replica)
         self.drained(replica)
-        if was_ready:
-            self._changed(self)
 
     def _remove(self, replica: SimReplica) -> None:
         was_ready = replica.state is ReplicaState.READY
@@ -142,4 +159,4 @@ class SimPool:
         self._gone_gpu_s += (replica.gone_s - replica.started_s) * self.profile.gpus
         if was_ready:
             self.ready.remove(replica)
-            self._changed(self)
+        self._watcher.gone(self, replica)

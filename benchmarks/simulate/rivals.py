@@ -7,6 +7,7 @@ them sees more than its system would.
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from benchmarks.simulate.demand import MeanShape, decode_requests_per_s, prefill_work_s
 from benchmarks.simulate.fleet import FleetSpec
@@ -136,9 +137,7 @@ class Dynamo:
             self._rates.append(arrivals / self.INTERVAL_S)
             rate = max(_next_by_arima(self._rates), 0.0)
             per_decode = decode_requests_per_s(self._decode, shape, self._slo.itl_s)
-            self._floor = FleetSize(
-                math.ceil(rate * shape.prefill_s), math.ceil(rate / per_decode)
-            )
+            self._floor = FleetSize(math.ceil(rate * shape.prefill_s), math.ceil(rate / per_decode))
         return FleetSize(
             max(self._react_prefill(seen.prefill, shape), self._floor.prefill, 1),
             max(self._react_decode(seen.decode, shape), self._floor.decode, 1),
@@ -226,10 +225,9 @@ def _p90(values: Sequence[float]) -> float | None:
 
 def _next_by_arima(rates: Sequence[float]) -> float:
     """One step ahead by ARIMA(1,1,0): the last value and φ times the last difference."""
-    differences = [later - earlier for earlier, later in zip(rates, rates[1:], strict=False)]
+    differences = [later - earlier for earlier, later in pairwise(rates)]
     square = sum(each**2 for each in differences[:-1])
     if square == 0:
         return rates[-1]
-    pairs = zip(differences, differences[1:], strict=False)
-    phi = sum(earlier * later for earlier, later in pairs) / square
+    phi = sum(earlier * later for earlier, later in pairwise(differences)) / square
     return rates[-1] + min(max(phi, -1.0), 1.0) * differences[-1]

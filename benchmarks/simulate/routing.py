@@ -1,7 +1,7 @@
-"""Simulated routers: the production policies on each router's own, partly stale, view.
+"""Simulated routers: the production ledger and policies, one of each per router and pool.
 
-A router knows at once what it sent and what it saw end; of what others sent it knows what replicas
-last reported.
+A router knows at once what it sent; of what others sent and of how far a replica is, it knows what
+that replica last reported to it.
 """
 
 import random
@@ -9,53 +9,8 @@ from collections.abc import Sequence
 
 from benchmarks.simulate.pools import SimPool, SimReplica
 from benchmarks.simulate.requests import SimRequest
-from router.policies import POLICIES, PoolSnapshot, ReplicaLoad
-
-
-class Ledger:
-    """One router's view of one pool. Owns the sums of what it sent, by replica index."""
-
-    def __init__(self) -> None:
-        self.sent_s: dict[int, float] = {}
-        self.others_s: dict[int, float] = {}
-        self._loads: list[ReplicaLoad] = []
-        self._places: dict[int, int] = {}
-
-    @property
-    def loads(self) -> tuple[ReplicaLoad, ...]:
-        return tuple(self._loads)
-
-    def set_replicas(self, replicas: Sequence[SimReplica]) -> None:
-        """The replicas that may get requests have changed."""
-        self._places = {each.index: place for place, each in enumerate(replicas)}
-        self._loads = [
-            ReplicaLoad(replica_id=each.replica_id, work_s=self._work_s(each.index))
-            for each in replicas
-        ]
-
-    def add(self, index: int, work_s: float) -> None:
-        self.sent_s[index] = self.sent_s.get(index, 0.0) + work_s
-        self._renew(index)
-
-    def forget(self, index: int) -> None:
-        self.sent_s.pop(index, None)
-        self.others_s.pop(index, None)
-
-    def report(self, others_s: dict[int, float]) -> None:
-        """What each replica says that others sent."""
-        self.others_s = others_s
-        for index in self._places:
-            self._renew(index)
-
-    def _work_s(self, index: int) -> float:
-        # A difference of sums of floats may end up below nothing.
-        return max(self.sent_s.get(index, 0.0) + self.others_s.get(index, 0.0), 0.0)
-
-    def _renew(self, index: int) -> None:
-        place = self._places.get(index)
-        if place is not None:
-            replica_id = self._loads[place].replica_id
-            self._loads[place] = ReplicaLoad(replica_id=replica_id, work_s=self._work_s(index))
+from router.ledger import Ledger
+from router.policies import POLICIES
 
 
 class SimRouter:
@@ -63,39 +18,49 @@ class SimRouter:
 
     def __init__(self, router_id: int, num_routers: int, policy: str, seed: int) -> None:
         self.router_id = router_id
-        self.num_routers = num_routers
-        self.ledgers: dict[str, Ledger] = {"prefill": Ledger(), "decode": Ledger()}
-        self._turns = {"prefill": 0, "decode": 0}
+        self.ledgers = {
+            "prefill": Ledger(num_routers=num_routers),
+            "decode": Ledger(num_routers=num_routers, drains=False),
+        }
+        self.sent_s: dict[str, float] = {}
+        """Outstanding work by replica."""
         self._policy = POLICIES[policy]
         self._rng = random.Random(f"{seed}/{router_id}")
 
-    def pick(self, pool: SimPool, request: SimRequest, work_s: float) -> SimReplica:
+    def pick(self, pool: SimPool, request: SimRequest, work_s: float, now_s: float) -> SimReplica:
         """Picks a ready replica, of which there must be one, and enters the work."""
         ledger = self.ledgers[pool.name]
-        snapshot = PoolSnapshot(
-            replicas=ledger.loads,
-            turn=self._turns[pool.name],
-            num_routers=self.num_routers,
-            request_s=work_s,
-        )
-        self._turns[pool.name] += 1
-        plan = self._policy(snapshot, self._rng)
-        replica = pool.by_id[plan.replica_id]
+        plan = self._policy(ledger.snapshot(now_s, request_s=work_s), self._rng)
         request.work_s = work_s
-        ledger.add(replica.index, work_s)
-        return replica
+        ledger.add(plan.replica_id, str(request.request_id), work_s)
+        self.sent_s[plan.replica_id] = self.sent_s.get(plan.replica_id, 0.0) + work_s
+        return pool.by_id[plan.replica_id]
 
     def settle(self, pool: SimPool, replica: SimReplica, request: SimRequest) -> None:
         """The replica is done with the request."""
-        self.ledgers[pool.name].add(replica.index, -request.work_s)
+        self.ledgers[pool.name].settle(replica.replica_id, str(request.request_id))
+        left_s = self.sent_s.get(replica.replica_id, 0.0) - request.work_s
+        self.sent_s[replica.replica_id] = max(left_s, 0.0)  # floats may end up below nothing
+
+    def forget(self, pool: SimPool, replica: SimReplica) -> None:
+        """The replica is gone."""
+        self.ledgers[pool.name].remove(replica.replica_id)
+        self.sent_s.pop(replica.replica_id, None)
 
 
-def report_loads(routers: Sequence[SimRouter], pool: SimPool) -> None:
-    """Every replica tells every router what the others sent, as of now."""
-    indices = [each.index for each in pool.ready]
-    ledgers = [router.ledgers[pool.name] for router in routers]
-    totals = {
-        index: sum(ledger.sent_s.get(index, 0.0) for ledger in ledgers) for index in indices
-    }
-    for ledger in ledgers:
-        ledger.report({index: totals[index] - ledger.sent_s.get(index, 0.0) for index in indices})
+def report_load(
+    routers: Sequence[SimRouter],
+    reader: SimRouter,
+    pool: SimPool,
+    replica: SimReplica,
+    now_s: float,
+) -> None:
+    """A replica tells a router what the others sent there, and how far it is."""
+    replica_id = replica.replica_id
+    total_s = sum(router.sent_s.get(replica_id, 0.0) for router in routers)
+    reader.ledgers[pool.name].report(
+        replica_id,
+        others_work_s=max(total_s - reader.sent_s.get(replica_id, 0.0), 0.0),
+        progress_s=replica.engine.progress_s,
+        now_s=now_s,
+    )
