@@ -102,6 +102,8 @@ class LlmD:
             wish += max(math.ceil(current * (mean * ready_part / self.UP - 1)), 0)
         elif mean < self.DOWN:
             wish -= math.floor(current * (1 - mean / self.DOWN))
+        if not wishes:
+            wishes.extend([current] * (wishes.maxlen or 1))
         wishes.append(max(wish, 1))
         return max(wish, min(current, max(wishes)), 1)
 
