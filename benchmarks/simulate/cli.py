@@ -10,6 +10,7 @@ from benchmarks.simulate.compare import (
     compare,
     format_tables,
 )
+from benchmarks.simulate.internet_scale import format_scale, measure_scale
 from benchmarks.simulate.profiles import LLAMA_8B_H100, PROFILES
 from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.routing_study import format_study, study_routing
@@ -80,7 +81,7 @@ def _plan(options: argparse.Namespace) -> int:
         plans = plan_fleet(
             workload,
             options.slo,
-            [PROFILES[name] for name in options.profile],
+            [PROFILES[name] for name in options.profile or [LLAMA_8B_H100.name]],
             share=options.percentile / 100,
             gpu_hour_price=options.gpu_hour_price,
         )
@@ -95,6 +96,14 @@ def _routers(options: argparse.Namespace) -> int:
     return 0
 
 
+def _scale(options: argparse.Namespace) -> int:
+    report = measure_scale(
+        num_replicas=options.replicas, num_routers=options.routers, seconds=options.seconds
+    )
+    print(format_scale(report), end="")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.simulate",
@@ -105,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_plan(commands)
     _add_routers(commands)
+    _add_scale(commands)
     return parser
 
 
@@ -157,7 +167,7 @@ def _add_plan(commands: "_Commands") -> None:
         action="append",
         choices=sorted(PROFILES),
         default=None,
-        help="an engine to plan with; may be given again",
+        help=f"an engine to plan with ({LLAMA_8B_H100.name}); may be given again",
     )
     planning.add_argument("--gpu-hour-price", type=float, default=2.5, help="in dollars")
     planning.add_argument("--out", type=Path, default=Path(), help="folder for the plots")
@@ -170,6 +180,14 @@ def _add_routers(commands: "_Commands") -> None:
     studying.add_argument("--requests", type=int, default=20_000, help="in each run")
     studying.add_argument("--seed", type=int, default=1, help="of arrivals and routers")
     studying.set_defaults(run=_routers)
+
+
+def _add_scale(commands: "_Commands") -> None:
+    scaling = _command(commands, "scale", "measures a router's work among a thousand replicas")
+    scaling.add_argument("--replicas", type=int, default=1000, help="of both pools")
+    scaling.add_argument("--routers", type=int, default=64, help="that share the traffic")
+    scaling.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    scaling.set_defaults(run=_scale)
 
 
 def _add_slo(parser: argparse.ArgumentParser, note: str) -> None:

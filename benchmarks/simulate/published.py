@@ -27,7 +27,7 @@ VLLM_KNEE, DISTSERVE_KNEE = 0.50, 2.30
 POINT_TOLERANCE, KNEE_TOLERANCE = 0.03, 0.20
 
 CONTEXT_TOKENS = 2048
-PROMPTS = Normal(mean=820, sigma=430, least=4, most=CONTEXT_TOKENS)
+PROMPTS = Normal(mean=800, sigma=425, least=4, most=CONTEXT_TOKENS)
 ANSWERS = Lognormal(mean=190, sigma=0.9, least=2, most=CONTEXT_TOKENS)
 NUM_RUNS, NUM_REQUESTS = 10, 1000
 """Runs as a benchmark makes them, each from an idle engine; their length is not published."""

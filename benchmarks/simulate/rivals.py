@@ -115,7 +115,8 @@ class Dynamo:
     engine's rate within ITL at prompt + half an answer); the next rate is predicted, here by
     least squares on the last rates' differences (ARIMA(1,1,0), its default's simplest form). Every
     5 s: one more where every engine's estimated latency is over the target, one fewer where N - 1
-    would be under 80 % of it. Engine rates come from the profile, where Dynamo measures them.
+    would be under 80 % of it. Engine rates come from the profile, where Dynamo measures them: for
+    prefill the rate at which the mean TTFT of Poisson arrivals meets the target.
     """
 
     period_s = 5.0
@@ -185,11 +186,12 @@ class HeteroScale:
     to decode; it acts outside of ±10 %, and by a factor of 1.2 where the time between tokens is
     over 1.2 times its target; at most every 180 s out and 600 s in. The target (80 % of what a
     replica sustains) and the ratio are those of the whole workload's mean request: it is told the
-    future that far.
+    future that far. Prefill follows the unrounded decode replicas; the first minute decides
+    nothing, as there are no served tokens to go by.
     """
 
     period_s = 15.0
-    OUT_COOLDOWN_S, IN_COOLDOWN_S, BAND, LOAD = 180.0, 600.0, 0.10, 0.8
+    OUT_COOLDOWN_S, IN_COOLDOWN_S, BAND, LOAD, START_S = 180.0, 600.0, 0.10, 0.8, 60.0
 
     def __init__(self, spec: FleetSpec, slo: Slo, shape: MeanShape) -> None:
         assert spec.decode is not None
@@ -197,28 +199,38 @@ class HeteroScale:
         requests_per_s = decode_requests_per_s(spec.decode, shape, slo.itl_s)
         self._tokens_per_s = self.LOAD * requests_per_s * shape.output_tokens
         self._ratio = requests_per_s * shape.prefill_s
+        self._acted: float | None = None
+        """Decode replicas, before rounding, of the last change."""
         self._changed_s = -math.inf
 
     def plan(self, seen: Observation) -> FleetSize:
-        since_s = seen.now_s - 60.0
-        current = max(seen.decode.num_replicas, 1)
-        tokens_per_s = seen.history.output_tokens.sum_since(since_s) / min(60.0, seen.now_s or 1.0)
+        now_s, since_s = seen.now_s, seen.now_s - 60.0
+        current = FleetSize(seen.prefill.num_replicas, seen.decode.num_replicas)
+        tokens_per_s = seen.history.output_tokens.sum_since(since_s) / min(60.0, now_s or 1.0)
         wanted = tokens_per_s / self._tokens_per_s
+        acted = self._acted or float(current.decode)
         tpot_s = seen.history.tpots_s.mean_since(since_s)
         if tpot_s is not None and tpot_s > 1.2 * self._slo.itl_s:
-            wanted = max(wanted, 1.2 * current)
-        elif abs(wanted / current - 1) <= self.BAND:
-            wanted = current
-        decode = max(math.ceil(wanted), 1)
-        cooldown_s = self.OUT_COOLDOWN_S if decode > current else self.IN_COOLDOWN_S
-        if decode == current or seen.now_s - self._changed_s < cooldown_s:
-            return FleetSize(seen.prefill.num_replicas, seen.decode.num_replicas)
-        self._changed_s = seen.now_s
-        return FleetSize(max(math.ceil(decode * self._ratio), 1), decode)
+            wanted = max(wanted, 1.2 * acted)
+        cooldown_s = self.OUT_COOLDOWN_S if wanted > acted else self.IN_COOLDOWN_S
+        is_cooling = now_s - self._changed_s < cooldown_s
+        if now_s < self.START_S or is_cooling or abs(wanted / acted - 1) <= self.BAND:
+            return current
+        self._acted, self._changed_s = max(wanted, 0.01), now_s
+        return FleetSize(max(math.ceil(wanted * self._ratio), 1), max(math.ceil(wanted), 1))
 
 
 def _first(since_s: float | None, now_s: float) -> float:
     return now_s if since_s is None else since_s
+
+
+def _rate_within(service_s: float, target_s: float) -> float:
+    """The arrivals per second that one server of fixed service time answers within the target.
+
+    M/D/1: wait = service · load / (2 · (1 - load)). Where even an idle server is late: all it can.
+    """
+    spare = 2 * (target_s - service_s) / service_s
+    return (spare / (1 + spare) if spare > 0 else 1.0) / service_s
 
 
 def _p90(values: Sequence[float]) -> float | None:

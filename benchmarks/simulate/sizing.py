@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.simulate.charts import draw_lines
 from benchmarks.simulate.demand import mean_gpus
 from benchmarks.simulate.fleet import FleetSpec, run_fixed
-from benchmarks.simulate.profiles import LLAMA_8B_H100, EngineProfile
+from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.progress import with_progress
 from benchmarks.simulate.requests import Arrival, Slo
 
@@ -41,7 +41,7 @@ class FleetPlan:
 def plan_fleet(
     workload: Sequence[Arrival],
     slo: Slo,
-    profiles: Sequence[EngineProfile] | None,
+    profiles: Sequence[EngineProfile],
     *,
     share: float,
     gpu_hour_price: float,
@@ -51,10 +51,9 @@ def plan_fleet(
     Raises:
         WorkloadTooLargeError: the workload would take more than `MAX_REPLICAS`.
     """
-    chosen = list(profiles or [LLAMA_8B_H100])
     return [
         _plan_one(workload, slo, profile, share=share, gpu_hour_price=gpu_hour_price)
-        for profile in with_progress(chosen, total=len(chosen), what="engines")
+        for profile in with_progress(profiles, total=len(profiles), what="engines")
     ]
 
 

@@ -79,17 +79,16 @@ def test_a_long_prompt_is_read_in_chunks() -> None:
 
 
 def test_answers_go_on_beside_chunks_but_stand_still_where_prompts_go_first() -> None:
-    ends_s = {}
-    for chunks in (True, False):
+    def end_s(*, chunks: bool) -> float:
         agenda, engine, _ = made(replace(PROFILE, chunks_prefill=chunks))
         answer, prompt = request(0, prompt=10, output=50), request(1, prompt=900, output=1)
         engine.submit(answer)
-        agenda.at(0.1, lambda engine=engine, prompt=prompt: engine.submit(prompt))
+        agenda.at(0.1, lambda: engine.submit(prompt))
         agenda.run_until(10.0)
-        ends_s[chunks] = answer.ended_s
-    assert ends_s[True] is not None
-    assert ends_s[False] is not None
-    assert ends_s[True] < ends_s[False]
+        assert answer.ended_s is not None
+        return answer.ended_s
+
+    assert end_s(chunks=True) < end_s(chunks=False)
 
 
 @pytest.mark.parametrize("max_paddings", [None, 0])
@@ -132,16 +131,16 @@ def test_steps_in_closed_form_are_the_sum_of_steps() -> None:
     joined_s = [sum(range(100, 101 + number)) * 1e-3 for number in range(5)]
     running: list[int] = []
     while any(left):
-        running = [each for each in range(5) if joined_s[each] <= time_s + 1e-9 and left[each]]
+        running = [index for index in range(5) if joined_s[index] <= time_s + 1e-9 and left[index]]
         if not running:
-            time_s = min(joined_s[each] for each in range(5) if left[each])
+            time_s = min(joined_s[index] for index in range(5) if left[index])
             continue
-        time_s += 0.01 + 0.001 * len(running) + 1e-5 * sum(contexts[each] for each in running)
-        for each in running:
-            contexts[each] += 1
-            left[each] -= 1
-            if not left[each]:
-                assert requests[each].ended_s == pytest.approx(time_s)
+        time_s += 0.01 + 0.001 * len(running) + 1e-5 * sum(contexts[index] for index in running)
+        for index in running:
+            contexts[index] += 1
+            left[index] -= 1
+            if not left[index]:
+                assert requests[index].ended_s == pytest.approx(time_s)
 
 
 def test_kv_runs_out_and_the_last_to_join_is_computed_anew() -> None:
