@@ -6,12 +6,12 @@ is `profiles`' business.
 """
 
 import heapq
-import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.simulate.agenda import Agenda
+from benchmarks.simulate.iterations import DecodeRun, PromptIteration
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import SimRequest
 
@@ -27,41 +27,6 @@ class EngineListener(Protocol):
 
     def finished(self, engine: "Engine", request: SimRequest) -> None:
         """Its last token is out of a decode batch."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """Decode steps of one batch, begun at `start_s` and planned to be `num_steps`."""
-
-    start_s: float
-    num_steps: int
-    fixed_s: float
-    """Of each step: all but the context."""
-    per_context_token_s: float
-    context: int
-    batch: int
-
-    def length_s(self, num_steps: int) -> float:
-        grown = self.context * num_steps + self.batch * num_steps * (num_steps - 1) / 2
-        return num_steps * self.fixed_s + self.per_context_token_s * grown
-
-    def steps_begun(self, elapsed_s: float) -> int:
-        """Steps that are over, or under way, after `elapsed_s`: the root of `length_s`."""
-        square = self.per_context_token_s * self.batch / 2
-        linear = self.fixed_s + self.per_context_token_s * self.context - square
-        if square <= 0:
-            root = elapsed_s / linear
-        else:
-            root = (math.sqrt(linear**2 + 4 * square * elapsed_s) - linear) / (2 * square)
-        return min(max(math.ceil(root - 1e-9), 1), self.num_steps)
-
-
-@dataclass(slots=True)
-class _Iteration:
-    """Chunks of prompts, with one step of the running batch beside them where chunks share."""
-
-    chunks: list[tuple[SimRequest, int]]
-    steps_batch: bool
 
 
 class Engine:
@@ -87,7 +52,7 @@ class Engine:
         self._num_incoming = 0
         self._num_joined = 0
         self._stalled_s = 0.0
-        self._doing: _Run | _Iteration | None = None
+        self._doing: DecodeRun | PromptIteration | None = None
         self._event = 0
         self._began_s = 0.0
         self._link_free_s = 0.0
@@ -126,7 +91,7 @@ class Engine:
     @property
     def progress_s(self) -> float:
         """How long the prompts that are under way have been so."""
-        is_reading = isinstance(self._doing, _Iteration)
+        is_reading = isinstance(self._doing, PromptIteration)
         return self._agenda.now_s - self._began_s if is_reading else 0.0
 
     def submit(self, request: SimRequest) -> None:
@@ -162,7 +127,7 @@ class Engine:
         """Something came or became free: goes on where idle, cuts a run short where it may join."""
         if self._doing is None:
             self._next()
-        elif isinstance(self._doing, _Run) and (self._joining or self._may_admit()):
+        elif isinstance(self._doing, DecodeRun) and (self._joining or self._may_admit()):
             run = self._doing
             num_steps = run.steps_begun(self._agenda.now_s - run.start_s)
             if num_steps < run.num_steps:
@@ -178,7 +143,7 @@ class Engine:
         if event != self._event or not self.is_alive:
             return
         doing, self._doing = self._doing, None
-        if isinstance(doing, _Run):
+        if isinstance(doing, DecodeRun):
             self._end_run(doing)
         elif doing is not None:
             self._end_iteration(doing)
@@ -258,7 +223,7 @@ class Engine:
         else:
             length_s += prefill.base_s
             self._stalled_s += length_s if self._running else 0.0
-        self._doing = _Iteration(chunks, steps_batch)
+        self._doing = PromptIteration(chunks, steps_batch)
         self._began_s = self._agenda.now_s
         self.busy_s += length_s
         self._plan_end(self._agenda.now_s + length_s)
@@ -302,7 +267,7 @@ class Engine:
             num_tokens, squares = len(chunks) * longest, len(chunks) * longest**2
         return chunks, num_tokens, squares
 
-    def _end_iteration(self, iteration: _Iteration) -> None:
+    def _end_iteration(self, iteration: PromptIteration) -> None:
         if iteration.steps_batch:
             self._advance(1)
         done = []
@@ -334,7 +299,7 @@ class Engine:
             self._preempt()
         batch = len(self._running)
         cost = self.profile.decode_cost(batch)
-        run = _Run(
+        run = DecodeRun(
             start_s=self._agenda.now_s,
             num_steps=self._running[0][0] - self._step,
             fixed_s=self.profile.step_s(batch, 0),
@@ -348,7 +313,7 @@ class Engine:
         self._doing = run
         self._plan_end(run.start_s + run.length_s(run.num_steps))
 
-    def _end_run(self, run: _Run) -> None:
+    def _end_run(self, run: DecodeRun) -> None:
         length_s = run.length_s(run.num_steps)
         self.busy_s += length_s
         if self._stalled_s:
@@ -359,7 +324,7 @@ class Engine:
 
     def _settle_run(self) -> None:
         """Counts the steps that a run has got through."""
-        if isinstance(self._doing, _Run):
+        if isinstance(self._doing, DecodeRun):
             run = self._doing
             elapsed_s = self._agenda.now_s - run.start_s
             self._step += max(run.steps_begun(elapsed_s) - 1, 0)

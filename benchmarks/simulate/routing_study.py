@@ -1,7 +1,8 @@
 """What routers lose by knowing little of each other: mean TTFT against one that knows everything.
 
-16 prefill replicas at load 0.85 with uneven prompts; k routers hear from a replica every 5 s and
-from nobody else. The omniscient router sees every engine's true remaining work at every request.
+16 prefill replicas at load 0.85 with uneven prompts; k routers hear from a replica with each first
+token that it sends them and every 5 s, and from nobody else. The omniscient router sees every
+engine's true remaining work at every request.
 """
 
 import random
@@ -83,7 +84,8 @@ def study_routing(*, num_requests: int, seed: int) -> list[StudyRow]:
 def format_study(rows: Sequence[StudyRow]) -> str:
     """The rows as Markdown."""
     lines = [
-        f"{NUM_REPLICAS} prefill replicas, load {LOAD:g}, reports every {REPORT_PERIOD_S:g} s.",
+        f"{NUM_REPLICAS} prefill replicas, load {LOAD:g}, reports with first tokens and every"
+        f" {REPORT_PERIOD_S:g} s.",
         "",
         "| policy | routers | mean TTFT s | against omniscient |",
         "|---|---|---|---|",
@@ -102,7 +104,6 @@ def _spec(policy: str, num_routers: int, seed: int) -> FleetSpec:
         decode=None,
         num_routers=num_routers,
         report_period_s=REPORT_PERIOD_S,
-        reports_with_outputs=False,
         policy=policy,
         seed=seed,
     )

@@ -97,20 +97,25 @@ def _plan_one(
         return tried[num_decode]
 
     num_decode = fewest(itl_share, share)
-    cost = None
-    if num_prefill is not None and num_decode is not None:
-        hours = max(workload[-1].arrival_s, 1.0) / 3600
-        price = (num_prefill + num_decode) * profile.gpus * hours * gpu_hour_price
-        num_tokens = sum(each.prompt_tokens + each.output_tokens for each in workload)
-        cost = price / num_tokens * 1e6
     return FleetPlan(
         profile=profile,
         num_prefill=num_prefill,
         num_decode=num_decode,
         best_ttft_share=idle / len(workload),
-        cost_per_million_tokens=cost,
+        cost_per_million_tokens=(
+            _cost(workload, (num_prefill + num_decode) * profile.gpus, gpu_hour_price)
+            if num_prefill is not None and num_decode is not None
+            else None
+        ),
         by_size=tuple(sorted(tried.items())),
     )
+
+
+def _cost(workload: Sequence[Arrival], gpus: int, gpu_hour_price: float) -> float:
+    """Of a million tokens."""
+    hours = max(workload[-1].arrival_s, 1.0) / 3600
+    num_tokens = sum(each.prompt_tokens + each.output_tokens for each in workload)
+    return gpus * hours * gpu_hour_price / num_tokens * 1e6
 
 
 def fewest(share_of: Callable[[int], float], share: float) -> int | None:

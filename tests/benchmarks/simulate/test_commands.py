@@ -1,6 +1,8 @@
 """The smaller commands end to end, on small workloads."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,12 @@ def test_no_router_is_much_better_than_one_that_knows_everything() -> None:
     by_case = {(row.policy, row.num_routers): row.vs_omniscient for row in rows}
     assert all(ratio > 0.9 for ratio in by_case.values())
     assert by_case["p2c", 1] < by_case["random", 1]
+
+
+def test_the_simulator_needs_neither_ray_nor_vllm() -> None:
+    look = "import sys, benchmarks.simulate.cli; print({'ray', 'torch', 'vllm'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_a_thousand_replicas_are_measured() -> None:
