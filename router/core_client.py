@@ -29,13 +29,13 @@ from router.arrivals import Arrivals
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import RouterMetrics
+from router.phases import RequestPhase
 from router.placement import Placer
 from router.policies import Policy, RoutePlan
 from router.pool import Pool, PoolEvents, Replica
 from router.recovery import Death, RecoveryLimits, plan_move
 from router.request import (
     KV_PARAMS,
-    RequestPhase,
     RequestState,
     decode_request,
     prefill_request,

@@ -13,9 +13,10 @@ from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
 from router.handoff import Route
+from router.phases import RequestPhase
 from router.policies import RoutePlan
 from router.pool import Pool
-from router.request import RequestPhase, RequestState
+from router.request import RequestState
 from router.traffic import TrafficMeter
 
 _LATENCY_BUCKETS_S = (

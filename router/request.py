@@ -1,7 +1,6 @@
 """One request's life in the router: its phase, its engines, its tokens, its times."""
 
 import asyncio
-import enum
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,23 +12,12 @@ from vllm.v1.metrics.stats import PrefillStats
 from engine.output_tokens import with_output_tokens
 from router.answers import RouteNote
 from router.handoff import HandoffPlan
+from router.phases import RequestPhase
 from router.pool import Replica
 from router.prefixes import extend_chain
 from router.recovery import Death, is_suspect
 
 KV_PARAMS = "kv_transfer_params"
-
-
-class RequestPhase(enum.Enum):
-    """Where a request is. Metrics and spans use these names."""
-
-    RECEIVED = "received"
-    WAITING = "waiting"
-    """For a pool that has no live replica."""
-    PREFILLING = "prefilling"
-    TRANSFERRING = "transferring"
-    DECODING = "decoding"
-    ENDED = "ended"
 
 
 @dataclass(slots=True, eq=False)

@@ -10,9 +10,10 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
 from router.costs import DecodeCost, PrefillCost
+from router.phases import RequestPhase
 from router.pool import Pool, Replica
 from router.reach import Best, describe_unreachable, predict_best
-from router.request import RequestPhase, RequestState
+from router.request import RequestState
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,201 @@
+"""Autoscalers side by side on the same workloads: who meets the targets, and at what cost.
+
+Writes `compare.json` (rows), `compare.md` (tables) and a picture per workload. The simulations of a
+workload run in processes of their own.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.simulate.charts import draw_comparison
+from benchmarks.simulate.demand import mean_gpus, mean_shape, reachable_slo
+from benchmarks.simulate.fleet import FleetSpec
+from benchmarks.simulate.oracle import find_schedule
+from benchmarks.simulate.ours import OurAutoscaler
+from benchmarks.simulate.profiles import EngineProfile
+from benchmarks.simulate.progress import with_progress
+from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.rivals import Dynamo, HeteroScale, LlmD, RayServe
+from benchmarks.simulate.scaled_run import Autoscaler, FleetSize, Outcome, run_scaled
+from benchmarks.simulate.scenarios import SCENARIOS, make_scenario
+from benchmarks.simulate.traces import multiply, read_trace
+
+OURS, ORACLE = "pdserve", "oracle"
+GOAL_ATTAINMENT, GOAL_GPU_HOURS = 0.99, 1.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """What all runs of a comparison share."""
+
+    profile: EngineProfile
+    slo: Slo
+    gpu_budget: int
+    mean_gpus: float
+    """That a workload is scaled to keep busy if nothing were ever idle."""
+    max_requests: int
+    """A workload of more is scaled down to this."""
+    seed: int
+
+    @property
+    def spec(self) -> FleetSpec:
+        return FleetSpec(
+            prefill=self.profile,
+            decode=self.profile,
+            edge_s=0.01,
+            handover_s=0.002,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One policy on one workload."""
+
+    trace: str
+    policy: str
+    attainment: float
+    """Of all requests: those that met both targets."""
+    gpu_hours_vs_oracle: float
+    num_scalings: int
+    ttft_attainment: float
+    itl_attainment: float
+    gpu_hours: float
+    num_requests: int
+    ttft_target_s: float
+    itl_target_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    name: str
+    arrivals: tuple[Arrival, ...]
+    slo: Slo
+
+
+def _make(
+    name: str, spec: FleetSpec, slo: Slo, arrivals: Sequence[Arrival], budget: int
+) -> Autoscaler:
+    makers: dict[str, Callable[[], Autoscaler]] = {
+        OURS: lambda: OurAutoscaler(spec, slo, gpu_budget=budget),
+        "ray-serve": RayServe,
+        "llm-d": lambda: LlmD(slo),
+        "dynamo": lambda: Dynamo(spec, slo),
+        "heteroscale": lambda: HeteroScale(spec, slo, mean_shape(arrivals, spec.prefill)),
+    }
+    return makers[name]()
+
+
+RIVALS = ("ray-serve", "llm-d", "dynamo", "heteroscale")
+
+
+def load_workload(source: str, options: CompareOptions) -> Workload:
+    """A trace's file or a scenario's name, scaled, with targets that can be met.
+
+    Raises:
+        TraceError, OSError: the file cannot be read.
+    """
+    profile, slo = options.profile, options.slo
+
+    def factor_of(arrivals: Sequence[Arrival]) -> float:
+        wanted = options.mean_gpus / mean_gpus(arrivals, profile, profile, slo)
+        return min(wanted, options.max_requests / len(arrivals))
+
+    if source in SCENARIOS:
+        factor = factor_of(make_scenario(source, base_rate=1.0, seed=options.seed))
+        arrivals = make_scenario(source, base_rate=factor, seed=options.seed)
+        name = source
+    else:
+        trace = read_trace(Path(source))
+        arrivals = multiply(trace, factor_of(trace), seed=options.seed)
+        name = Path(source).stem
+    return Workload(name=name, arrivals=tuple(arrivals), slo=reachable_slo(arrivals, profile, slo))
+
+
+def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], dict[str, Outcome]]:
+    """All policies on one workload. Everyone starts with what the oracle starts with."""
+    workload = load_workload(source, options)
+    spec, budget = options.spec, options.gpu_budget
+    oracle = find_schedule(spec, workload.arrivals, workload.slo, gpu_budget=budget)
+    first = FleetSize(oracle.samples[0].num_prefill, oracle.samples[0].num_decode)
+    outcomes = {ORACLE: oracle}
+    for policy in (OURS, *RIVALS):
+        autoscaler = _make(policy, spec, workload.slo, workload.arrivals, budget)
+        outcomes[policy] = run_scaled(
+            spec, workload.arrivals, autoscaler, workload.slo, first=first, gpu_budget=budget
+        )
+    rows = [
+        Row(
+            trace=workload.name,
+            policy=policy,
+            attainment=outcome.attainment,
+            gpu_hours_vs_oracle=outcome.gpu_hours / oracle.gpu_hours,
+            num_scalings=outcome.num_scalings,
+            ttft_attainment=outcome.ttft_attainment,
+            itl_attainment=outcome.itl_attainment,
+            gpu_hours=outcome.gpu_hours,
+            num_requests=outcome.num_requests,
+            ttft_target_s=workload.slo.ttft_s,
+            itl_target_s=workload.slo.itl_s,
+        )
+        for policy, outcome in outcomes.items()
+    ]
+    return rows, outcomes
+
+
+def compare(
+    sources: Sequence[str], options: CompareOptions, out: Path, *, num_processes: int
+) -> list[Row]:
+    """Runs everything and writes `out`; returns the rows in the sources' order.
+
+    Raises:
+        TraceError, OSError: a trace cannot be read.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[Row]] = {}
+    with ProcessPoolExecutor(num_processes) as executor:
+        running = {executor.submit(compare_workload, each, options): each for each in sources}
+        for future in with_progress(as_completed(running), total=len(running), what="workloads"):
+            rows, outcomes = future.result()
+            results[running[future]] = rows
+            draw_comparison(rows[0].trace, outcomes, out / f"compare-{rows[0].trace}.png")
+    ordered = [row for source in sources for row in results[source]]
+    (out / "compare.json").write_text(json.dumps([asdict(row) for row in ordered], indent=2) + "\n")
+    (out / "compare.md").write_text(format_tables(ordered, options))
+    return ordered
+
+
+def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
+    """The rows as Markdown, a table per workload, with what was asked of them."""
+    lines = [
+        "# Autoscalers compared in simulation",
+        "",
+        f"Engines: {options.profile.name} ({options.profile.source}), a start takes"
+        f" {options.profile.start_s:g} s; at most {options.gpu_budget} GPUs."
+        " GPU hours count from the decision to start a replica until it has drained."
+        f" Goal: at least {GOAL_ATTAINMENT:.0%} of requests within both targets with at most"
+        f" {GOAL_GPU_HOURS:g} times the oracle's GPU hours.",
+    ]
+    for trace in dict.fromkeys(row.trace for row in rows):
+        of_trace = [row for row in rows if row.trace == trace]
+        first = of_trace[0]
+        lines += [
+            "",
+            f"## {trace}",
+            "",
+            f"{first.num_requests} requests; TTFT {first.ttft_target_s:g} s,"
+            f" ITL {first.itl_target_s * 1e3:g} ms.",
+            "",
+            "| policy | both met | TTFT met | ITL met | GPU hours vs oracle | scalings |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {row.policy} | {row.attainment:.2%} | {row.ttft_attainment:.2%} |"
+                f" {row.itl_attainment:.2%} | {row.gpu_hours_vs_oracle:.2f} |"
+                f" {row.num_scalings} |"
+                for row in of_trace
+            ),
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,275 @@
+"""The simulated cluster: requests go through routers, a prefill pool and a decode pool.
+
+Owns the pools, the routers, and the requests between engines. Decides nothing: routing is
+`router.policies`, the pools' sizes are set from outside. With `decode` None, one pool of engines
+does both phases, as a plain vLLM server would.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.simulate.agenda import Agenda
+from benchmarks.simulate.engine import Engine
+from benchmarks.simulate.history import History, Observation
+from benchmarks.simulate.pools import ReplicaState, SimPool, SimReplica
+from benchmarks.simulate.profiles import EngineProfile
+from benchmarks.simulate.requests import Arrival, SimRequest
+from benchmarks.simulate.routing import SimRouter, report_load
+from router.phases import RequestPhase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSpec:
+    """What is simulated."""
+
+    prefill: EngineProfile
+    decode: EngineProfile | None
+    num_routers: int = 1
+    report_period_s: float = 1.0
+    """How old a report of what other routers sent may get."""
+    """Where a router hears nothing else from a replica."""
+    reports_with_outputs: bool = True
+    """Replicas report their load to a router with each first token that they send it."""
+    policy: str = "p2c"
+    edge_s: float = 0.0
+    """Of every TTFT outside of engines: the proxy, tokenising, sending."""
+    handover_s: float = 0.0
+    """From the first token to the decode engine's queue."""
+    seed: int = 0
+
+
+class Fleet:
+    """One run. An `EngineListener` and a `PoolWatcher`."""
+
+    def __init__(self, spec: FleetSpec, agenda: Agenda | None = None) -> None:
+        self.spec = spec
+        self.agenda = agenda or Agenda()
+        self.history = History()
+        self.requests: list[SimRequest] = []
+        self.prefill = SimPool("prefill", self.agenda, spec.prefill, self, self)
+        self.decode = (
+            SimPool("decode", self.agenda, spec.decode, self, self) if spec.decode else None
+        )
+        self.num_decoding = 0
+        self.routers = [
+            SimRouter(each, spec.num_routers, spec.policy, spec.seed)
+            for each in range(spec.num_routers)
+        ]
+        self._held: dict[str, deque[SimRequest]] = {"prefill": deque(), "decode": deque()}
+        self._num_ended = 0
+        self._prefilled_by: dict[int, SimReplica] = {}
+
+    @property
+    def pools(self) -> list[SimPool]:
+        return [self.prefill, *([self.decode] if self.decode else [])]
+
+    @property
+    def num_ongoing(self) -> int:
+        """Requests that have arrived and not ended."""
+        return len(self.requests) - self._num_ended
+
+    @property
+    def prefill_backlog_s(self) -> float:
+        """Predicted engine seconds of prompts that routers sent or hold."""
+        replicas = self.prefill.present
+        sent_s = sum(
+            router.sent_s.get(each.replica_id, 0.0) for router in self.routers for each in replicas
+        )
+        return sent_s + sum(self._prefill_s(each) for each in self._held["prefill"])
+
+    def submit(self, arrival: Arrival) -> None:
+        """A request arrives now."""
+        request = SimRequest(arrival, len(self.requests))
+        request.router_id = request.request_id % self.spec.num_routers
+        self.requests.append(request)
+        self.history.arrived(arrival)
+        self.agenda.after(self.spec.edge_s, lambda: self._to_prefill(request))
+
+    def fail(self, replica: SimReplica) -> None:
+        """A replica dies: what it had starts again elsewhere, after the tokens it got so far."""
+        pool = self._pool_of(replica)
+        left = replica.engine.fail()
+        pool.fail(replica)
+        for request in left:
+            if request.phase is not RequestPhase.PREFILLING:
+                self.num_decoding -= 1
+                self._release_source(request)
+            request.num_moves += 1
+            self._to_prefill(request)
+
+    def observe(self) -> Observation:
+        """What a planner may know now."""
+        prefill = self.prefill.view(len(self._held["prefill"]))
+        decode = self.decode.view(len(self._held["decode"])) if self.decode else prefill
+        return Observation(
+            now_s=self.agenda.now_s,
+            prefill=prefill,
+            decode=decode,
+            history=self.history,
+            prefill_backlog_s=self.prefill_backlog_s,
+            num_decoding=self.num_decoding + len(self._held["decode"]),
+        )
+
+    # From phase to phase.
+
+    def _to_prefill(self, request: SimRequest) -> None:
+        if not self.prefill.ready:
+            request.phase = RequestPhase.WAITING
+            self._held["prefill"].append(request)
+            return
+        router = self.routers[request.router_id]
+        work_s = self._prefill_s(request)
+        replica = router.pick(self.prefill, request, work_s, self.agenda.now_s)
+        self.send_to_prefill(request, replica)
+
+    def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
+        """The request's prompt is to be read there."""
+        request.phase = RequestPhase.PREFILLING
+        request.hands_over = self.decode is not None
+        self._prefilled_by[request.request_id] = replica
+        replica.engine.submit(request)
+
+    def prefilled(self, engine: Engine, request: SimRequest) -> None:
+        """EngineListener: the first token is out, or the first after a move or preemption."""
+        replica = self._prefilled_by.get(request.request_id)
+        if request.num_generated == 1:
+            self.history.first_token(request)
+        if replica is not None and replica.engine is engine:
+            router = self.routers[request.router_id]
+            if self.decode is not None or not request.num_left:
+                router.settle(self.prefill, replica, request)
+            if self.spec.reports_with_outputs:
+                report_load(self.routers, router, self.prefill, replica, self.agenda.now_s)
+            if not request.num_left:
+                del self._prefilled_by[request.request_id]
+                self._end(request, self.prefill, replica)
+            elif self.decode is not None:
+                self.agenda.after(self.spec.handover_s, lambda: self._to_decode(request))
+            else:
+                request.phase = RequestPhase.DECODING
+                self.num_decoding += 1
+        elif not request.num_left:  # computed anew where it had been preempted
+            self.finished(engine, request)
+
+    def _to_decode(self, request: SimRequest) -> None:
+        assert self.decode is not None
+        if not self.decode.ready:
+            request.phase = RequestPhase.WAITING
+            self._held["decode"].append(request)
+            return
+        request.phase = RequestPhase.TRANSFERRING
+        request.hands_over = False
+        self.num_decoding += 1
+        share_s = self.decode.profile.decode[0].cost.share_s(num_context_tokens=request.num_tokens)
+        router = self.routers[request.router_id]
+        replica = router.pick(self.decode, request, share_s, self.agenda.now_s)
+        replica.engine.submit(request)
+
+    def pulled(self, engine: Engine, request: SimRequest) -> None:
+        """EngineListener: decode has the KV, prefill may free it."""
+        self._release_source(request)
+        request.phase = RequestPhase.DECODING
+
+    def finished(self, engine: Engine, request: SimRequest) -> None:
+        """EngineListener: the last token is out."""
+        self.num_decoding -= 1
+        pool = self.decode or self.prefill
+        replica = pool.by_engine[id(engine)]
+        self._prefilled_by.pop(request.request_id, None)
+        self.routers[request.router_id].settle(pool, replica, request)
+        self._end(request, pool, replica)
+
+    def _end(self, request: SimRequest, pool: SimPool, replica: SimReplica) -> None:
+        request.phase = RequestPhase.ENDED
+        self._num_ended += 1
+        self.history.ended(request)
+        pool.drained(replica)
+
+    def _release_source(self, request: SimRequest) -> None:
+        source = self._prefilled_by.pop(request.request_id, None)
+        if source is not None and source.engine.is_alive:
+            source.engine.release(request.num_computed)
+            self.prefill.drained(source)
+
+    def _prefill_s(self, request: SimRequest) -> float:
+        num_tokens = request.num_tokens
+        return self.spec.prefill.prefill.seconds(
+            num_uncached=num_tokens - request.num_cached, num_tokens=num_tokens
+        )
+
+    # What replicas and routers tell each other.
+
+    def _pool_of(self, replica: SimReplica) -> SimPool:
+        return next(pool for pool in self.pools if pool.by_id.get(replica.replica_id) is replica)
+
+    def joined(self, pool: SimPool, replica: SimReplica) -> None:
+        """PoolWatcher: requests that waited for a replica go to it."""
+        for router in self.routers:
+            router.ledgers[pool.name].insert(replica.replica_id, self.agenda.now_s)
+        self._report(pool, replica)
+        held = self._held[pool.name]
+        submit = self._to_prefill if pool is self.prefill else self._to_decode
+        while held:
+            submit(held.popleft())
+
+    def closed(self, pool: SimPool, replica: SimReplica) -> None:
+        """PoolWatcher."""
+        for router in self.routers:
+            router.ledgers[pool.name].close(replica.replica_id)
+
+    def gone(self, pool: SimPool, replica: SimReplica) -> None:
+        """PoolWatcher."""
+        for router in self.routers:
+            router.forget(pool, replica)
+
+    def _report(self, pool: SimPool, replica: SimReplica) -> None:
+        """Reports to all routers, now and every period; each router at its own time."""
+        if replica.state is not ReplicaState.READY:
+            return
+        period_s = self.spec.report_period_s
+        for router in self.routers:
+            offset_s = period_s * (router.router_id + 1) / len(self.routers)
+            self.agenda.after(offset_s, partial(self._report_to, router, pool, replica))
+        self.agenda.after(period_s, lambda: self._report(pool, replica))
+
+    def _report_to(self, router: SimRouter, pool: SimPool, replica: SimReplica) -> None:
+        if replica.state is ReplicaState.READY:
+            report_load(self.routers, router, pool, replica, self.agenda.now_s)
+
+
+def run_fixed(
+    spec: FleetSpec,
+    workload: Sequence[Arrival],
+    *,
+    num_prefill: int,
+    num_decode: int = 0,
+    drain_s: float = 600.0,
+) -> Fleet:
+    """Runs a workload, in order of arrival, on pools whose size never changes."""
+    fleet = Fleet(spec)
+    for _ in range(num_prefill):
+        fleet.prefill.start(is_ready=True)
+    for _ in range(num_decode if fleet.decode else 0):
+        assert fleet.decode is not None
+        fleet.decode.start(is_ready=True)
+    feed(fleet, workload)
+    fleet.agenda.run_until(workload[-1].arrival_s + drain_s)
+    return fleet
+
+
+def feed(fleet: Fleet, workload: Sequence[Arrival]) -> None:
+    """Has each request arrive at its time; one at a time is on the agenda."""
+    upcoming = iter(workload)
+
+    def next_one() -> None:
+        arrival = next(upcoming, None)
+        if arrival is not None:
+            fleet.agenda.at(arrival.arrival_s, lambda: arrive(arrival))
+
+    def arrive(arrival: Arrival) -> None:
+        fleet.submit(arrival)
+        next_one()
+
+    next_one()

@@ -1,0 +1,82 @@
+"""One simulated request: its shape, where it is, and when its tokens came."""
+
+from dataclasses import dataclass
+
+from router.phases import RequestPhase
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A line of a workload."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    """At least one."""
+    block_ids: tuple[int, ...] = ()
+    """Of the prompt's blocks, each id standing for its block and all before it; empty where the
+    trace does not say what prompts share."""
+
+
+@dataclass(slots=True, eq=False)
+class SimRequest:
+    """A request on its way. Owned by whoever holds it: a router, then an engine."""
+
+    arrival: Arrival
+    request_id: int
+    phase: RequestPhase = RequestPhase.RECEIVED
+    router_id: int = 0
+    num_cached: int = 0
+    """Prompt tokens that its engine need not compute."""
+    num_computed: int = 0
+    """Tokens whose KV its engine holds."""
+    num_generated: int = 0
+    """As of when it last changed hands."""
+    hands_over: bool = False
+    """Prefill only: its engine keeps its KV until another has pulled it."""
+    first_token_s: float | None = None
+    ended_s: float | None = None
+    num_moves: int = 0
+    num_preempted: int = 0
+    work_s: float = 0.0
+    """Its line in its router's ledger for the replica that it is at."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer so far."""
+        return self.arrival.prompt_tokens + self.num_generated
+
+    @property
+    def num_left(self) -> int:
+        return self.arrival.output_tokens - self.num_generated
+
+    @property
+    def ttft_s(self) -> float | None:
+        if self.first_token_s is None:
+            return None
+        return self.first_token_s - self.arrival.arrival_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Its mean inter-token latency; None while it is not known, 0 for a single token."""
+        if self.first_token_s is None or self.ended_s is None:
+            return None
+        return (self.ended_s - self.first_token_s) / max(self.arrival.output_tokens - 1, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What a request has to keep to count as attained."""
+
+    ttft_s: float
+    itl_s: float
+
+    def is_met_by(self, request: SimRequest) -> bool:
+        """Both targets, the second by the request's mean; what never ended has missed them."""
+        ttft_s, tpot_s = request.ttft_s, request.tpot_s
+        return (
+            ttft_s is not None
+            and tpot_s is not None
+            and ttft_s <= self.ttft_s
+            and tpot_s <= self.itl_s
+        )

@@ -1,0 +1,110 @@
+"""Holds the simulator against measurements: DistServe's published ones and the live cluster's.
+
+Owns the verdict. The live measurements are in `live.json`, which `benchmarks.simulate.live` makes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.simulate import published
+from benchmarks.simulate.charts import draw_lines
+from benchmarks.simulate.progress import with_progress
+from benchmarks.simulate.published import Knee, Point
+
+_DISTSERVE_RATES = (1.5, 1.75, 2.0, 2.25, 2.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationReport:
+    holds: bool
+    text: str
+    """Markdown."""
+
+
+def validate(out: Path) -> ValidationReport:
+    """Simulates what was measured, writes `validate.md` and `validate.png` into `out`."""
+    rates = list(published.VLLM_POINTS)
+    steps = [
+        *(("vllm", rate) for rate in rates),
+        *(("distserve", rate) for rate in _DISTSERVE_RATES),
+    ]
+    simulated: dict[str, list[float]] = {"vllm": [], "distserve": []}
+    for system, rate in with_progress(steps, total=len(steps), what="runs"):
+        attain = published.vllm_attainment if system == "vllm" else published.distserve_attainment
+        simulated[system].append(attain(rate))
+    points = [
+        Point(rate=rate, published=share, simulated=found)
+        for (rate, share), found in zip(
+            published.VLLM_POINTS.items(), simulated["vllm"], strict=True
+        )
+    ]
+    knees = [
+        Knee(
+            system="vLLM",
+            published=published.VLLM_KNEE,
+            simulated=published.find_knee(rates, simulated["vllm"]),
+        ),
+        Knee(
+            system="DistServe",
+            published=published.DISTSERVE_KNEE,
+            simulated=published.find_knee(_DISTSERVE_RATES, simulated["distserve"]),
+        ),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    draw_lines(
+        {
+            "vLLM, published": (rates, list(published.VLLM_POINTS.values())),
+            "vLLM, simulated": (rates, simulated["vllm"]),
+            "DistServe, simulated": (_DISTSERVE_RATES, simulated["distserve"]),
+        },
+        title="OPT-13B, ShareGPT lengths: requests within both targets",
+        x_label="requests per second per GPU",
+        y_label="attainment",
+        path=out / "validate.png",
+    )
+    report = ValidationReport(
+        holds=all(each.holds for each in points) and all(each.holds for each in knees),
+        text=_format(points, knees),
+    )
+    (out / "validate.md").write_text(report.text)
+    return report
+
+
+def _format(points: Sequence[Point], knees: Sequence[Knee]) -> str:
+    workload = published.make_workload(1.0, num_requests=published.NUM_REQUESTS, seed=0)
+    prompt = sum(each.prompt_tokens for each in workload) / len(workload)
+    answer = sum(each.output_tokens for each in workload) / len(workload)
+    lines = [
+        "# The simulator against measurements",
+        "",
+        "## DistServe, Fig. 8 (OPT-13B, ShareGPT, TTFT 0.25 s, TPOT 0.1 s, Poisson arrivals)",
+        "",
+        f"Lengths: prompts normal ({published.PROMPTS.mean:g}, {published.PROMPTS.sigma:g}),"
+        f" answers lognormal (mean {published.ANSWERS.mean:g}, sigma {published.ANSWERS.sigma:g}),"
+        f" drawn again where they do not fit {published.CONTEXT_TOKENS} tokens together; that is on"
+        f" average {prompt:.0f} and {answer:.0f} tokens (published: 755 and 200). The first three"
+        f" numbers are fitted to these points. {published.NUM_RUNS} runs of"
+        f" {published.NUM_REQUESTS} requests each, from an idle engine.",
+        "",
+        "| vLLM, requests/s per GPU | published | simulated | within 3 points |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.rate:g} | {each.published:.0%} | {each.simulated:.1%} |"
+            f" {_verdict(each.holds)} |"
+            for each in points
+        ),
+        "",
+        "| knee at 90 % | published | simulated | within 20 % |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.system} | {each.published:.2f} | {each.simulated:.2f} |"
+            f" {_verdict(each.holds)} |"
+            for each in knees
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(holds: bool) -> str:
+    return "yes" if holds else "no"

@@ -1,0 +1,114 @@
+"""The simulated cluster: requests all end, whatever happens, and a seed is a run."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.simulate.fleet import Fleet, FleetSpec, feed, run_fixed
+from benchmarks.simulate.lengths import Lognormal, poisson
+from benchmarks.simulate.profiles import LLAMA_8B_H100, OPT_13B_VLLM
+from benchmarks.simulate.requests import Arrival
+from router.phases import RequestPhase
+from router.policies import POLICIES
+
+SPEC = FleetSpec(prefill=LLAMA_8B_H100, decode=LLAMA_8B_H100)
+
+
+def made_workload(rate: float = 20.0, duration_s: float = 20.0) -> list[Arrival]:
+    prompts, answers = Lognormal(mean=2000, sigma=0.8), Lognormal(mean=100, sigma=0.8)
+
+    def lengths(time_s: float, rng: random.Random) -> tuple[int, int]:
+        return prompts.draw(rng), answers.draw(rng)
+
+    return poisson(lambda _: rate, most=rate, duration_s=duration_s, lengths=lengths, seed=3)
+
+
+def times(fleet: Fleet) -> list[tuple[float | None, float | None]]:
+    return [(each.first_token_s, each.ended_s) for each in fleet.requests]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_routers", [1, 3])
+def test_every_request_ends_with_every_policy(policy: str, num_routers: int) -> None:
+    spec = replace(SPEC, policy=policy, num_routers=num_routers)
+    fleet = run_fixed(spec, made_workload(), num_prefill=3, num_decode=2)
+    assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
+    assert all(each.num_generated == each.arrival.output_tokens for each in fleet.requests)
+    assert fleet.num_ongoing == fleet.num_decoding == 0
+    assert fleet.prefill_backlog_s == pytest.approx(0.0, abs=1e-6)
+    assert all(each.engine.kv_used == 0 for pool in fleet.pools for each in pool.replicas)
+
+
+def test_a_seed_is_a_run() -> None:
+    spec = replace(SPEC, num_routers=4, policy="random")
+    first = run_fixed(spec, made_workload(), num_prefill=3, num_decode=2)
+    again = run_fixed(spec, made_workload(), num_prefill=3, num_decode=2)
+    other = run_fixed(replace(spec, seed=1), made_workload(), num_prefill=3, num_decode=2)
+    assert times(first) == times(again)
+    assert times(first) != times(other)
+
+
+def test_one_pool_does_both_phases_as_plain_vllm_does() -> None:
+    workload = [Arrival(number * 1.0, 500, 20) for number in range(10)]
+    fleet = run_fixed(FleetSpec(prefill=OPT_13B_VLLM, decode=None), workload, num_prefill=1)
+    assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
+    idle_s = OPT_13B_VLLM.idle_ttft_s(500)
+    assert all(each.ttft_s == pytest.approx(idle_s) for each in fleet.requests)
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+def test_requests_survive_the_death_of_their_replica(pool: str) -> None:
+    fleet = Fleet(SPEC)
+    assert fleet.decode is not None
+    for each in (fleet.prefill, fleet.decode):
+        each.start(is_ready=True)
+        each.start(is_ready=True)
+    feed(fleet, made_workload(rate=60.0))
+    victim = (fleet.prefill if pool == "prefill" else fleet.decode).replicas[0]
+    fleet.agenda.at(10.0, lambda: fleet.fail(victim))
+    fleet.agenda.run_until(300.0)
+    assert any(each.num_moves for each in fleet.requests)
+    assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
+    assert fleet.num_decoding == 0
+
+
+def test_requests_wait_for_a_pool_that_starts() -> None:
+    fleet = Fleet(SPEC)
+    assert fleet.decode is not None
+    fleet.prefill.start()
+    fleet.decode.start(is_ready=True)
+    fleet.submit(Arrival(0.0, 100, 2))
+    fleet.agenda.run_until(LLAMA_8B_H100.start_s - 0.1)
+    (waiting,) = fleet.requests
+    assert waiting.phase.value == "waiting"
+    fleet.agenda.run_until(LLAMA_8B_H100.start_s + 1.0)
+    assert waiting.phase.value == "ended"
+
+
+def test_gpu_seconds_count_starts_and_drains() -> None:
+    fleet = Fleet(SPEC)
+    fleet.prefill.scale_to(2)
+    fleet.agenda.run_until(10.0)
+    fleet.prefill.scale_to(1)  # the one that starts last is called off
+    fleet.agenda.run_until(60.0)
+    assert fleet.prefill.gpu_seconds() == pytest.approx(10.0 + 60.0)
+    assert len(fleet.prefill.ready) == 1
+    assert fleet.prefill.num_scalings == 2
+
+
+def test_a_draining_replica_finishes_what_it_has() -> None:
+    fleet = Fleet(SPEC)
+    assert fleet.decode is not None
+    fleet.prefill.start(is_ready=True)
+    fleet.decode.start(is_ready=True)
+    fleet.decode.start(is_ready=True)
+    for _ in range(10):
+        fleet.submit(Arrival(0.0, 100, 200))
+    fleet.agenda.run_until(1.0)
+    fleet.decode.scale_to(1)
+    assert fleet.decode.num_present == 2
+    fleet.agenda.run_until(60.0)
+    assert fleet.decode.num_present == 1
+    assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
+    assert not any(each.num_moves for each in fleet.requests)
