@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from benchmarks import autoscale_live_report
 from benchmarks.autoscale_live_record import POOLS, Phase, PhaseRecord, Record, Sample, judge
@@ -46,6 +47,7 @@ class LiveRun:
 
     def __init__(self, system: RunningSystem, *, seed: int) -> None:
         self._system = system
+        self._port = urlsplit(system.url).port or 80
         self._client = Client(system.url, timeout_s=REQUEST_TIMEOUT_S)
         self._rng = random.Random(seed)
         self._outcomes: list[Outcome] = []
@@ -78,7 +80,7 @@ class LiveRun:
         until_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < until_s:
             self._system.check_alive()
-            seen = await scrape(self._system.url)
+            seen = await scrape(self._port)
             if seen is not None and all(seen.num_live[pool] == 1 for pool in POOLS):
                 return
             await asyncio.sleep(SAMPLE_S)
@@ -117,7 +119,7 @@ class LiveRun:
     async def _watch(self) -> None:
         while True:
             self._system.check_alive()
-            seen = await scrape(self._system.url)
+            seen = await scrape(self._port)
             if seen is not None:
                 self._samples.append(
                     Sample(at_s=time.monotonic(), num_live={p: seen.num_live[p] for p in POOLS})
