@@ -111,16 +111,15 @@ def num_moves(samples: list[Sample]) -> float:
     return total(samples, "pdserve_moves_total")
 
 
-async def all_decoding(
-    client: httpx.AsyncClient, routers: Sequence[RouterProcess], num: int
+async def decoding(
+    client: httpx.AsyncClient, routers: Sequence[RouterProcess]
 ) -> list[list[Sample]]:
-    """Waits until so many requests are in decode, some from each router."""
+    """Waits until each router has answers that are being written; what each says then."""
     deadline_s = time.monotonic() + BEGIN_WITHIN_S
     while True:
         looks = [await look(client, router) for router in routers]
         nums = [total(samples, "pdserve_inflight", phase="decoding") for samples in looks]
-        if sum(nums) == num:
-            assert all(nums)
+        if all(num >= 2 for num in nums):
             return looks
         assert time.monotonic() < deadline_s, nums
         await asyncio.sleep(POLL_S)
@@ -136,7 +135,7 @@ async def test_decode_replica_told_to_end(
     known = {each.replica_id for each in await serve_api.replicas()}
     leaving, _ = cluster.processes("ray::ServeReplica:pdserve:decode")
     answering = asyncio.create_task(answers(client, cluster, asked))
-    before = await all_decoding(client, routers, len(asked))
+    before = await decoding(client, routers)
     leaving.terminate()
     assert not differences(expected, await answering)
     after = [await look(client, router) for router in routers]
@@ -155,7 +154,7 @@ async def test_router_killed(
     expected = await answers(client, plain, asked)
     answering = asyncio.create_task(answers(client, cluster, asked))
     victim, other = find_routers(cluster.process)
-    looks = await all_decoding(client, (victim, other), len(asked))
+    of_victim, _ = await decoding(client, (victim, other))
     psutil.Process(victim.pid).kill()
     deadline_s = time.monotonic() + FREE_WITHIN_S
     while num_in_engines(samples := await look(client, other)) > num_sent(samples):
@@ -163,12 +162,11 @@ async def test_router_killed(
         await asyncio.sleep(POLL_S)
     assert num_sent(samples) > 0
     actual = await answering
-    whole = [pair for pair in zip(expected, actual, strict=True) if isinstance(pair[1], dict)]
-    assert len(whole) == num_sent(looks[1])
-    for one, answer in whole:
-        assert not differences(one, answer)
     broken = [each for each in actual if not isinstance(each, dict)]
     assert all(isinstance(each, httpx.RemoteProtocolError) for each in broken), broken
+    assert 0 < len(broken) <= num_sent(of_victim)
+    for one, answer in zip(expected, actual, strict=True):
+        assert answer in broken or not differences(one, answer)
 
 
 async def test_scaled_down_under_load(
@@ -180,7 +178,7 @@ async def test_scaled_down_under_load(
     expected = await answers(client, plain, asked)
     answering = asyncio.create_task(answers(client, cluster, asked))
     routers = find_routers(cluster.process)
-    before = await all_decoding(client, routers, len(asked))
+    before = await decoding(client, routers)
     await serve_api.scale(ONE_EACH)
     assert not differences(expected, await answering)
     await until_scaled(serve_api, ONE_EACH)
