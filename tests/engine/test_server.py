@@ -1,0 +1,85 @@
+"""What Serve is told of a replica's health, and what routers are told when it has failed."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from engine.deployment import EngineSettings
+from engine.errors import EngineStalled, ReplicaClosed
+from engine.server import EngineServer
+
+SETTINGS = EngineSettings(
+    model="demo",
+    options={},
+    lease_s=30.0,
+    connector="nixl",
+    backends=("UCX",),
+    stall_timeout_s=10.0,
+    drain_s=30.0,
+)
+
+
+class FakeHost:
+    """An engine that fails its first check as it was told, and is well ever after."""
+
+    def __init__(self, trouble: Exception | None) -> None:
+        self._trouble = trouble
+
+    async def check(self, timeout_s: float) -> None:
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
+
+
+@dataclass
+class FakeReplica:
+    """Keeps what routers are told."""
+
+    closed_because: str | None = None
+    told: list[str] = field(default_factory=list)
+
+    def say_leaving(self, because: str) -> None:
+        self.told.append(because)
+
+    def close(self, reason: str) -> None:
+        self.closed_because = reason
+        self.told.append(f"closed: {reason}")
+
+
+def server(trouble: Exception | None) -> tuple[EngineServer, FakeReplica]:
+    """A server without the engine and the Serve replica that its constructor asks for."""
+    made, replica = EngineServer.__new__(EngineServer), FakeReplica()
+    made.settings = SETTINGS
+    made.host = FakeHost(trouble)  # type: ignore[assignment]
+    made.replica = replica  # type: ignore[assignment]
+    return made, replica
+
+
+async def test_a_replica_that_is_well() -> None:
+    healthy, replica = server(None)
+    await healthy.check_health()
+    await healthy.check_health()
+    assert replica.told == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        pytest.param(
+            EngineStalled("no answer for 10 s"),
+            ["stalled", "closed: unhealthy: no answer for 10 s"],
+            id="it hung for a while",
+        ),
+        pytest.param(EngineDeadError(), [f"closed: unhealthy: {EngineDeadError()}"], id="it died"),
+    ],
+)
+async def test_a_replica_that_failed_once_stays_failed(trouble: Exception, told: list[str]) -> None:
+    """Routers leave it at the first failure; Serve wants several before it replaces it."""
+    failing, replica = server(trouble)
+    with pytest.raises(type(trouble)):
+        await failing.check_health()
+    for _ in range(2):
+        with pytest.raises(ReplicaClosed):
+            await failing.check_health()
+    assert replica.told == told
