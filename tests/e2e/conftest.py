@@ -5,9 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 import pytest_asyncio
-from servers import Server, running_servers
-
-TIMEOUT_S = 150.0
+from servers import Server, new_client, running_servers
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +28,5 @@ def plain(both_servers: tuple[Server, Server]) -> Server:
 
 @pytest_asyncio.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, verify=False) as client:
+    async with new_client() as client:
         yield client

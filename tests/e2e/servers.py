@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from cluster.ports import LOCALHOST, pick_free
@@ -28,6 +29,9 @@ PREFILL, DECODE = "prefill", "decode"
 START_TIMEOUT_S = 400.0
 STOP_TIMEOUT_S = 30.0
 TAIL_LINES = 30
+ANSWER_TIMEOUT_S = 150.0
+KEEP_ALIVE_S = 2.0
+"""Well below the five seconds after which servers close a connection that nothing comes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +135,9 @@ def _await_line(server: Server, line: str) -> None:
             tail = "\n".join(output.splitlines()[-TAIL_LINES:])
             raise RuntimeError(f"{server.url} does not start; its output ends so:\n{tail}")
         time.sleep(0.5)
+
+
+def new_client() -> httpx.AsyncClient:
+    """A client that asks as much at once as a test likes."""
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
+    return httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, limits=limits, verify=False)

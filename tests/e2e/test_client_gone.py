@@ -74,9 +74,9 @@ def long_answer(index: int = 0, prompt_tokens: int = 100, **fields: Any) -> dict
 
 
 async def leave(*requests: "asyncio.Task[Any]") -> None:
-    """Closes the connections of requests, most of which still run."""
+    """Closes the connections of requests, some of which still run, however slow we are."""
     running = [request for request in requests if not request.done()]
-    assert len(running) > len(requests) / 2
+    assert running
     for request in running:
         request.cancel()
     await asyncio.wait(requests)

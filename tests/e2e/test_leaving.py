@@ -12,7 +12,7 @@ import pytest_asyncio
 from answers import COMPLETIONS, ask, differences
 from cases import Case, token_prompt
 from metrics import Sample, scrape, total
-from servers import CONFIG, Server
+from servers import CONFIG, Server, new_client
 
 from benchmarks.chaos_processes import RouterProcess, find_routers
 from benchmarks.serve_api import ServeApi
@@ -31,8 +31,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=150.0, limits=limits, verify=False) as client:
+    async with new_client() as client:
         yield client
 
 
@@ -43,7 +42,6 @@ async def serve_api(
     """Of the cluster with two routers and two decode replicas; in the end there is one of each."""
     api = ServeApi(both_servers[0].log, CONFIG)
     await api.scale(TWO_EACH)
-    await until_scaled(api, TWO_EACH)
     yield api
     await api.scale(ONE_EACH)
     await until_scaled(api, ONE_EACH)
@@ -56,10 +54,27 @@ async def until_scaled(api: ServeApi, nums: Mapping[str, int]) -> None:
     while True:
         listed = [each for each in await api.replicas() if each.deployment in nums]
         states = sorted((each.deployment, each.state) for each in listed)
-        if states == wanted:
+        # Serve lists one that was killed until it has looked for it.
+        if states == wanted and all(each.pid and psutil.pid_exists(each.pid) for each in listed):
             return
         assert time.monotonic() < deadline_s, states
         await asyncio.sleep(SCALING_POLL_S)
+
+
+async def two_routers(
+    client: httpx.AsyncClient, api: ServeApi, cluster: Server
+) -> list[RouterProcess]:
+    """Two of each, and the proxy sends requests to both routers."""
+    await until_scaled(api, TWO_EACH)
+    short = [body | {"max_tokens": 1} for body in bodies(first_seed=900)]
+    deadline_s = time.monotonic() + BEGIN_WITHIN_S
+    while True:
+        routers = find_routers(cluster.process)
+        looks = [await look(client, router) for router in routers]
+        if [total(samples, "pdserve_requests_total") > 0 for samples in looks] == [True, True]:
+            return routers
+        assert time.monotonic() < deadline_s, routers
+        await answers(client, cluster, short)
 
 
 async def another_starts(api: ServeApi, known: set[str]) -> None:
@@ -131,7 +146,7 @@ async def test_decode_replica_told_to_end(
     """SIGTERM, as before a spot machine is taken away: what it has it finishes, then it leaves."""
     asked = bodies(first_seed=200)
     expected = await answers(client, plain, asked)
-    routers = find_routers(cluster.process)
+    routers = await two_routers(client, serve_api, cluster)
     known = {each.replica_id for each in await serve_api.replicas()}
     leaving, _ = cluster.processes("ray::ServeReplica:pdserve:decode")
     answering = asyncio.create_task(answers(client, cluster, asked))
@@ -149,11 +164,10 @@ async def test_router_killed(
     client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
 ) -> None:
     """Its clients' connections end; the engines drop its requests; the other's are not touched."""
-    await until_scaled(serve_api, {"router": 2})
+    victim, other = await two_routers(client, serve_api, cluster)
     asked = bodies(first_seed=300)
     expected = await answers(client, plain, asked)
     answering = asyncio.create_task(answers(client, cluster, asked))
-    victim, other = find_routers(cluster.process)
     of_victim, _ = await decoding(client, (victim, other))
     psutil.Process(victim.pid).kill()
     deadline_s = time.monotonic() + FREE_WITHIN_S
@@ -173,11 +187,10 @@ async def test_scaled_down_under_load(
     client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
 ) -> None:
     """What a router or a decode replica has when it is to leave, it finishes."""
-    await until_scaled(serve_api, TWO_EACH)
+    routers = await two_routers(client, serve_api, cluster)
     asked = bodies(first_seed=400)
     expected = await answers(client, plain, asked)
     answering = asyncio.create_task(answers(client, cluster, asked))
-    routers = find_routers(cluster.process)
     before = await decoding(client, routers)
     await serve_api.scale(ONE_EACH)
     assert not differences(expected, await answering)
