@@ -78,7 +78,8 @@ class Replica:
 
     def add(self, request: EngineCoreRequest, work_s: float) -> None:
         assert self.end is not None
-        self.pool.ledger.add(self.replica_id, request.request_id, work_s)
+        now_s = time.monotonic()
+        self.pool.ledger.add(self.replica_id, request.request_id, work_s, now_s=now_s)
         self.end.send(Kind.ADD, AddRequest(request, work_s))
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:
