@@ -1,6 +1,6 @@
 """Holds the simulator against measurements: DistServe's published ones and the live cluster's.
 
-Owns the verdict. The live measurements are in `live.json`, which `benchmarks.simulate.live` makes.
+Owns the verdict. The live measurements are a file that `python -m benchmarks.simulate live` writes.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,13 @@ from pathlib import Path
 
 from benchmarks.simulate import published
 from benchmarks.simulate.charts import draw_lines
+from benchmarks.simulate.live_record import (
+    compare_loads,
+    fit_spec,
+    format_costs,
+    format_points,
+    read_record,
+)
 from benchmarks.simulate.progress import with_progress
 from benchmarks.simulate.published import Knee, Point
 
@@ -22,8 +29,18 @@ class ValidationReport:
     """Markdown."""
 
 
-def validate(out: Path) -> ValidationReport:
-    """Simulates what was measured, writes `validate.md` and `validate.png` into `out`."""
+def validate(out: Path, *, live: Path) -> ValidationReport:
+    """Simulates what was measured, writes `validate.md` and `validate.png` into `out`.
+
+    What was not measured does not hold.
+
+    Args:
+        live: what the command `live` wrote; it need not be there.
+
+    Raises:
+        LiveRecordError: it is something else.
+    """
+    on_live = check_live(live)
     rates = list(published.VLLM_POINTS)
     steps = [
         *(("vllm", rate) for rate in rates),
@@ -64,8 +81,10 @@ def validate(out: Path) -> ValidationReport:
         path=out / "validate.png",
     )
     report = ValidationReport(
-        holds=all(each.holds for each in points) and all(each.holds for each in knees),
-        text=_format(points, knees),
+        holds=all(
+            [*(each.holds for each in points), *(each.holds for each in knees), on_live.holds]
+        ),
+        text=_format(points, knees) + on_live.text,
     )
     (out / "validate.md").write_text(report.text)
     return report
@@ -104,6 +123,36 @@ def _format(points: Sequence[Point], knees: Sequence[Knee]) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def check_live(path: Path) -> ValidationReport:
+    """The part about the live cluster, from what `live` wrote; without that it does not hold.
+
+    Raises:
+        LiveRecordError: the file is something else.
+    """
+    title = "\n## The live cluster: one prefill and one decode engine of the demo model\n\n"
+    if not path.exists():
+        text = f"{title}Not measured: `python -m benchmarks.simulate live` does it.\n"
+        return ValidationReport(holds=False, text=text)
+    record = read_record(path)
+    points, spec = compare_loads(record), fit_spec(record)
+    lines = (
+        record.machine,
+        "",
+        "The requests of each load, as they came, were simulated. Nothing was fitted to them."
+        " Before them, the router had fitted engine steps on the same cores"
+        f" ({format_costs(record)});"
+        " from one request at a time come"
+        f" {1e3 * spec.edge_s:.1f} ms to and from prefill, {1e3 * spec.handover_s:.1f} ms of"
+        f" handover and {1e3 * spec.prefill.overhead_s:.2f} ms beside each step. That prefill,"
+        " decode, router and clients contend for the cores is in these costs as it was then; that"
+        " they contend more under a higher load is not modelled.",
+        "",
+        format_points(points),
+        "",
+    )
+    return ValidationReport(holds=all(each.holds for each in points), text=title + "\n".join(lines))
 
 
 def _verdict(holds: bool) -> str:

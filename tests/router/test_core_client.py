@@ -509,6 +509,18 @@ async def test_a_rejected_request_ends_in_an_error() -> None:
     cluster.check_settled()
 
 
+async def test_metrics_have_the_cost_model_of_each_pool() -> None:
+    cluster = Cluster()
+    cost = cluster.core.decode.cost
+    for term, seconds in (
+        ("prompt_token", cost.prefill.per_token_s),
+        ("step", cost.decode.base_s),
+        ("context_token", cost.decode.per_context_token_s),
+    ):
+        labels = {"pool": "decode", "term": term}
+        assert cluster.registry.get_sample_value("pdserve_cost_seconds", labels) == seconds
+
+
 async def test_metrics_tell_ttft_itl_and_handover_apart() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
