@@ -9,7 +9,6 @@ loses its engine goes on in another, after the tokens that its client has.
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,6 +41,7 @@ from router.request import (
 )
 from router.settings import Targets
 from router.traffic import TrafficMeter
+from router.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +96,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
         self._num_held = 0
         """Requests that are not let in before a replica could answer them."""
-        self._on_trial: RequestState | None = None
-        """The one request in the engines that may have killed one."""
-        self._suspects: deque[RequestState] = deque()
-        """Others that may have; each waits for the one before it."""
+        self._trial: Trial[RequestState] = Trial()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._decode_joined = asyncio.Event()
 
@@ -179,13 +176,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.plan.route is not Route.PREFILL_ONLY and not self.decode.is_open:
             self._wait(state)
             return
-        if state.is_suspect and self._on_trial not in (None, state):
-            # It may be what kills engines. Should the next one die, it must be clear by whom.
+        if state.is_suspect and not self._trial.takes(state):
             self._enter(state, RequestPhase.WAITING)
-            self._suspects.append(state)
             return
-        if state.is_suspect:
-            self._on_trial = state
         placement = self._placer.place(state, state.plan)
         if state.attempt == 0:
             admission = self._placer.admission(state, placement)
@@ -259,14 +252,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._end(state, "refused")
         self._deliver([_error(state)])
 
-    def _acquit(self, state: RequestState) -> None:
-        """A suspect has shown that it kills nobody, or is gone: the next one may try."""
-        if self._on_trial is state:
-            self._on_trial = None
-        # One that has to wait for a replica is on no trial, and the one after it need not wait.
-        while self._on_trial is None and self._suspects:
-            self._route(self._suspects.popleft())
-
     def _enter(self, state: RequestState, phase: RequestPhase) -> None:
         self._metrics.phase_entered(state, phase)
         state.phase = phase
@@ -282,9 +267,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._arrivals.discard(state)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
-        if state in self._suspects:
-            self._suspects.remove(state)
-        self._acquit(state)
+        for freed in self._trial.leave(state):
+            self._route(freed)
 
     def _move(
         self, state: RequestState, cause: str, death: Death | None = None
@@ -370,7 +354,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             output.prefill_stats = state.prefill_stats if is_first else None
         forwarded = self._forward(state, output)
         if not state.is_suspect:
-            self._acquit(state)
+            for freed in self._trial.acquit(state):
+                self._route(freed)
         return forwarded
 
     def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:

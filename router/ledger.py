@@ -5,10 +5,14 @@ last said that others have sent. Knows no connection and no clock: times are arg
 simulator's routers keep the same ledger.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from router.policies import PoolSnapshot, PrefixHit, ReplicaLoad
+
+RATE_TIME_S = 30.0
+"""What this router has sent counts 1/e after this long, for how much it sends a second."""
 
 
 @dataclass(slots=True)
@@ -33,6 +37,9 @@ class Ledger:
         self._total_s = 0.0
         """Sum of these loads' work."""
         self._num_sent = 0
+        self._recent_s = 0.0
+        """Work that this router has sent, older less and less, as of `_recent_until_s`."""
+        self._recent_until_s = 0.0
         self._turn = 0
 
     def __len__(self) -> int:
@@ -40,13 +47,12 @@ class Ledger:
         return len(self._open)
 
     def work_s(self, replica_id: str) -> float:
-        """Predicted work of a replica, as of its last report and what was sent since."""
-        load = self._lines[replica_id].load
-        return load.work_s + load.sent_since_s
+        """Predicted work of a replica, as of its last report or what was sent since."""
+        return self._lines[replica_id].load.work_s
 
     @property
     def mean_work_s(self) -> float:
-        """Predicted work of a replica, as of their last reports; at least one must be open."""
+        """Predicted work of a replica, as last counted; at least one must be open."""
         return self._total_s / len(self._open)
 
     @property
@@ -60,7 +66,7 @@ class Ledger:
 
     def insert(self, replica_id: str, now_s: float) -> None:
         """A replica has joined."""
-        load = ReplicaLoad(replica_id=replica_id, work_s=0.0, reported_s=now_s)
+        load = ReplicaLoad(replica_id=replica_id, work_s=0.0, counted_s=now_s, reported_s=now_s)
         self._lines[replica_id] = _Line(load=load)
         self._open[replica_id] = load
 
@@ -84,14 +90,18 @@ class Ledger:
             self._open[replica_id] = load
             self._total_s += load.work_s
 
-    def add(self, replica_id: str, request_id: str, work_s: float) -> None:
+    def add(self, replica_id: str, request_id: str, work_s: float, *, now_s: float) -> None:
         """A request was sent."""
         line = self._lines[replica_id]
         line.sent[request_id] = work_s
         self._num_sent += 1
         line.sent_s += work_s
+        self._recent_s = self._recent(now_s) + work_s
+        self._recent_until_s = now_s
         load = line.load
-        self._renew(line, load.work_s, load.sent_since_s + work_s, load.reported_s)
+        done_s = now_s - load.counted_s if self._drains else 0.0
+        left_s = max(0.0, load.work_s - done_s)
+        self._renew(line, left_s + work_s, counted_s=now_s, reported_s=load.reported_s)
 
     def settle(self, replica_id: str, request_id: str, *, was_done: bool = True) -> None:
         """A request has ended, by itself or not.
@@ -108,9 +118,12 @@ class Ledger:
         line.sent_s = line.sent_s - request_s if line.sent else 0.0
         if not (was_done and self._drains):
             load = line.load
-            work_s = load.work_s + load.sent_since_s - request_s
-            sent_since_s = min(load.sent_since_s, max(0.0, work_s))
-            self._renew(line, max(0.0, work_s - sent_since_s), sent_since_s, load.reported_s)
+            self._renew(
+                line,
+                max(0.0, load.work_s - request_s),
+                counted_s=load.counted_s,
+                reported_s=load.reported_s,
+            )
 
     def report(
         self, replica_id: str, *, others_work_s: float, progress_s: float, now_s: float
@@ -121,7 +134,7 @@ class Ledger:
             work_s = line.sent_s + others_work_s
             if self._drains:
                 work_s = max(0.0, work_s - progress_s)
-            self._renew(line, work_s, 0.0, now_s)
+            self._renew(line, work_s, counted_s=now_s, reported_s=now_s)
 
     def snapshot(
         self,
@@ -143,6 +156,7 @@ class Ledger:
             mean_work_s=self.mean_work_s,
             turn=self._turn - 1,
             num_routers=self._num_routers,
+            others_work_per_s=(self._num_routers - 1) * self._recent(now_s) / RATE_TIME_S,
             request_s=request_s,
             hits=tuple(
                 PrefixHit(load=self._open[key], num_cached_tokens=num_tokens, request_s=seconds)
@@ -151,12 +165,15 @@ class Ledger:
             ),
         )
 
-    def _renew(self, line: _Line, work_s: float, sent_since_s: float, now_s: float) -> None:
+    def _recent(self, now_s: float) -> float:
+        return self._recent_s * math.exp((self._recent_until_s - now_s) / RATE_TIME_S)
+
+    def _renew(self, line: _Line, work_s: float, *, counted_s: float, reported_s: float) -> None:
         replica_id = line.load.replica_id
         if replica_id in self._open:
             self._total_s += work_s - line.load.work_s
         line.load = ReplicaLoad(
-            replica_id=replica_id, work_s=work_s, sent_since_s=sent_since_s, reported_s=now_s
+            replica_id=replica_id, work_s=work_s, counted_s=counted_s, reported_s=reported_s
         )
         if replica_id in self._open:
             self._open[replica_id] = line.load

@@ -10,7 +10,6 @@ import time
 from functools import partial
 from typing import Any
 
-import msgspec
 import ray
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
@@ -153,15 +152,11 @@ class Membership:
             logger.warning("%s replica %s: %s", replica.pool.name, replica.replica_id, problem)
 
     async def _watch(self) -> None:
-        """Ends connections on which nothing comes any more: the replica's process hangs."""
+        """Ends connections to replicas that hang."""
         while True:
             await asyncio.sleep(WATCH_S)
-            silent_since_s = time.monotonic() - self._stall_timeout_s
-            for replica in [each for pool in self._pools for each in pool]:
-                if replica.end is not None and replica.heard_s < silent_since_s:
-                    # Whatever made it hang: its requests are not taken for having killed it.
-                    replica.load = msgspec.structs.replace(replica.load, leaves_because="stalled")
-                    replica.end.close(f"nothing heard for {self._stall_timeout_s:g} s")
+            for pool in self._pools:
+                pool.end_silent(now_s=time.monotonic(), timeout_s=self._stall_timeout_s)
 
     def _lost(self, replica: Replica) -> None:
         """A connection broke: if Serve still lists the replica, it is tried again."""

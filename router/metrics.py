@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
+from router.cost_fit import PoolCost
 from router.handoff import Route
 from router.phases import RequestPhase
 from router.policies import RoutePlan
@@ -174,12 +175,29 @@ class PoolMetrics(Collector):  # type: ignore[misc]
         usage = GaugeMetricFamily(
             "pdserve_replica_kv_usage_fraction", "KV blocks in use.", labels=labels
         )
+        cost = GaugeMetricFamily(
+            "pdserve_cost_seconds",
+            "Engine time of each thing that a step computes, as fitted to this pool's steps.",
+            labels=["pool", "term"],
+        )
         for pool in self._pools:
             replicas.add_metric([pool.name], len(pool.ledger))
+            for term, seconds in _cost_terms(pool.cost):
+                cost.add_metric([pool.name, term], seconds)
             for replica in pool:
                 own = [pool.name, replica.replica_id]
                 work.add_metric(own, replica.work_s)
                 running.add_metric(own, replica.load.num_running)
                 waiting.add_metric(own, replica.load.num_waiting)
                 usage.add_metric(own, replica.load.kv_usage_fraction)
-        yield from (replicas, work, running, waiting, usage)
+        yield from (replicas, cost, work, running, waiting, usage)
+
+
+def _cost_terms(cost: PoolCost) -> Iterator[tuple[str, float]]:
+    """See router.costs: a step that reads prompts pays `prompt`, any other one `step`."""
+    yield "prompt", cost.prefill.base_s
+    yield "prompt_token", cost.prefill.per_token_s
+    yield "prompt_token_squared", cost.prefill.per_token_squared_s
+    yield "step", cost.decode.base_s
+    yield "request", cost.decode.per_request_s
+    yield "context_token", cost.decode.per_context_token_s

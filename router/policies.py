@@ -12,13 +12,6 @@ from typing import Protocol
 MAX_CANDIDATES = 64
 """Replicas that one of several routers compares for a request."""
 
-FORGETTING_S = 2.0
-"""What a report says of others' work counts 1/e after this long: simulated, 1 to 4 are alike."""
-
-
-OTHERS_TOO = 2.0
-"""What this router has sent since the last report counts so often, for what others have sent."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
@@ -26,12 +19,13 @@ class ReplicaLoad:
 
     replica_id: str
     work_s: float
-    """Predicted seconds ahead of a new request, as of `reported_s`. In prefill: of all that waits
-    or runs there. In decode: what the requests that are there add to each step."""
-    sent_since_s: float = 0.0
-    """Of what this router has sent there since."""
+    """Predicted seconds ahead of a new request that this router knows of, as of `counted_s`. In
+    prefill: of all that waits or runs there. In decode: what the requests that are there add to
+    each step."""
+    counted_s: float = 0.0
+    """When it was last told or sent something, on the clock of `PoolSnapshot.now_s`."""
     reported_s: float = 0.0
-    """When the replica last said what others have sent, on the clock of `PoolSnapshot.now_s`."""
+    """When the replica last said what others have sent, on the same clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +52,8 @@ class PoolSnapshot:
     """How many requests this router has routed in this pool."""
     num_routers: int = 1
     """That route to these replicas."""
+    others_work_per_s: float = 0.0
+    """Seconds of work that the other routers together are likely to send to the pool a second."""
     request_s: float = 0.0
     """Predicted seconds of the request where nothing of it is cached."""
     hits: tuple[PrefixHit, ...] = ()
@@ -85,6 +81,7 @@ class Rng(Protocol):
     """As much of `random.Random` as the policies need."""
 
     def sample(self, population: Sequence[ReplicaLoad], k: int) -> list[ReplicaLoad]: ...
+    def random(self) -> float: ...
 
 
 class Policy(Protocol):
@@ -102,36 +99,88 @@ def num_candidates(*, num_routers: int, num_replicas: int) -> int:
 
 
 def predicted_work_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
-    """What is ahead of a new request now, from what was known when the replica last reported.
+    """What is ahead of a new request now.
 
-    Of what came through this router, all is known: work is done at one second a second. Others go
-    on sending, most to where there is least: what is theirs tends to the mean of the pool. They see
-    much the same, so where this router has sent something since, others have too. The two count by
-    the share of requests that each is likely to have.
+    What this router knows of is done at one second a second. Since the last report, others have
+    gone on sending, as much as this router each: more, the longer ago, yet not without end, as they
+    turn to other replicas then. At first that is their rate, in the end the pool's mean.
     """
-    work_s = load.work_s + load.sent_since_s
     if snapshot.now_s is None:
-        return work_s
-    age_s = snapshot.now_s - load.reported_s
-    known_s = max(0.0, work_s - age_s)
-    if snapshot.num_routers == 1:
+        return load.work_s
+    known_s = max(0.0, load.work_s - (snapshot.now_s - load.counted_s))
+    mean_s = snapshot.mean_work_s
+    if not snapshot.others_work_per_s or mean_s <= 0.0:
         return known_s
-    differs_s = load.work_s - snapshot.mean_work_s
-    usual_s = snapshot.mean_work_s + differs_s * math.exp(-age_s / FORGETTING_S)
-    share = 1 / snapshot.num_routers
-    return share * known_s + (1 - share) * (usual_s + OTHERS_TOO * load.sent_since_s)
+    arrived_s = _arrived_s(snapshot.now_s - load.reported_s, snapshot) / len(snapshot.replicas)
+    return known_s + mean_s * (1 - math.exp(-arrived_s / mean_s))
+
+
+def _arrived_s(age_s: float, snapshot: PoolSnapshot) -> float:
+    """Work that others have sent to the pool in the last `age_s` seconds."""
+    return snapshot.others_work_per_s * age_s
 
 
 def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
-    """The first to be done of some picked at random and of those that know the prompt.
+    """One of the first to be done of some picked at random and of those that know the prompt.
 
     Power of two choices (Mitzenmacher, TPDS 2001), with as many choices as are worth their time.
+    Where others may have heard of the same idle replica, not all must go to the one that looks
+    best: see `_spread`.
     """
     replicas = snapshot.replicas
     num = num_candidates(num_routers=snapshot.num_routers, num_replicas=len(replicas))
-    if num == len(replicas):
-        return _first_done(replicas, snapshot, "least work of all")
-    return _first_done(rng.sample(replicas, num), snapshot, f"least work of {num}")
+    reason = "least work of all" if num == len(replicas) else f"least work of {num}"
+    candidates = replicas if num == len(replicas) else rng.sample(replicas, num)
+    if snapshot.now_s is None or not snapshot.others_work_per_s:
+        return _first_done(candidates, snapshot, reason)
+    waits = sorted((predicted_work_s(load, snapshot), load.replica_id, load) for load in candidates)
+    least_s, _, least = waits[0]
+    if hit := _better_hit(least_s, snapshot):
+        return _plan(hit, snapshot, "prefix is cached there")
+    chosen = _spread(waits, snapshot, rng)
+    return _plan(chosen, snapshot, reason if chosen is least else "among those with little work")
+
+
+def _spread(
+    waits: Sequence[tuple[float, str, ReplicaLoad]], snapshot: PoolSnapshot, rng: Rng
+) -> ReplicaLoad:
+    """Picks by how much of the others' work each would take if they filled the idlest ones first.
+
+    As in Dahlin, Interpreting Stale Load Information (TPDS 2000), but only for the work of those
+    routers that know what this one knows of the first replica. Reports reach routers at times of
+    their own, so if this one is half as old as the others are on average, a quarter of the routers
+    have had a later one; that share has grown from nothing since this report was made.
+
+    Args:
+        waits: predicted work of the candidates, least first.
+    """
+    assert snapshot.now_s is not None
+    now_s, first = snapshot.now_s, waits[0][2]
+    age_s = now_s - first.reported_s
+    mean_age_s = sum(now_s - load.reported_s for _, _, load in waits) / len(waits)
+    if age_s <= 0.0:
+        return first
+    share = min(1.0, age_s / (2 * mean_age_s)) / 2
+    level_s = _level_s(
+        [wait_s for wait_s, _, _ in waits],
+        share * _arrived_s(age_s, snapshot) * len(waits) / len(snapshot.replicas),
+    )
+    left_s = rng.random() * sum(max(0.0, level_s - wait_s) for wait_s, _, _ in waits)
+    for wait_s, _, load in waits:
+        left_s -= level_s - wait_s
+        if left_s <= 0.0:
+            return load
+    return first
+
+
+def _level_s(waits_s: Sequence[float], work_s: float) -> float:
+    """Up to where `work_s` more fills replicas with these waits, least first."""
+    filled_s = work_s
+    for num, wait_s in enumerate(waits_s):
+        if num and filled_s <= num * wait_s:
+            return filled_s / num
+        filled_s += wait_s
+    return filled_s / len(waits_s)
 
 
 def pick_least_work(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
@@ -154,14 +203,19 @@ def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason:
     wait_s, _, least = min(
         (predicted_work_s(load, snapshot), load.replica_id, load) for load in replicas
     )
-    if snapshot.hits:
-        hit_s, _, hit = min(
-            (predicted_work_s(hit.load, snapshot) + hit.request_s, hit.load.replica_id, hit)
-            for hit in snapshot.hits
-        )
-        if hit_s <= wait_s + snapshot.request_s:
-            return _plan(hit.load, snapshot, "prefix is cached there")
-    return _plan(least, snapshot, reason)
+    hit = _better_hit(wait_s, snapshot)
+    return _plan(hit, snapshot, "prefix is cached there") if hit else _plan(least, snapshot, reason)
+
+
+def _better_hit(wait_s: float, snapshot: PoolSnapshot) -> ReplicaLoad | None:
+    """A replica with a part of the prompt that is done no later than an uncached one would be."""
+    if not snapshot.hits:
+        return None
+    hit_s, _, load = min(
+        (predicted_work_s(hit.load, snapshot) + hit.request_s, hit.load.replica_id, hit.load)
+        for hit in snapshot.hits
+    )
+    return load if hit_s <= wait_s + snapshot.request_s else None
 
 
 def _plan(load: ReplicaLoad, snapshot: PoolSnapshot, reason: str) -> RoutePlan:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from vllm.v1.engine import EngineCoreRequest
 
 from engine.channel import ReplicaEnd
@@ -77,7 +78,8 @@ class Replica:
 
     def add(self, request: EngineCoreRequest, work_s: float) -> None:
         assert self.end is not None
-        self.pool.ledger.add(self.replica_id, request.request_id, work_s)
+        now_s = time.monotonic()
+        self.pool.ledger.add(self.replica_id, request.request_id, work_s, now_s=now_s)
         self.end.send(Kind.ADD, AddRequest(request, work_s))
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:
@@ -206,6 +208,14 @@ class Pool:
                 num_context_tokens=step.num_context_tokens,
             )
             self._fit.observe(shape, step.seconds)
+
+    def end_silent(self, *, now_s: float, timeout_s: float) -> None:
+        """Ends connections on which nothing has come for `timeout_s`: these replicas hang."""
+        for replica in list(self):
+            if replica.end is not None and now_s - replica.heard_s > timeout_s:
+                # Whatever made it hang: its requests are not taken for having killed it.
+                replica.load = msgspec.structs.replace(replica.load, leaves_because="stalled")
+                replica.end.close(f"nothing heard for {timeout_s:g} s")
 
     def plan(
         self, request_s: float, cached: Mapping[str, tuple[int, float]] | None = None

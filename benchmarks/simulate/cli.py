@@ -11,6 +11,13 @@ from benchmarks.simulate.compare import (
     format_tables,
 )
 from benchmarks.simulate.internet_scale import format_scale, measure_scale
+from benchmarks.simulate.live import CONFIG, DURATION_S, measure_live
+from benchmarks.simulate.live_record import (
+    LiveRecordError,
+    compare_loads,
+    format_points,
+    write_record,
+)
 from benchmarks.simulate.profiles import LLAMA_8B_H100, PROFILES
 from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.routing_study import format_study, study_routing
@@ -18,12 +25,14 @@ from benchmarks.simulate.scenarios import SCENARIOS
 from benchmarks.simulate.sizing import WorkloadTooLargeError, format_plan, plan_fleet
 from benchmarks.simulate.traces import TraceError, multiply, read_trace
 from benchmarks.simulate.validate import validate
+from benchmarks.systems import SystemFailedError
 
 if TYPE_CHECKING:
     # Generic for type checkers only.
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 RESULTS = Path(__file__).parent.parent / "results" / "simulate"
+LIVE = RESULTS / "live.json"
 
 
 def parse_slo(text: str) -> Slo:
@@ -47,16 +56,36 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (TraceError, OSError, WorkloadTooLargeError) as error:
+    except (TraceError, OSError, WorkloadTooLargeError, LiveRecordError) as error:
         print(f"python -m benchmarks.simulate: {error}", file=sys.stderr)
         return 2
     return status
 
 
 def _validate(options: argparse.Namespace) -> int:
-    report = validate(options.out)
+    report = validate(options.out, live=options.live)
     print(report.text, end="")
     return 0 if report.holds else 1
+
+
+def _live(options: argparse.Namespace) -> int:
+    try:
+        record = measure_live(
+            config=options.config,
+            duration_s=options.duration,
+            seed=options.seed,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except SystemFailedError as failure:
+        print(f"no measurement: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what was started has been stopped", file=sys.stderr)
+        return 130
+    write_record(record, options.out)
+    print(format_points(compare_loads(record)))
+    print(f"written to {options.out}", file=sys.stderr)
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -111,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_validate(commands)
+    _add_live(commands)
     _add_compare(commands)
     _add_plan(commands)
     _add_routers(commands)
@@ -123,7 +153,24 @@ def _add_validate(commands: "_Commands") -> None:
         commands, "validate", "holds the simulator against measurements; status 1 if one is off"
     )
     validating.add_argument("--out", type=Path, default=RESULTS, help="folder for report and plot")
+    validating.add_argument(
+        "--live", type=Path, default=LIVE, help="what `live` wrote, predicted from its costs"
+    )
     validating.set_defaults(run=_validate)
+
+
+def _add_live(commands: "_Commands") -> None:
+    measuring = _command(
+        commands,
+        "live",
+        "starts the two-core cluster and measures it at three loads, for `validate`; takes some"
+        " minutes, in which the machine should do nothing else",
+    )
+    measuring.add_argument("--config", type=Path, default=CONFIG, help="the cluster's file")
+    measuring.add_argument("--duration", type=float, default=DURATION_S, help="seconds of a load")
+    measuring.add_argument("--out", type=Path, default=LIVE, help="the file to write")
+    measuring.add_argument("--seed", type=int, default=1, help="of arrivals and prompts")
+    measuring.set_defaults(run=_live)
 
 
 def _add_compare(commands: "_Commands") -> None:

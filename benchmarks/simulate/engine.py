@@ -55,6 +55,7 @@ class Engine:
         self._doing: DecodeRun | PromptIteration | None = None
         self._event = 0
         self._began_s = 0.0
+        self._oldest_since_s = 0.0
         self._link_free_s = 0.0
 
     # What an owner asks.
@@ -81,7 +82,8 @@ class Engine:
     def prefill_left_s(self) -> float:
         """True seconds of the prompts that it has, less what it has read of them."""
         cost = self.profile.prefill
-        left_s = -self.progress_s
+        is_reading = isinstance(self._doing, PromptIteration)
+        left_s = self._began_s - self._agenda.now_s if is_reading else 0.0
         for request in (*self.waiting, *self._prefilling):
             num_tokens = request.num_tokens
             uncached = num_tokens - max(request.num_computed, request.num_cached)
@@ -90,12 +92,16 @@ class Engine:
 
     @property
     def progress_s(self) -> float:
-        """How long the prompts that are under way have been so."""
-        is_reading = isinstance(self._doing, PromptIteration)
-        return self._agenda.now_s - self._began_s if is_reading else 0.0
+        """Time since it began with the oldest prompt, at most its work, as replicas report it."""
+        oldest = next(iter(self._prefilling), None) or next(iter(self.waiting), None)
+        if oldest is None:
+            return 0.0
+        return min(self._agenda.now_s - self._oldest_since_s, oldest.work_s)
 
     def submit(self, request: SimRequest) -> None:
         """Takes a request: to be prefilled, or with all but its last token's KV to be pulled."""
+        if not self.num_requests:
+            self._oldest_since_s = self._agenda.now_s
         self.waiting.append(request)
         self._look()
 
@@ -275,6 +281,7 @@ class Engine:
             request.num_computed += chunk
             if request.num_computed >= request.num_tokens:
                 self._prefilling.popleft()
+                self._oldest_since_s = self._agenda.now_s
                 done.append(request)
         for request in done:
             self._first_token(request)

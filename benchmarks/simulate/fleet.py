@@ -29,7 +29,6 @@ class FleetSpec:
     num_routers: int = 1
     report_period_s: float = 1.0
     """How old a report of what other routers sent may get."""
-    """Where a router hears nothing else from a replica."""
     reports_with_outputs: bool = True
     """Replicas report their load to a router with each first token that they send it."""
     policy: str = "p2c"

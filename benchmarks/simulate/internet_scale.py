@@ -69,7 +69,7 @@ def measure_scale(*, num_replicas: int, num_routers: int, seconds: float) -> Sca
 
     def decide(turn: int) -> None:
         plan = policy(ledger.snapshot(float(turn), request_s=1e-4), rng)
-        ledger.add(plan.replica_id, f"new-{turn}", 1e-4)
+        ledger.add(plan.replica_id, f"new-{turn}", 1e-4, now_s=float(turn))
         ledger.settle(plan.replica_id, f"new-{turn}")
 
     def report(turn: int) -> None:
@@ -134,7 +134,8 @@ def _filled(prefill: int, decode: int, num_routers: int, outstanding: int) -> Si
         for index in range(count):
             ledger.insert(_replica_id(name, index), 0.0)
     for request in range(outstanding):
-        router.ledgers["decode"].add(_replica_id("decode", request % decode), str(request), 1e-4)
+        replica_id = _replica_id("decode", request % decode)
+        router.ledgers["decode"].add(replica_id, str(request), 1e-4, now_s=0.0)
     return router
 
 

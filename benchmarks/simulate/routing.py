@@ -32,7 +32,7 @@ class SimRouter:
         ledger = self.ledgers[pool.name]
         plan = self._policy(ledger.snapshot(now_s, request_s=work_s), self._rng)
         request.work_s = work_s
-        ledger.add(plan.replica_id, str(request.request_id), work_s)
+        ledger.add(plan.replica_id, str(request.request_id), work_s, now_s=now_s)
         self.sent_s[plan.replica_id] = self.sent_s.get(plan.replica_id, 0.0) + work_s
         return pool.by_id[plan.replica_id]
 

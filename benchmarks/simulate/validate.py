@@ -1,14 +1,22 @@
 """Holds the simulator against measurements: DistServe's published ones and the live cluster's.
 
-Owns the verdict. The live measurements are in `live.json`, which `benchmarks.simulate.live` makes.
+Owns the verdict. The live measurements are a file that `python -m benchmarks.simulate live` writes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 from benchmarks.simulate import published
 from benchmarks.simulate.charts import draw_lines
+from benchmarks.simulate.live_record import (
+    compare_loads,
+    fit_spec,
+    format_costs,
+    format_points,
+    read_record,
+)
 from benchmarks.simulate.progress import with_progress
 from benchmarks.simulate.published import Knee, Point
 
@@ -22,21 +30,35 @@ class ValidationReport:
     """Markdown."""
 
 
-def validate(out: Path) -> ValidationReport:
-    """Simulates what was measured, writes `validate.md` and `validate.png` into `out`."""
+def validate(out: Path, *, live: Path) -> ValidationReport:
+    """Simulates what was measured, writes `validate.md` and `validate.png` into `out`.
+
+    What was not measured does not hold.
+
+    Args:
+        live: what the command `live` wrote; it need not be there.
+
+    Raises:
+        LiveRecordError: it is something else.
+    """
+    on_live = check_live(live)
     rates = list(published.VLLM_POINTS)
     steps = [
         *(("vllm", rate) for rate in rates),
         *(("distserve", rate) for rate in _DISTSERVE_RATES),
     ]
     simulated: dict[str, list[float]] = {"vllm": [], "distserve": []}
+    deviations: list[float] = []
     for system, rate in with_progress(steps, total=len(steps), what="runs"):
         attain = published.vllm_attainment if system == "vllm" else published.distserve_attainment
-        simulated[system].append(attain(rate))
+        shares = attain(rate)
+        simulated[system].append(fmean(shares))
+        if system == "vllm":
+            deviations.append(stdev(shares))
     points = [
-        Point(rate=rate, published=share, simulated=found)
-        for (rate, share), found in zip(
-            published.VLLM_POINTS.items(), simulated["vllm"], strict=True
+        Point(rate=rate, published=share, simulated=found, deviation=deviation)
+        for (rate, share), found, deviation in zip(
+            published.VLLM_POINTS.items(), simulated["vllm"], deviations, strict=True
         )
     ]
     knees = [
@@ -64,8 +86,10 @@ def validate(out: Path) -> ValidationReport:
         path=out / "validate.png",
     )
     report = ValidationReport(
-        holds=all(each.holds for each in points) and all(each.holds for each in knees),
-        text=_format(points, knees),
+        holds=all(
+            [*(each.holds for each in points), *(each.holds for each in knees), on_live.holds]
+        ),
+        text=_format(points, knees) + on_live.text,
     )
     (out / "validate.md").write_text(report.text)
     return report
@@ -83,17 +107,31 @@ def _format(points: Sequence[Point], knees: Sequence[Knee]) -> str:
         f"Lengths: prompts normal ({published.PROMPTS.mean:g}, {published.PROMPTS.sigma:g}),"
         f" answers lognormal (mean {published.ANSWERS.mean:g}, sigma {published.ANSWERS.sigma:g}),"
         f" drawn again where they do not fit {published.CONTEXT_TOKENS} tokens together; that is on"
-        f" average {prompt:.0f} and {answer:.0f} tokens (published: 755 and 200). The first three"
-        f" numbers are fitted to these points. {published.NUM_RUNS} runs of"
-        f" {published.NUM_REQUESTS} requests each, from an idle engine.",
+        f" average {prompt:.0f} and {answer:.0f} tokens (published: 755 and 200)."
+        f" {published.NUM_RUNS} runs of {published.NUM_REQUESTS} requests each, from an idle"
+        " engine.",
         "",
-        "| vLLM, requests/s per GPU | published | simulated | within 3 points |",
-        "|---|---|---|---|",
+        "Fitted to these points, as the lengths are not public: the two numbers of the prompts, and"
+        " the mean of the answers. Chosen with the points in view: both families of distributions"
+        " (lognormal prompts fit worse), the answers' sigma, the number of requests in a run, and"
+        " DistServe's one prefill engine to two decode engines. Nothing else: costs, KV, batching"
+        " and targets are as published.",
+        "",
+        "| vLLM, requests/s per GPU | published | simulated | one run deviates by |"
+        " within 3 points |",
+        "|---|---|---|---|---|",
         *(
             f"| {each.rate:g} | {each.published:.0%} | {each.simulated:.1%} |"
-            f" {_verdict(each.holds)} |"
+            f" {100 * each.deviation:.1f} points | {_verdict(each.holds)} |"
             for each in points
         ),
+        "",
+        "The published attainment falls by ten points from 1.5 to 2 requests/s and by one from"
+        " there to 2.25: the simulated curve is smooth, and no rule of the engine gives it that"
+        " step. Padding, the token budget of an iteration (2048 or 2560) and three quarters of the"
+        " KV each move the point at 2 by less than a point; twice DistServe's overhead of an"
+        " iteration moves it by 1.5, and others out of their range. TTFT alone decides there: TPOT,"
+        " which leaves the first token out as DistServe's does, is met by nearly all.",
         "",
         "| knee at 90 % | published | simulated | within 20 % |",
         "|---|---|---|---|",
@@ -104,6 +142,36 @@ def _format(points: Sequence[Point], knees: Sequence[Knee]) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def check_live(path: Path) -> ValidationReport:
+    """The part about the live cluster, from what `live` wrote; without that it does not hold.
+
+    Raises:
+        LiveRecordError: the file is something else.
+    """
+    title = "\n## The live cluster: one prefill and one decode engine of the demo model\n\n"
+    if not path.exists():
+        text = f"{title}Not measured: `python -m benchmarks.simulate live` does it.\n"
+        return ValidationReport(holds=False, text=text)
+    record = read_record(path)
+    points, spec = compare_loads(record), fit_spec(record)
+    lines = (
+        record.machine,
+        "",
+        "The requests of each load, as they came, were simulated. Nothing was fitted to them."
+        " Before them, the router had fitted engine steps on the same cores"
+        f" ({format_costs(record)});"
+        " from one request at a time come"
+        f" {1e3 * spec.edge_s:.1f} ms to and from prefill, {1e3 * spec.handover_s:.1f} ms of"
+        f" handover and {1e3 * spec.prefill.overhead_s:.2f} ms beside each step. That prefill,"
+        " decode, router and clients contend for the cores is in these costs as it was then; that"
+        " they contend more under a higher load is not modelled.",
+        "",
+        format_points(points),
+        "",
+    )
+    return ValidationReport(holds=all(each.holds for each in points), text=title + "\n".join(lines))
 
 
 def _verdict(holds: bool) -> str:

@@ -17,12 +17,13 @@ class FakeEnd:
     """Records what the router sends to a replica."""
 
     sent: list[tuple[Kind, Any]] = field(default_factory=list)
+    closed_because: str | None = None
 
     def send(self, kind: Kind, message: object) -> None:
         self.sent.append((kind, message))
 
     def close(self, reason: str) -> None:
-        pass
+        self.closed_because = reason
 
     def added(self) -> list[EngineCoreRequest]:
         return [m.request for _, m in self.sent if isinstance(m, AddRequest)]

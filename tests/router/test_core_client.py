@@ -470,6 +470,23 @@ async def test_a_draining_replica_that_runs_out_of_time_has_its_requests_moved()
     assert moves(cluster, "prefill_drained") == 1
 
 
+async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_suspects() -> None:
+    cluster = Cluster(num=2)
+    for request_id in ("a", "b"):
+        await cluster.core.add_request_async(request(request_id))
+    silent, other = cluster.prefill
+    silent.heard_s, other.heard_s = 100.0, 101.0
+    cluster.core.prefill.end_silent(now_s=110.0, timeout_s=10.0)
+    assert end_of(silent).closed_because is None, "not yet longer than that"
+    cluster.core.prefill.end_silent(now_s=110.5, timeout_s=10.0)
+    assert end_of(silent).closed_because == "nothing heard for 10 s"
+    assert end_of(other).closed_because is None
+    lose(silent)
+    assert {asked.request_id for asked in end_of(other).added()} == {"a~2", "b"}
+    assert moves(cluster, "prefill_stalled") == 1
+    assert not any(state.is_suspect for state in cluster.core._requests.values())
+
+
 async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request("r"))
@@ -490,6 +507,18 @@ async def test_a_rejected_request_ends_in_an_error() -> None:
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
     cluster.check_settled()
+
+
+async def test_metrics_have_the_cost_model_of_each_pool() -> None:
+    cluster = Cluster()
+    cost = cluster.core.decode.cost
+    for term, seconds in (
+        ("prompt_token", cost.prefill.per_token_s),
+        ("step", cost.decode.base_s),
+        ("context_token", cost.decode.per_context_token_s),
+    ):
+        labels = {"pool": "decode", "term": term}
+        assert cluster.registry.get_sample_value("pdserve_cost_seconds", labels) == seconds
 
 
 async def test_metrics_tell_ttft_itl_and_handover_apart() -> None:

@@ -1,10 +1,11 @@
 """What a router knows of the work in a pool, event by event."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 
-from router.ledger import Ledger
+from router.ledger import RATE_TIME_S, Ledger
 from router.policies import PoolSnapshot, predicted_work_s
 
 
@@ -21,7 +22,7 @@ def work(snapshot: PoolSnapshot) -> dict[str, float]:
 
 def test_what_is_sent_counts_and_is_done_at_a_second_a_second() -> None:
     ledger = ledger_of("a", "b")
-    ledger.add("a", "r1", 3.0)
+    ledger.add("a", "r1", 3.0, now_s=0.0)
     assert work(ledger.snapshot(0.0)) == {"a": 3.0, "b": 0.0}
     assert work(ledger.snapshot(1.0)) == {"a": 2.0, "b": 0.0}
     assert work(ledger.snapshot(9.0)) == {"a": 0.0, "b": 0.0}
@@ -29,14 +30,14 @@ def test_what_is_sent_counts_and_is_done_at_a_second_a_second() -> None:
 
 def test_a_report_brings_the_work_of_others_and_the_progress() -> None:
     ledger = ledger_of("a")
-    ledger.add("a", "r1", 3.0)
+    ledger.add("a", "r1", 3.0, now_s=0.0)
     ledger.report("a", others_work_s=5.0, progress_s=1.0, now_s=2.0)
     assert work(ledger.snapshot(2.0)) == {"a": 7.0}
 
 
 def test_what_was_sent_while_a_report_was_under_way_is_not_lost() -> None:
     ledger = ledger_of("a")
-    ledger.add("a", "r1", 3.0)
+    ledger.add("a", "r1", 3.0, now_s=0.0)
     ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=0.0)
     ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=0.0)
     assert work(ledger.snapshot(0.0)) == {"a": 3.0}
@@ -45,7 +46,7 @@ def test_what_was_sent_while_a_report_was_under_way_is_not_lost() -> None:
 def test_a_request_that_was_not_done_takes_its_work_with_it() -> None:
     ledger = ledger_of("a")
     for request_id in ("r1", "r2"):
-        ledger.add("a", request_id, 3.0)
+        ledger.add("a", request_id, 3.0, now_s=0.0)
     ledger.settle("a", "r1", was_done=False)
     assert work(ledger.snapshot(0.0)) == {"a": 3.0}
     ledger.settle("a", "r1", was_done=False)
@@ -54,7 +55,7 @@ def test_a_request_that_was_not_done_takes_its_work_with_it() -> None:
 
 def test_in_decode_work_stays_until_its_request_ends() -> None:
     ledger = ledger_of("a", drains=False)
-    ledger.add("a", "r1", 0.5)
+    ledger.add("a", "r1", 0.5, now_s=0.0)
     ledger.report("a", others_work_s=0.25, progress_s=9.0, now_s=1.0)
     assert work(ledger.snapshot(60.0)) == {"a": 0.75}
     ledger.settle("a", "r1")
@@ -62,13 +63,21 @@ def test_in_decode_work_stays_until_its_request_ends() -> None:
     assert ledger.num_outstanding == 0
 
 
-def test_with_other_routers_an_old_report_tends_to_the_mean() -> None:
-    ledger = ledger_of("busy", "idle", num_routers=1000)
-    ledger.report("busy", others_work_s=8.0, progress_s=0.0, now_s=0.0)
-    ledger.report("idle", others_work_s=0.0, progress_s=0.0, now_s=0.0)
-    now, later = work(ledger.snapshot(0.0)), work(ledger.snapshot(60.0))
-    assert now == pytest.approx({"busy": 8.0, "idle": 0.0})
-    assert later == pytest.approx({"busy": 4.0, "idle": 4.0}, rel=0.01)
+def test_what_is_sent_late_is_not_done_before() -> None:
+    ledger = ledger_of("a")
+    ledger.add("a", "r1", 3.0, now_s=0.0)
+    ledger.add("a", "r2", 3.0, now_s=10.0)
+    assert work(ledger.snapshot(11.0)) == {"a": 2.0}
+
+
+def test_others_are_taken_to_send_as_much_as_this_router_has_lately() -> None:
+    ledger = ledger_of("a", "b", num_routers=3)
+    assert ledger.snapshot(0.0).others_work_per_s == 0.0
+    for request_id in ("r1", "r2"):
+        ledger.add("a", request_id, RATE_TIME_S, now_s=0.0)
+    assert ledger.snapshot(0.0).others_work_per_s == pytest.approx(4.0)
+    assert ledger.snapshot(RATE_TIME_S).others_work_per_s == pytest.approx(4.0 / math.e)
+    assert ledger_of("a").snapshot(0.0).others_work_per_s == 0.0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ def test_a_replica_that_stays_after_all_has_what_it_had() -> None:
 def test_what_is_outstanding_is_counted_wherever_it_ends() -> None:
     ledger = ledger_of("a", "b")
     for number, replica_id in enumerate("aabb"):
-        ledger.add(replica_id, f"r{number}", 1.0)
+        ledger.add(replica_id, f"r{number}", 1.0, now_s=0.0)
     ledger.settle("a", "r0")
     assert (ledger.num_outstanding, ledger.num_sent("a")) == (3, 1)
     ledger.remove("b")

@@ -114,7 +114,7 @@ def test_saved_prefill_is_weighed_against_waiting(waits_s: float, expected: str)
     ledger = Ledger()
     for replica_id in ("empty", "has-it"):
         ledger.insert(replica_id, 0.0)
-    ledger.add("has-it", "r0", waits_s)
+    ledger.add("has-it", "r0", waits_s, now_s=0.0)
     snapshot = ledger.snapshot(0.0, request_s=1.0, cached={"has-it": (900, 0.1)})
     plan = POLICIES["p2c"](snapshot, random.Random(0))
     assert plan.replica_id == expected

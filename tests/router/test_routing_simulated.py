@@ -1,7 +1,8 @@
 """Unsynchronised routers with old reports, simulated with the production ledger and policy.
 
 The lengths have the mean and spread of Mooncake's trace of conversations; reading one takes 1.5 s
-on average, so that a report that is 5 s old is three prompts old.
+on average, so that a report that is 5 s old is three prompts old. Where prompts take less, 16
+routers lose more: `python -m benchmarks.simulate routers` tells how much.
 """
 
 import heapq
@@ -101,13 +102,13 @@ def mean_ttft(num_routers: int, seed: int) -> float:
         replica = replicas[index]
         replica.free_s = max(replica.free_s, now_s) + work_s
         replica.queue.append((router, work_s))
-        ledgers[router].add(plan.replica_id, str(number), work_s)
+        ledgers[router].add(plan.replica_id, str(number), work_s, now_s=now_s)
         heapq.heappush(events, (replica.free_s, number, router, index, str(number)))
         total_s += replica.free_s - now_s
     return total_s / NUM_REQUESTS
 
 
-@pytest.mark.parametrize(("num_routers", "at_most"), [(1, 1.15), (4, 1.5), (16, 1.5)])
+@pytest.mark.parametrize(("num_routers", "at_most"), [(1, 1.05), (4, 1.5), (16, 1.5)])
 def test_mean_ttft_is_near_that_of_a_router_that_knows_all(
     num_routers: int, at_most: float
 ) -> None:

@@ -12,7 +12,7 @@ from benchmarks.simulate.internet_scale import measure_scale
 from benchmarks.simulate.profiles import LLAMA_8B_H100
 from benchmarks.simulate.published import VLLM_POINTS, find_knee, make_workload
 from benchmarks.simulate.requests import Slo
-from benchmarks.simulate.routing_study import study_routing
+from benchmarks.simulate.routing_study import OLD, PROFILES, REPORTS, study_routing
 from benchmarks.simulate.sizing import fewest, plan_fleet
 from benchmarks.simulate.traces import read_trace
 from router.policies import POLICIES
@@ -93,10 +93,17 @@ def test_targets_that_nothing_can_hold_are_said_to_be_so(
 
 def test_no_router_is_much_better_than_one_that_knows_everything() -> None:
     rows = study_routing(num_requests=1500, seed=2)
-    assert len(rows) == 1 + 3 * len(POLICIES)
-    by_case = {(row.policy, row.num_routers): row.vs_omniscient for row in rows}
-    assert all(ratio > 0.9 for ratio in by_case.values())
-    assert by_case["p2c", 1] < by_case["random", 1]
+    assert len(rows) == 2 * (1 + 3 * len(REPORTS)) + 3 * (len(POLICIES) - 1)
+    assert all(row.vs_omniscient > 0.9 for row in rows)
+    by_case = {
+        (row.policy, row.reports, row.num_routers): row.vs_omniscient
+        for row in rows
+        if row.profile == PROFILES[0].name
+    }
+    assert by_case["p2c", OLD, 16] < by_case["random", OLD, 16]
+    for reports in REPORTS:
+        assert by_case["p2c", reports, 1] == pytest.approx(1.0, abs=0.05)
+        assert by_case["p2c", reports, 1] < by_case["p2c", reports, 16]
 
 
 def test_the_simulator_needs_neither_ray_nor_vllm() -> None:

@@ -178,3 +178,18 @@ def test_an_engine_that_dies_gives_back_its_requests_with_their_tokens() -> None
     assert running.num_computed == waiting.num_computed == 0
     agenda.run_until(100.0)
     assert ("finished", 0) not in listener.said
+
+
+def test_progress_is_that_of_the_oldest_prompt_through_all_its_chunks() -> None:
+    agenda, engine, _ = made()
+    assert engine.progress_s == 0.0
+    for number, work_s in enumerate((0.2, 0.9)):
+        each = request(number, prompt=2500, output=1)
+        each.work_s = work_s
+        engine.submit(each)
+    # Three iterations of 0.11 s: 1000, 1000, and 500 with the first 500 of the other.
+    seen = []
+    for now_s in (0.15, 0.3, 0.4):
+        agenda.run_until(now_s)
+        seen.append(engine.progress_s)
+    assert seen == pytest.approx([0.15, 0.2, 0.4 - 0.33]), "at most its work"

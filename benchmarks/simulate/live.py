@@ -1,0 +1,243 @@
+"""Measures the live two-core cluster: its engines' costs, single requests, three open-loop loads.
+
+Owns the order of the measurements and the open loop. What is made of them is `live_record`'s.
+"""
+
+import asyncio
+import random
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from urllib.parse import urlsplit
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.http_stream import Response, StreamConnection
+from benchmarks.load import (
+    Load,
+    LoadError,
+    RequestTrace,
+    real_time_priority,
+    request_bodies,
+    run_load,
+    trace_request,
+)
+from benchmarks.machine import observe_machine
+from benchmarks.measure import wait_until_ready
+from benchmarks.simulate.live_record import LiveLoad, LiveRecord, LiveRequest, Single
+from benchmarks.simulate.requests import Arrival
+from benchmarks.systems import (
+    SERVED_NAME,
+    RunningSystem,
+    SystemFailedError,
+    adopt_orphans,
+    started,
+)
+from router.costs import DecodeCost, PrefillCost
+
+CONFIG = Path(__file__).parent.parent / "configs" / "simulate_live.yaml"
+SHARES = (0.15, 0.3, 0.45)
+"""Of the time of the prefill engine, for each load; the cores are shared by four processes."""
+DURATION_S = 60.0
+PROMPT_TOKENS = (64, 1024)
+"""Uniform, of the loads."""
+OUTPUT_TOKENS = 24
+_SINGLES = (64, 256, 512, 1024)
+_PER_SINGLE = 24
+_CLIENTS = (1, 2, 4, 8)
+_PER_CLIENTS = 48
+_ROUNDS = 2
+_METRICS_TIMEOUT_S = 10.0
+
+Say = Callable[[str], None]
+
+
+def measure_live(*, config: Path, duration_s: float, seed: int, say: Say) -> LiveRecord:
+    """Starts the cluster, measures it for a few minutes and stops it.
+
+    Raises:
+        SystemFailedError: it did not start, ended, or failed a request.
+    """
+    adopt_orphans()
+    with started("pdserve", config) as system:
+        try:
+            say(f"ready after {wait_until_ready(system):.0f} s")
+            return _measure(system, duration_s=duration_s, rng=random.Random(seed), say=say)
+        except (LoadError, OSError) as error:
+            system.check_alive()
+            raise SystemFailedError(f"{error}; the end of its log:\n{system.log_tail()}") from error
+
+
+def read_costs(metrics: str) -> tuple[PrefillCost, DecodeCost]:
+    """The cost of reading prompts in the prefill pool and of steps in the decode pool.
+
+    Args:
+        metrics: a router's Prometheus text.
+
+    Raises:
+        LoadError: it lacks one.
+    """
+    costs = {
+        (sample.labels["pool"], sample.labels["term"]): sample.value
+        for family in text_string_to_metric_families(metrics)
+        if family.name == "pdserve_cost_seconds"
+        for sample in family.samples
+    }
+    try:
+        return (
+            PrefillCost(
+                base_s=costs["prefill", "prompt"],
+                per_token_s=costs["prefill", "prompt_token"],
+                per_token_squared_s=costs["prefill", "prompt_token_squared"],
+            ),
+            DecodeCost(
+                base_s=costs["decode", "step"],
+                per_request_s=costs["decode", "request"],
+                per_context_token_s=costs["decode", "context_token"],
+            ),
+        )
+    except KeyError as missing:
+        raise LoadError(f"the router's metrics have no cost of {missing}") from None
+
+
+def draw_arrivals(rate: float, duration_s: float, rng: random.Random) -> list[Arrival]:
+    """Poisson arrivals of the loads' lengths; at least one."""
+    arrivals: list[Arrival] = []
+    now_s = rng.expovariate(rate)
+    while not arrivals or now_s < duration_s:
+        arrivals.append(Arrival(now_s, rng.randint(*PROMPT_TOKENS), OUTPUT_TOKENS))
+        now_s += rng.expovariate(rate)
+    return arrivals
+
+
+def summarise_single(prompt_tokens: int, traces: Sequence[RequestTrace]) -> Single:
+    """Medians of requests of one shape, of which each got at least three tokens one by one."""
+    return Single(
+        prompt_tokens=prompt_tokens,
+        output_tokens=traces[0].num_output_tokens,
+        ttft_s=median(trace.ttft_s for trace in traces),
+        handover_s=median(trace.gaps_s[0] for trace in traces),
+        itl_s=median(gap_s for trace in traces for gap_s in trace.gaps_s[1:]),
+    )
+
+
+def summarise_load(
+    rate: float, arrivals: Sequence[Arrival], traces: Sequence[RequestTrace], *, start_s: float
+) -> LiveLoad:
+    """A load as it went. Requests arrive when they were written, not when it was their turn."""
+    requests = [
+        LiveRequest(
+            arrival_s=trace.start_s - start_s,
+            prompt_tokens=arrival.prompt_tokens,
+            output_tokens=trace.num_output_tokens,
+            ttft_s=trace.ttft_s,
+            itl_s=sum(trace.gaps_s) / (trace.num_output_tokens - 1),
+        )
+        for arrival, trace in zip(arrivals, traces, strict=True)
+    ]
+    return LiveLoad(rate=rate, requests=tuple(sorted(requests, key=lambda each: each.arrival_s)))
+
+
+def _measure(
+    system: RunningSystem, *, duration_s: float, rng: random.Random, say: Say
+) -> LiveRecord:
+    _mix(system, rng)
+    singles = []
+    for num_tokens in _SINGLES:
+        arrivals = [Arrival(0.0, num_tokens, OUTPUT_TOKENS)]
+        traces = [
+            asyncio.run(_open_loop(system.url, arrivals, rng))[0][0] for _ in range(_PER_SINGLE)
+        ]
+        single = summarise_single(num_tokens, traces)
+        singles.append(single)
+        say(
+            f"alone, {num_tokens} tokens: TTFT {1e3 * single.ttft_s:.1f} ms, handover"
+            f" {1e3 * single.handover_s:.1f} ms, ITL {1e3 * single.itl_s:.2f} ms"
+        )
+    # Batches of all sizes last: the router's fit forgets what was long ago.
+    for _ in range(_ROUNDS):
+        _mix(system, rng)
+    prefill, decode = read_costs(_metrics(system.url))
+    say(f"fitted: {prefill}, {decode}")
+    loads = []
+    for share in SHARES:
+        rate = share / fmean(
+            prefill.seconds(num_uncached=each, num_tokens=each) for each in range(*PROMPT_TOKENS)
+        )
+        arrivals = draw_arrivals(rate, duration_s, rng)
+        traces, start_s = asyncio.run(_open_loop(system.url, arrivals, rng))
+        loads.append(summarise_load(rate, arrivals, traces, start_s=start_s))
+        ttft_s = fmean(trace.ttft_s for trace in traces)
+        say(f"{rate:.1f} requests/s, {len(arrivals)} requests: TTFT {1e3 * ttft_s:.1f} ms")
+    return LiveRecord(
+        machine=observe_machine().markdown(),
+        prefill=prefill,
+        decode=decode,
+        singles=tuple(singles),
+        loads=tuple(loads),
+    )
+
+
+def _mix(system: RunningSystem, rng: random.Random) -> None:
+    """Closed loops of all lengths and several numbers of clients."""
+    for num_clients in _CLIENTS:
+        for num_tokens in _SINGLES:
+            load = Load(
+                prompt_tokens=num_tokens,
+                output_tokens=OUTPUT_TOKENS,
+                num_clients=num_clients,
+                num_requests=_PER_CLIENTS,
+            )
+            asyncio.run(run_load(system.url, SERVED_NAME, load, seed=rng.getrandbits(32)))
+
+
+async def _open_loop(
+    url: str, arrivals: Sequence[Arrival], rng: random.Random
+) -> tuple[list[RequestTrace], float]:
+    """Sends each request at its time; returns their traces in this order, and when it began."""
+    target = urlsplit(url)
+    path = f"{target.path.rstrip('/')}/completions"
+    bodies = [
+        *(request_bodies(SERVED_NAME, _load_of(each), rng)[0] for each in arrivals),
+    ]
+    idle: list[StreamConnection] = [await StreamConnection.open(target)]
+    responses: dict[int, Response] = {}
+
+    async def send(number: int) -> None:
+        connection = idle.pop() if idle else await StreamConnection.open(target)
+        responses[number] = await connection.post(path, bodies[number])
+        idle.append(connection)
+
+    start_s = time.perf_counter()
+    try:
+        with real_time_priority():
+            async with asyncio.TaskGroup() as requests:
+                for number, arrival in enumerate(arrivals):
+                    await asyncio.sleep(start_s + arrival.arrival_s - time.perf_counter())
+                    requests.create_task(send(number))
+    except* OSError as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        for connection in idle:
+            connection.close()
+    traces = [trace_request(responses[number]) for number in range(len(arrivals))]
+    if short := [each for each in traces if each.num_output_tokens != OUTPUT_TOKENS]:
+        raise LoadError(f"{len(short)} answers were not of {OUTPUT_TOKENS} tokens")
+    return traces, start_s
+
+
+def _load_of(arrival: Arrival) -> Load:
+    return Load(
+        prompt_tokens=arrival.prompt_tokens,
+        output_tokens=arrival.output_tokens,
+        num_clients=1,
+        num_requests=1,
+    )
+
+
+def _metrics(url: str) -> str:
+    target = urlsplit(url)._replace(path="/metrics").geturl()
+    with urllib.request.urlopen(target, timeout=_METRICS_TIMEOUT_S) as answer:
+        return str(answer.read(), "utf-8")

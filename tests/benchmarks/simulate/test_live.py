@@ -1,0 +1,211 @@
+"""Live measurements: what is read, what is fitted, and how the simulator does on made-up ones."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import LoadError, RequestTrace
+from benchmarks.simulate.fleet import FleetSpec, run_fixed
+from benchmarks.simulate.live import (
+    PROMPT_TOKENS,
+    draw_arrivals,
+    read_costs,
+    summarise_load,
+    summarise_single,
+)
+from benchmarks.simulate.live_record import (
+    LiveLoad,
+    LiveRecord,
+    LiveRecordError,
+    LiveRequest,
+    Single,
+    compare_loads,
+    fit_spec,
+    format_points,
+    read_record,
+    write_record,
+)
+from benchmarks.simulate.requests import Arrival
+from benchmarks.simulate.validate import check_live
+from router.costs import DecodeCost, PrefillCost
+
+PREFILL = PrefillCost(base_s=3e-3, per_token_s=4e-5, per_token_squared_s=2e-9)
+DECODE = DecodeCost(base_s=1.5e-3, per_request_s=3e-4, per_context_token_s=1e-7)
+EDGE_S, HANDOVER_S, OVERHEAD_S = 5e-3, 4e-3, 5e-4
+
+
+def single(prompt_tokens: int) -> Single:
+    """As a cluster with exactly these costs would show it."""
+    prompt_s = PREFILL.seconds(num_uncached=prompt_tokens, num_tokens=prompt_tokens)
+    step_s = DECODE.step_s(batch=1, num_context_tokens=prompt_tokens + 12) + OVERHEAD_S
+    return Single(
+        prompt_tokens=prompt_tokens,
+        output_tokens=24,
+        ttft_s=EDGE_S + OVERHEAD_S + prompt_s,
+        handover_s=HANDOVER_S + step_s,
+        itl_s=step_s,
+    )
+
+
+def requests_of(spec: FleetSpec, rate: float) -> tuple[LiveRequest, ...]:
+    workload = draw_arrivals(rate, 20.0, random.Random(3))
+    fleet = run_fixed(spec, workload, num_prefill=1, num_decode=1)
+    found = []
+    for each in fleet.requests:
+        assert each.ttft_s is not None
+        assert each.tpot_s is not None
+        found.append(
+            LiveRequest(
+                arrival_s=each.arrival.arrival_s,
+                prompt_tokens=each.arrival.prompt_tokens,
+                output_tokens=each.arrival.output_tokens,
+                ttft_s=each.ttft_s,
+                itl_s=each.tpot_s,
+            )
+        )
+    return tuple(found)
+
+
+def make_record() -> LiveRecord:
+    """Singles by the costs above; loads by the simulator itself."""
+    empty = LiveRecord(
+        machine="- CPU: made up",
+        prefill=PREFILL,
+        decode=DECODE,
+        singles=tuple(single(each) for each in (64, 256, 1024)),
+        loads=(),
+    )
+    spec = fit_spec(empty)
+    loads = tuple(LiveLoad(rate=rate, requests=requests_of(spec, rate)) for rate in (4.0, 12.0))
+    return replace(empty, loads=loads)
+
+
+def test_what_a_single_request_takes_is_split_into_its_parts() -> None:
+    spec = fit_spec(make_record())
+    assert spec.edge_s == pytest.approx(EDGE_S)
+    assert spec.handover_s == pytest.approx(HANDOVER_S)
+    assert spec.prefill.overhead_s == pytest.approx(OVERHEAD_S)
+
+
+def test_parts_that_take_longer_than_the_whole_leave_nothing_over() -> None:
+    record = make_record()
+    slow = replace(record, decode=replace(DECODE, base_s=1.0), prefill=replace(PREFILL, base_s=1.0))
+    spec = fit_spec(slow)
+    assert (spec.edge_s, spec.handover_s, spec.prefill.overhead_s) == (0.0, 0.0, 0.0)
+
+
+def test_loads_that_went_as_simulated_hold() -> None:
+    points = compare_loads(make_record())
+    assert all(each.holds for each in points)
+    assert [each.simulated_ttft_s for each in points] == pytest.approx(
+        [each.ttft_s for each in points]
+    )
+    assert points[0].ttft_s < points[1].ttft_s, "the higher load queues"
+    assert format_points(points).count("| yes |") == 2
+
+
+@pytest.mark.parametrize(
+    ("ttft_factor", "itl_factor", "holds"),
+    [
+        pytest.param(1.15, 0.9, True, id="near"),
+        pytest.param(1.3, 1.0, False, id="ttft-was-longer"),
+        pytest.param(1.0, 0.7, False, id="itl-was-shorter"),
+    ],
+)
+def test_loads_that_went_otherwise(ttft_factor: float, itl_factor: float, holds: bool) -> None:
+    record = make_record()
+    loads = tuple(
+        replace(
+            load,
+            requests=tuple(
+                replace(each, ttft_s=ttft_factor * each.ttft_s, itl_s=itl_factor * each.itl_s)
+                for each in load.requests
+            ),
+        )
+        for load in record.loads
+    )
+    assert [each.holds for each in compare_loads(replace(record, loads=loads))] == [holds] * 2
+
+
+def test_the_verdict_on_live_loads(tmp_path: Path) -> None:
+    path = tmp_path / "live.json"
+    assert not check_live(path).holds, "what was not measured does not hold"
+    record = make_record()
+    write_record(record, path)
+    assert check_live(path).holds
+    write_record(replace(record, prefill=replace(PREFILL, per_token_s=2e-4)), path)
+    assert not check_live(path).holds
+
+
+def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
+    record = make_record()
+    write_record(record, tmp_path / "new" / "live.json")
+    assert read_record(tmp_path / "new" / "live.json") == record
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"machine": 3}', "[]"])
+def test_another_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(LiveRecordError, match=r"other\.json"):
+        read_record(path)
+
+
+def test_a_record_without_loads_is_refused(tmp_path: Path) -> None:
+    write_record(replace(make_record(), loads=()), tmp_path / "live.json")
+    with pytest.raises(LiveRecordError, match="nothing was measured"):
+        read_record(tmp_path / "live.json")
+
+
+METRICS = """\
+# TYPE pdserve_cost_seconds gauge
+pdserve_cost_seconds{pool="prefill",term="prompt"} 0.003
+pdserve_cost_seconds{pool="prefill",term="prompt_token"} 4e-05
+pdserve_cost_seconds{pool="prefill",term="prompt_token_squared"} 2e-09
+pdserve_cost_seconds{pool="prefill",term="step"} 9.0
+pdserve_cost_seconds{pool="decode",term="prompt"} 9.0
+pdserve_cost_seconds{pool="decode",term="step"} 0.0015
+pdserve_cost_seconds{pool="decode",term="request"} 0.0003
+pdserve_cost_seconds{pool="decode",term="context_token"} 1e-07
+"""
+
+
+def test_costs_are_read_from_the_routers_metrics() -> None:
+    assert read_costs(METRICS) == (PREFILL, DECODE)
+
+
+def test_metrics_without_a_cost_are_no_measurement() -> None:
+    with pytest.raises(LoadError, match="context_token"):
+        read_costs(METRICS.replace('term="context_token"', 'term="other"'))
+
+
+def test_arrivals_come_at_their_rate() -> None:
+    arrivals = draw_arrivals(50.0, 20.0, random.Random(0))
+    assert len(arrivals) == pytest.approx(1000, rel=0.1)
+    assert all(PROMPT_TOKENS[0] <= each.prompt_tokens <= PROMPT_TOKENS[1] for each in arrivals)
+    assert len(draw_arrivals(1e-6, 1.0, random.Random(0))) == 1
+
+
+def trace(start_s: float, *arrivals_s: float) -> RequestTrace:
+    return RequestTrace(
+        start_s=start_s, token_arrivals_s=arrivals_s, num_output_tokens=len(arrivals_s)
+    )
+
+
+def test_single_requests_are_told_apart_by_token() -> None:
+    traces = [trace(0.0, 1.0, 1.5, 1.6, 1.7), trace(0.0, 1.2, 1.9, 2.0, 2.1)]
+    found = summarise_single(64, traces)
+    assert (found.ttft_s, found.handover_s) == pytest.approx((1.1, 0.6))
+    assert found.itl_s == pytest.approx(0.1)
+
+
+def test_a_load_is_in_order_of_arrival_since_its_start() -> None:
+    arrivals = [Arrival(0.0, 100, 3), Arrival(0.1, 200, 3)]
+    load = summarise_load(
+        2.0, arrivals, [trace(10.3, 11.0, 11.1, 11.4), trace(10.2, 10.5, 10.6, 10.8)], start_s=10.0
+    )
+    assert [each.prompt_tokens for each in load.requests] == [200, 100]
+    assert [each.arrival_s for each in load.requests] == pytest.approx([0.2, 0.3])
+    assert [each.itl_s for each in load.requests] == pytest.approx([0.15, 0.2])
