@@ -140,6 +140,47 @@ def summarise_load(
     return LiveLoad(rate=rate, requests=tuple(sorted(requests, key=lambda each: each.arrival_s)))
 
 
+async def run_open_loop(
+    url: str, arrivals: Sequence[Arrival], rng: random.Random
+) -> tuple[list[RequestTrace], float]:
+    """Sends each request at its time, whatever the others are at.
+
+    Returns their traces, in this order, and when the load began on the traces' clock.
+
+    Raises:
+        LoadError: a request failed, or its answer is not as long as it was to be.
+        OSError: the server is not there, or went away.
+    """
+    target = urlsplit(url)
+    path = f"{target.path.rstrip('/')}/completions"
+    bodies = [request_bodies(SERVED_NAME, _load_of(each), rng)[0] for each in arrivals]
+    idle: list[StreamConnection] = [await StreamConnection.open(target)]
+    responses: dict[int, Response] = {}
+
+    async def send(number: int) -> None:
+        connection = idle.pop() if idle else await StreamConnection.open(target)
+        responses[number] = await connection.post(path, bodies[number])
+        idle.append(connection)
+
+    start_s = time.perf_counter()
+    try:
+        with real_time_priority():
+            async with asyncio.TaskGroup() as requests:
+                for number, arrival in enumerate(arrivals):
+                    await asyncio.sleep(start_s + arrival.arrival_s - time.perf_counter())
+                    requests.create_task(send(number))
+    except* OSError as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        for connection in idle:
+            connection.close()
+    traces = [trace_request(responses[number]) for number in range(len(arrivals))]
+    for arrival, trace in zip(arrivals, traces, strict=True):
+        if trace.num_output_tokens != arrival.output_tokens:
+            raise LoadError(f"{trace.num_output_tokens} tokens came, not {arrival.output_tokens}")
+    return traces, start_s
+
+
 def _measure(
     system: RunningSystem, *, duration_s: float, rng: random.Random, say: Say
 ) -> LiveRecord:
@@ -148,7 +189,7 @@ def _measure(
     for num_tokens in _SINGLES:
         arrivals = [Arrival(0.0, num_tokens, OUTPUT_TOKENS)]
         traces = [
-            asyncio.run(_open_loop(system.url, arrivals, rng))[0][0] for _ in range(_PER_SINGLE)
+            asyncio.run(run_open_loop(system.url, arrivals, rng))[0][0] for _ in range(_PER_SINGLE)
         ]
         single = summarise_single(num_tokens, traces)
         singles.append(single)
@@ -167,7 +208,7 @@ def _measure(
             prefill.seconds(num_uncached=each, num_tokens=each) for each in range(*PROMPT_TOKENS)
         )
         arrivals = draw_arrivals(rate, duration_s, rng)
-        traces, start_s = asyncio.run(_open_loop(system.url, arrivals, rng))
+        traces, start_s = asyncio.run(run_open_loop(system.url, arrivals, rng))
         loads.append(summarise_load(rate, arrivals, traces, start_s=start_s))
         ttft_s = fmean(trace.ttft_s for trace in traces)
         say(f"{rate:.1f} requests/s, {len(arrivals)} requests: TTFT {1e3 * ttft_s:.1f} ms")
@@ -191,41 +232,6 @@ def _mix(system: RunningSystem, rng: random.Random) -> None:
                 num_requests=_PER_CLIENTS,
             )
             asyncio.run(run_load(system.url, SERVED_NAME, load, seed=rng.getrandbits(32)))
-
-
-async def _open_loop(
-    url: str, arrivals: Sequence[Arrival], rng: random.Random
-) -> tuple[list[RequestTrace], float]:
-    """Sends each request at its time; returns their traces in this order, and when it began."""
-    target = urlsplit(url)
-    path = f"{target.path.rstrip('/')}/completions"
-    bodies = [
-        *(request_bodies(SERVED_NAME, _load_of(each), rng)[0] for each in arrivals),
-    ]
-    idle: list[StreamConnection] = [await StreamConnection.open(target)]
-    responses: dict[int, Response] = {}
-
-    async def send(number: int) -> None:
-        connection = idle.pop() if idle else await StreamConnection.open(target)
-        responses[number] = await connection.post(path, bodies[number])
-        idle.append(connection)
-
-    start_s = time.perf_counter()
-    try:
-        with real_time_priority():
-            async with asyncio.TaskGroup() as requests:
-                for number, arrival in enumerate(arrivals):
-                    await asyncio.sleep(start_s + arrival.arrival_s - time.perf_counter())
-                    requests.create_task(send(number))
-    except* OSError as failures:
-        raise failures.exceptions[0] from None
-    finally:
-        for connection in idle:
-            connection.close()
-    traces = [trace_request(responses[number]) for number in range(len(arrivals))]
-    if short := [each for each in traces if each.num_output_tokens != OUTPUT_TOKENS]:
-        raise LoadError(f"{len(short)} answers were not of {OUTPUT_TOKENS} tokens")
-    return traces, start_s
 
 
 def _load_of(arrival: Arrival) -> Load:

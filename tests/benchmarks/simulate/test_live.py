@@ -1,5 +1,7 @@
 """Live measurements: what is read, what is fitted, and how the simulator does on made-up ones."""
 
+import asyncio
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from benchmarks.simulate.live import (
     PROMPT_TOKENS,
     draw_arrivals,
     read_costs,
+    run_open_loop,
     summarise_load,
     summarise_single,
 )
@@ -209,3 +212,53 @@ def test_a_load_is_in_order_of_arrival_since_its_start() -> None:
     assert [each.prompt_tokens for each in load.requests] == [200, 100]
     assert [each.arrival_s for each in load.requests] == pytest.approx([0.2, 0.3])
     assert [each.itl_s for each in load.requests] == pytest.approx([0.15, 0.2])
+
+
+class WaitingServer:
+    """Answers nobody before so many have asked; each answer has as many tokens as were asked for,
+    or `num_tokens`."""
+
+    def __init__(self, num_requests: int, num_tokens: int | None = None) -> None:
+        self.prompt_lengths: list[int] = []
+        self._everybody = asyncio.Barrier(num_requests)
+        self._num_tokens = num_tokens
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        size = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+        asked = json.loads(await reader.readexactly(size))
+        self.prompt_lengths.append(len(asked["prompt"]))
+        await self._everybody.wait()
+        num_tokens = self._num_tokens or asked["max_tokens"]
+        events = [{"choices": [{"text": "a"}]}] * num_tokens
+        usage = {"choices": [], "usage": {"completion_tokens": num_tokens}}
+        texts = [*(json.dumps(each) for each in (*events, usage)), "[DONE]"]
+        body = "".join(f"data: {text}\n\n" for text in texts).encode()
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+
+async def put_on(
+    server: WaitingServer, arrivals: list[Arrival]
+) -> tuple[list[RequestTrace], float]:
+    async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        async with asyncio.timeout(60):
+            url = f"http://127.0.0.1:{port}/v1"
+            return await run_open_loop(url, arrivals, random.Random(0))
+
+
+async def test_an_open_loop_waits_for_no_answer() -> None:
+    server = WaitingServer(3)
+    arrivals = [Arrival(0.01 * number, 10 + number, 4) for number in range(3)]
+    traces, start_s = await put_on(server, arrivals)
+    assert sorted(server.prompt_lengths) == [10, 11, 12]
+    assert [trace.num_output_tokens for trace in traces] == [4, 4, 4]
+    for trace, arrival in zip(traces, arrivals, strict=True):
+        assert trace.start_s >= start_s + arrival.arrival_s
+
+
+async def test_an_answer_of_another_length_is_no_measurement() -> None:
+    with pytest.raises(LoadError, match="2 tokens came, not 4"):
+        await put_on(WaitingServer(1, num_tokens=2), [Arrival(0.0, 10, 4)])
