@@ -43,56 +43,47 @@ def validate(out: Path, *, live: Path) -> ValidationReport:
     """
     on_live = check_live(live)
     rates = list(published.VLLM_POINTS)
-    steps = [
-        *(("vllm", rate) for rate in rates),
-        *(("distserve", rate) for rate in _DISTSERVE_RATES),
-    ]
-    simulated: dict[str, list[float]] = {"vllm": [], "distserve": []}
-    deviations: list[float] = []
-    for system, rate in with_progress(steps, total=len(steps), what="runs"):
-        attain = published.vllm_attainment if system == "vllm" else published.distserve_attainment
-        shares = attain(rate)
-        simulated[system].append(fmean(shares))
-        if system == "vllm":
-            deviations.append(stdev(shares))
+    runs = _run(rates)
     points = [
-        Point(rate=rate, published=share, simulated=found, deviation=deviation)
-        for (rate, share), found, deviation in zip(
-            published.VLLM_POINTS.items(), simulated["vllm"], deviations, strict=True
-        )
+        Point(rate=rate, published=share, simulated=fmean(shares), deviation=stdev(shares))
+        for (rate, share), shares in zip(published.VLLM_POINTS.items(), runs["vLLM"], strict=True)
     ]
+    means = {system: [fmean(shares) for shares in found] for system, found in runs.items()}
     knees = [
-        Knee(
-            system="vLLM",
-            published=published.VLLM_KNEE,
-            simulated=published.find_knee(rates, simulated["vllm"]),
-        ),
-        Knee(
-            system="DistServe",
-            published=published.DISTSERVE_KNEE,
-            simulated=published.find_knee(_DISTSERVE_RATES, simulated["distserve"]),
-        ),
+        Knee(system=system, published=knee, simulated=published.find_knee(at, means[system]))
+        for system, knee, at in (
+            ("vLLM", published.VLLM_KNEE, rates),
+            ("DistServe", published.DISTSERVE_KNEE, _DISTSERVE_RATES),
+        )
     ]
     out.mkdir(parents=True, exist_ok=True)
     draw_lines(
         {
             "vLLM, published": (rates, list(published.VLLM_POINTS.values())),
-            "vLLM, simulated": (rates, simulated["vllm"]),
-            "DistServe, simulated": (_DISTSERVE_RATES, simulated["distserve"]),
+            "vLLM, simulated": (rates, means["vLLM"]),
+            "DistServe, simulated": (_DISTSERVE_RATES, means["DistServe"]),
         },
         title="OPT-13B, ShareGPT lengths: requests within both targets",
         x_label="requests per second per GPU",
         y_label="attainment",
         path=out / "validate.png",
     )
-    report = ValidationReport(
-        holds=all(
-            [*(each.holds for each in points), *(each.holds for each in knees), on_live.holds]
-        ),
-        text=_format(points, knees) + on_live.text,
-    )
+    holds = [*(each.holds for each in points), *(each.holds for each in knees), on_live.holds]
+    report = ValidationReport(holds=all(holds), text=_format(points, knees) + on_live.text)
     (out / "validate.md").write_text(report.text)
     return report
+
+
+def _run(vllm_rates: Sequence[float]) -> dict[str, list[list[float]]]:
+    """Attainment by system, rate and run."""
+    steps = [
+        *(("vLLM", published.vllm_attainment, rate) for rate in vllm_rates),
+        *(("DistServe", published.distserve_attainment, rate) for rate in _DISTSERVE_RATES),
+    ]
+    found: dict[str, list[list[float]]] = {"vLLM": [], "DistServe": []}
+    for system, attain, rate in with_progress(steps, total=len(steps), what="runs"):
+        found[system].append(attain(rate))
+    return found
 
 
 def _format(points: Sequence[Point], knees: Sequence[Knee]) -> str:
