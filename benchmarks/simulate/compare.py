@@ -10,20 +10,26 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.simulate.causes import Causes
 from benchmarks.simulate.charts import draw_comparison
 from benchmarks.simulate.demand import mean_gpus, mean_shape, reachable_slo
 from benchmarks.simulate.fleet import FleetSpec
-from benchmarks.simulate.oracle import find_schedule
+from benchmarks.simulate.oracle import Clairvoyant, find_schedule
 from benchmarks.simulate.ours import OurAutoscaler
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.progress import with_progress
 from benchmarks.simulate.requests import Arrival, Slo
 from benchmarks.simulate.rivals import Dynamo, HeteroScale, LlmD, RayServe
-from benchmarks.simulate.scaled_run import Autoscaler, FleetSize, Outcome, run_scaled
+from benchmarks.simulate.scaled_run import Autoscaler, Fixed, FleetSize, Outcome, run_scaled
 from benchmarks.simulate.scenarios import SCENARIOS, make_scenario
 from benchmarks.simulate.traces import multiply, read_trace
 
 OURS, ORACLE = "pdserve", "oracle"
+NO_FORESIGHT, FIXED = "oracle-no-foresight", "fixed-at-peak"
+"""What the oracle's schedule comes to when it is followed without looking ahead, and when its
+largest pools are kept all the time: bounds on what to expect of those who do not know the future."""
+WARM_UP_S = 600.0
+"""Of all runs: nobody is held to what the plans had no past for."""
 GOAL_ATTAINMENT, GOAL_GPU_HOURS = 0.99, 1.15
 
 
@@ -37,7 +43,7 @@ class CompareOptions:
     mean_gpus: float
     """That a workload is scaled to keep busy if nothing were ever idle."""
     max_requests: int
-    """A workload of more is scaled down to this."""
+    """A workload of more ends after as many: it gets shorter, not smaller."""
     seed: int
 
     @property
@@ -67,6 +73,8 @@ class Row:
     num_requests: int
     ttft_target_s: float
     itl_target_s: float
+    causes: Causes
+    """Why requests missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +82,12 @@ class Workload:
     name: str
     arrivals: tuple[Arrival, ...]
     slo: Slo
+    measured_from_s: float
+    """What comes before warms up."""
 
 
-def _make(
-    name: str, spec: FleetSpec, slo: Slo, arrivals: Sequence[Arrival], budget: int
-) -> Autoscaler:
+def _make(name: str, spec: FleetSpec, workload: Workload, budget: int) -> Autoscaler:
+    slo, arrivals = workload.slo, workload.arrivals
     makers: dict[str, Callable[[], Autoscaler]] = {
         OURS: lambda: OurAutoscaler(spec, slo, gpu_budget=budget),
         "ray-serve": RayServe,
@@ -101,8 +110,7 @@ def load_workload(source: str, options: CompareOptions) -> Workload:
     profile, slo = options.profile, options.slo
 
     def factor_of(arrivals: Sequence[Arrival]) -> float:
-        wanted = options.mean_gpus / mean_gpus(arrivals, profile, profile, slo)
-        return min(wanted, options.max_requests / len(arrivals))
+        return options.mean_gpus / mean_gpus(arrivals, profile, profile, slo)
 
     if source in SCENARIOS:
         factor = factor_of(make_scenario(source, base_rate=1.0, seed=options.seed))
@@ -112,20 +120,42 @@ def load_workload(source: str, options: CompareOptions) -> Workload:
         trace = read_trace(Path(source))
         arrivals = multiply(trace, factor_of(trace), seed=options.seed)
         name = Path(source).stem
-    return Workload(name=name, arrivals=tuple(arrivals), slo=reachable_slo(arrivals, profile, slo))
+    arrivals = arrivals[: options.max_requests]
+    return Workload(
+        name=name,
+        arrivals=tuple(arrivals),
+        slo=reachable_slo(arrivals, profile, slo),
+        measured_from_s=min(WARM_UP_S, arrivals[-1].arrival_s / 4),
+    )
 
 
 def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], dict[str, Outcome]]:
     """All policies on one workload. Everyone starts with what the oracle starts with."""
     workload = load_workload(source, options)
     spec, budget = options.spec, options.gpu_budget
-    oracle = find_schedule(spec, workload.arrivals, workload.slo, gpu_budget=budget)
+    schedule, oracle = find_schedule(
+        spec,
+        workload.arrivals,
+        workload.slo,
+        gpu_budget=budget,
+        measured_from_s=workload.measured_from_s,
+    )
+    autoscalers: dict[str, Autoscaler] = {
+        **{each: _make(each, spec, workload, budget) for each in (OURS, *RIVALS)},
+        NO_FORESIGHT: Clairvoyant(schedule, spec, foresight_s=0.0),
+        FIXED: Fixed(FleetSize(max(schedule.prefill), max(schedule.decode))),
+    }
     first = FleetSize(oracle.samples[0].num_prefill, oracle.samples[0].num_decode)
     outcomes = {ORACLE: oracle}
-    for policy in (OURS, *RIVALS):
-        autoscaler = _make(policy, spec, workload.slo, workload.arrivals, budget)
+    for policy, autoscaler in autoscalers.items():
         outcomes[policy] = run_scaled(
-            spec, workload.arrivals, autoscaler, workload.slo, first=first, gpu_budget=budget
+            spec,
+            workload.arrivals,
+            autoscaler,
+            workload.slo,
+            first=first,
+            gpu_budget=budget,
+            measured_from_s=workload.measured_from_s,
         )
     rows = [
         Row(
@@ -140,6 +170,7 @@ def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], d
             num_requests=outcome.num_requests,
             ttft_target_s=workload.slo.ttft_s,
             itl_target_s=workload.slo.itl_s,
+            causes=outcome.causes,
         )
         for policy, outcome in outcomes.items()
     ]

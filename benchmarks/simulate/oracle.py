@@ -35,14 +35,21 @@ class Schedule:
 
 
 class Clairvoyant:
-    """An autoscaler that follows a schedule; replicas are asked for as early as they must be."""
+    """An autoscaler that follows a schedule; replicas are asked for as early as they must be.
+
+    `foresight_s` less than a start's time makes it a reference for those who cannot see ahead: it
+    still knows how many the present needs, and asks for them only that long before.
+    """
 
     period_s = SLOT_S
 
-    def __init__(self, schedule: Schedule, spec: FleetSpec) -> None:
+    def __init__(
+        self, schedule: Schedule, spec: FleetSpec, *, foresight_s: float | None = None
+    ) -> None:
         assert spec.decode is not None
-        self._prefill = _asked(schedule.prefill, spec.prefill.start_s)
-        self._decode = _asked(schedule.decode, spec.decode.start_s)
+        ahead_s = spec.prefill.start_s if foresight_s is None else foresight_s
+        self._prefill = _asked(schedule.prefill, spec.prefill.start_s, ahead_s)
+        self._decode = _asked(schedule.decode, spec.decode.start_s, ahead_s)
         self.first = FleetSize(self._prefill[0], self._decode[0])
 
     def plan(self, seen: Observation) -> FleetSize:
@@ -51,23 +58,34 @@ class Clairvoyant:
 
 
 def find_schedule(
-    spec: FleetSpec, workload: Sequence[Arrival], slo: Slo, *, gpu_budget: int
-) -> Outcome:
-    """The run of the cheapest schedule found that holds `SHARE`, or of the one that comes nearest.
+    spec: FleetSpec,
+    workload: Sequence[Arrival],
+    slo: Slo,
+    *,
+    gpu_budget: int,
+    measured_from_s: float = 0.0,
+) -> tuple[Schedule, Outcome]:
+    """The cheapest schedule found that holds `SHARE`, or the one that comes nearest, and its run.
 
     Each pool's load is raised until its target no longer holds; what then misses is repaired.
     """
     loads = (FIRST_LOAD, FIRST_LOAD)
     schedule = _fluid_schedule(spec, workload, slo, loads)
-    best: Outcome | None = None
+    best: tuple[Schedule, Outcome] | None = None
     is_repairing = False
     for _ in range(MAX_TRIALS):
         autoscaler = Clairvoyant(schedule, spec)
         outcome = run_scaled(
-            spec, workload, autoscaler, slo, first=autoscaler.first, gpu_budget=gpu_budget
+            spec,
+            workload,
+            autoscaler,
+            slo,
+            first=autoscaler.first,
+            gpu_budget=gpu_budget,
+            measured_from_s=measured_from_s,
         )
-        if best is None or _is_better(outcome, best):
-            best = outcome
+        if best is None or _is_better(outcome, best[1]):
+            best = schedule, outcome
         has_spare = (outcome.ttft_attainment > SPARE_SHARE, outcome.itl_attainment > SPARE_SHARE)
         if outcome.attainment >= SHARE and (is_repairing or not any(has_spare)):
             break
@@ -152,16 +170,16 @@ def _raised(replicas: Sequence[int], slots: Sequence[int], *, before: int, after
     return raised
 
 
-def _asked(needed: Sequence[int], start_s: float) -> list[int]:
-    """When replicas must be asked for: each level's gaps shorter than a start filled, all starts
-    early."""
-    early = math.ceil(start_s / SLOT_S)
+def _asked(needed: Sequence[int], start_s: float, ahead_s: float) -> list[int]:
+    """When replicas are asked for: each level's gaps shorter than a start filled, all starts
+    `ahead_s` early."""
+    early, gap = math.ceil(ahead_s / SLOT_S), math.ceil(start_s / SLOT_S)
     asked = [1] * len(needed)
     for level in range(2, max(needed) + 1):
         slots = [slot for slot, count in enumerate(needed) if count >= level]
         start = slots[0]
         for slot, following in zip(slots, [*slots[1:], math.inf], strict=True):
-            if following - slot - 1 > early:
+            if following - slot - 1 > gap:
                 for each in range(max(start - early, 0), slot + 1):
                     asked[each] = max(asked[each], level)
                 start = int(following) if following != math.inf else start

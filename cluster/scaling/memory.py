@@ -1,6 +1,7 @@
 """What is learned from one snapshot to the next: start times, answer lengths, corrections. Pure."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -65,6 +66,12 @@ def _count_starts(memory: PoolMemory, counts: PoolCounts, now_s: float) -> PoolM
     since = since[: counts.num_starting]
     since += (now_s,) * (counts.num_starting - len(since))
     return replace(memory, num_ready=counts.num_ready, starting_since_s=since, start_s=start_s)
+
+
+def note_forecast(memory: PoolMemory, load: float, now_s: float, *, keep_s: float) -> PoolMemory:
+    """The memory with what was forecast now, without what is older than `keep_s`."""
+    first = bisect_left(memory.forecasts, now_s - keep_s, key=lambda each: each[0])
+    return replace(memory, forecasts=(*memory.forecasts[first:], (now_s, load)))
 
 
 def measured(history: Sequence[Traffic], target: Literal["ttft", "itl"]) -> Attainment:

@@ -14,6 +14,8 @@ class Need:
     """The fewest that hold it with a margin; the pool shrinks to it."""
     attainable: float
     """The share of requests that can meet the target at all, with any number of replicas."""
+    forecast: float
+    """The load that is expected when a replica that is started now is ready."""
     inputs: tuple[tuple[str, float], ...]
 
 

@@ -9,6 +9,7 @@ from cluster.scaling.memory import (
     correct,
     is_missed,
     measured,
+    note_forecast,
     remember,
 )
 from cluster.scaling.need import Need
@@ -69,7 +70,12 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
             elapsed_s=elapsed_s,
             is_steady=_is_steady(pool, wish, settings, now_s),
         )
-        memory = replace(memory, correction=correction)
+        memory = note_forecast(
+            replace(memory, correction=correction),
+            pool.need.forecast,
+            now_s,
+            keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),
+        )
         memories.append(act(memory, target, now_s, regret_s=settings.look_back_s))
     return ScalePlan(
         prefill=plans[0],

@@ -153,6 +153,8 @@ class PoolMemory:
     changed_s: float | None = None
     shrunk_s: float | None = None
     """Of the last shrinking that was not regretted."""
+    forecasts: tuple[tuple[float, float], ...] = ()
+    """When a load was forecast for a start's time later, and which; oldest first."""
     down_factor: float = 1.0
     """On `down_delay_s`: grows with every shrinking that was regretted."""
 
