@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from cluster.scaling.history import latest
+from cluster.scaling.need import CORRECTION_MAX
 from cluster.scaling.snapshot import (
     Attainment,
     PoolCounts,
@@ -23,7 +24,6 @@ START_WEIGHT = 0.3
 OUTPUT_WINDOW = 500
 """Answers that the moving mean of their lengths remembers."""
 
-CORRECTION_MAX = 2.0
 CORRECTION_WINDOW_S = 60.0
 CORRECTION_DECAY_S = 600.0
 CORRECTION_MIN_SAMPLES = 30

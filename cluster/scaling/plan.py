@@ -222,7 +222,8 @@ def _is_steady(pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float) 
     """Whether what is measured of the pool was served by what was predicted to be enough."""
     settled_s = _settled_s(pool.memory, settings)
     return (
-        pool.counts.num_starting == 0
+        not pool.need.is_ample
+        and pool.counts.num_starting == 0
         and pool.counts.num_ready >= wish.needed
         and (settled_s is None or now_s - settled_s > CORRECTION_WINDOW_S)
     )

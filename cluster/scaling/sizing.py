@@ -8,7 +8,7 @@ from functools import partial
 from cluster.scaling import decode, prefill
 from cluster.scaling.forecast import expect, prefill_work, requests
 from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand
-from cluster.scaling.need import MARGIN, Need, fewest, largest, stricter
+from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
 from cluster.scaling.replay import past_loads
 from cluster.scaling.snapshot import (
     Engines,
@@ -84,6 +84,8 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
         reason=reason,
         enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
         attainable=prefill.attainable_share(past, patience_s),
+        is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / memory.correction)
+        >= share,
         forecast=seen.forecast,
         inputs=(
             ("requests_per_s", now.rate),
@@ -132,6 +134,8 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
         reason=reason,
         enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
         attainable=1.0 if model.step_s(1) <= settings.targets.itl_s else 0.0,
+        is_ample=snapshot.load.num_decoding
+        <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
         forecast=seen.forecast,
         inputs=(
             ("requests_per_s", now.rate),
