@@ -27,7 +27,7 @@ from benchmarks.simulate.traces import multiply, read_trace
 OURS, ORACLE = "pdserve", "oracle"
 NO_FORESIGHT, FIXED = "oracle-no-foresight", "fixed-at-peak"
 """What the oracle's schedule comes to when it is followed without looking ahead, and when its
-largest pools are kept all the time: bounds on what to expect of those who do not know the future."""
+largest pools are kept all the time: bounds on what those who do not know the future can do."""
 WARM_UP_S = 600.0
 """Of all runs: nobody is held to what the plans had no past for."""
 GOAL_ATTAINMENT, GOAL_GPU_HOURS = 0.99, 1.15

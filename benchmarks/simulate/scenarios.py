@@ -1,6 +1,7 @@
 """Synthetic workloads for autoscalers: steps, a ramp, bursts, a shift of prompt lengths.
 
-Forty minutes each, of which the first ten are calm: they warm up what plans from the past. Rates are relative to a base rate that the caller fits to the fleet.
+Forty minutes each, of which the first ten are calm: they warm up what plans from the past. Rates
+are relative to a base rate that the caller fits to the fleet.
 """
 
 import math

@@ -18,7 +18,8 @@ JITTER_S = 3.0
 """Over which each request is spread: the granularity of Mooncake's timestamps."""
 
 SPREAD_S = 120.0
-"""Over which whole copies of a trace are shifted: other users share the minutes, not the seconds."""
+"""Over which whole copies of a trace are shifted: other users share
+the minutes, not the seconds."""
 
 
 class TraceError(ValueError):

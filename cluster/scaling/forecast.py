@@ -1,4 +1,4 @@
-"""What traffic will bring when a replica that is started now is ready: level, trend, and steps. Pure.
+"""What traffic will bring when a replica started now is ready: level, trend, and steps. Pure.
 
 Works on a series of amounts that come in random portions: requests, or engine seconds of prompts.
 """
@@ -17,6 +17,9 @@ SIGNIFICANCE = 3.0
 TREND_SIGNIFICANCE = 2.0
 """The same for a trend, whose part above it counts; a straight line is dropped beyond it."""
 
+MAX_GROWTH = 2.0
+"""By a trend, until a replica that is started now is ready."""
+
 MIN_BLOCKS = 8
 """Of earlier traffic, to tell how much amounts vary."""
 
@@ -29,6 +32,16 @@ class Series:
     amounts: tuple[float, ...]
     squares: tuple[float, ...]
     """Of each portion: the variance of a sum of a Poisson number of portions."""
+
+    @property
+    def loads(self) -> list[tuple[float, float]]:
+        """Each bucket's seconds, and its amount per second."""
+        return [
+            (end_s - begin_s, (after - before) / (end_s - begin_s))
+            for (begin_s, end_s), (before, after) in zip(
+                pairwise(self.seconds), pairwise(self.amounts), strict=True
+            )
+        ]
 
     @property
     def size(self) -> int:
@@ -65,7 +78,7 @@ def expect(series: Series, ahead_s: float) -> float:
     windows = _windows(series)
     if not windows or series.amounts[-1] == 0:
         return 0.0
-    certain = max(_certain(series, *each) for each in windows)
+    certain = max(_certain(series, window) for window, _ in windows)
     return max(certain, _line(series, windows, ahead_s))
 
 
@@ -85,13 +98,13 @@ def _windows(series: Series) -> list[tuple[int, float]]:
     return windows
 
 
-def _certain(series: Series, window: int, dispersion: float) -> float:
+def _certain(series: Series, window: int) -> float:
     """The lower confidence bound of the rate over a window: a step is seen at once, noise is not.
 
-    Two seconds of a doubled load tell; where traffic always comes in bursts, one more does not.
+    Noise is that of Poisson arrivals: where traffic comes in bursts, each is a rise to be met.
     """
     amount, square, seconds = _over(series, window)
-    return (amount - SIGNIFICANCE * math.sqrt(dispersion * square)) / seconds
+    return (amount - SIGNIFICANCE * math.sqrt(square)) / seconds
 
 
 def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) -> float:
@@ -116,7 +129,8 @@ def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) 
         believed = 0.0
         if slope:
             believed = slope * max(0.0, 1 - (TREND_SIGNIFICANCE * error / slope) ** 2)
-        best = max(0.0, mean + believed * (seconds / 2 + ahead_s))
+        level = max(0.0, mean + believed * seconds / 2)
+        best = min(MAX_GROWTH * level, max(0.0, level + believed * ahead_s))
     return best
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.scaling import decode, prefill
-from cluster.scaling.forecast import expect, prefill_work, requests
+from cluster.scaling.forecast import Series, expect, prefill_work, requests
 from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand
 from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
-from cluster.scaling.replay import past_loads
+from cluster.scaling.replay import expected_again
 from cluster.scaling.snapshot import (
     Engines,
     PoolCounts,
@@ -29,7 +29,6 @@ def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
 class _Outlook:
     """What one pool has to reckon with."""
 
-    start_s: float
     now: Demand
     """That a replica started now will meet."""
     past: Demand
@@ -46,8 +45,9 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     memory, share = state.prefill, settings.targets.share
     patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
     start_s = start_seconds(memory, settings)
-    work = expect(prefill_work(state.history), start_s)
-    seen = _outlook(state, memory, start_s, work, now_s=snapshot.now_s)
+    series = prefill_work(state.history)
+    work = expect(series, start_s)
+    seen = _outlook(state, memory, series, work, now_s=snapshot.now_s, start_s=start_s)
     if seen.now.prefill_s:
         seen = replace(seen, now=replace(seen.now, rate=work / seen.now.prefill_s))
     now, past = (_corrected(each, memory.correction) for each in (seen.now, seen.past))
@@ -84,6 +84,7 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
         reason=reason,
         enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
         attainable=prefill.attainable_share(past, patience_s),
+        is_behind=backlog_s > snapshot.prefill.num_ready * patience_s,
         is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / memory.correction)
         >= share,
         forecast=seen.forecast,
@@ -102,8 +103,9 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
     """What the ITL target and the KV cache ask of the decode pool."""
     memory, share = state.decode, settings.targets.share
     start_s = start_seconds(memory, settings)
-    rate = expect(requests(state.history), start_s)
-    seen = _outlook(state, memory, start_s, rate, now_s=snapshot.now_s)
+    series = requests(state.history)
+    rate = expect(series, start_s)
+    seen = _outlook(state, memory, series, rate, now_s=snapshot.now_s, start_s=start_s)
     now = replace(seen.now, rate=rate)
     past_model = _decode_model(snapshot.engines, settings, memory, seen.past)
     model = past_model
@@ -134,6 +136,7 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
         reason=reason,
         enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
         attainable=1.0 if model.step_s(1) <= settings.targets.itl_s else 0.0,
+        is_behind=snapshot.load.num_decoding > snapshot.decode.num_ready * model.max_batch,
         is_ample=snapshot.load.num_decoding
         <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
         forecast=seen.forecast,
@@ -150,15 +153,22 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
 
 
 def _outlook(
-    state: ScaleState, memory: PoolMemory, start_s: float, forecast: float, *, now_s: float
+    state: ScaleState,
+    memory: PoolMemory,
+    series: Series,
+    forecast: float,
+    *,
+    now_s: float,
+    start_s: float,
 ) -> _Outlook:
     recent = latest(state.history, RECENT_S)
     now = measure_demand(recent, output_tokens=state.output_tokens)
     return _Outlook(
-        start_s=start_s,
         now=now,
         past=measure_demand(state.history, output_tokens=state.output_tokens),
-        loads=past_loads(state.history, memory.forecasts, forecast, now_s=now_s, ahead_s=start_s),
+        loads=expected_again(
+            series.loads, memory.forecasts, forecast, now_s=now_s, ahead_s=start_s
+        ),
         likely_rate=now.rate,
         forecast=forecast,
     )

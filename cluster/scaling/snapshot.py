@@ -148,6 +148,8 @@ class PoolMemory:
     """How long starts took, a moving mean; None until one was seen."""
     correction: float = 1.0
     """Measured work over predicted work, as far as the attainment tells."""
+    steady_since_s: float | None = None
+    """From when on it has had what was predicted to be enough, and kept up."""
     wants_more_since_s: float | None = None
     fewer_do_since_s: float | None = None
     changed_s: float | None = None
