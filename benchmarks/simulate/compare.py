@@ -14,7 +14,7 @@ from benchmarks.simulate.causes import Causes
 from benchmarks.simulate.charts import draw_comparison
 from benchmarks.simulate.demand import mean_gpus, mean_shape, reachable_slo
 from benchmarks.simulate.fleet import FleetSpec
-from benchmarks.simulate.oracle import Clairvoyant, find_schedule
+from benchmarks.simulate.oracle import find_schedule
 from benchmarks.simulate.ours import OurAutoscaler
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.progress import with_progress
@@ -22,12 +22,11 @@ from benchmarks.simulate.requests import Arrival, Slo
 from benchmarks.simulate.rivals import Dynamo, HeteroScale, LlmD, RayServe
 from benchmarks.simulate.scaled_run import Autoscaler, Fixed, FleetSize, Outcome, run_scaled
 from benchmarks.simulate.scenarios import SCENARIOS, make_scenario
-from benchmarks.simulate.traces import multiply, read_trace
+from benchmarks.simulate.traces import SPREAD_S, multiply, read_trace
 
 OURS, ORACLE = "pdserve", "oracle"
-NO_FORESIGHT, FIXED = "oracle-no-foresight", "fixed-at-peak"
-"""What the oracle's schedule comes to when it is followed without looking ahead, and when its
-largest pools are kept all the time: bounds on what those who do not know the future can do."""
+FIXED = "fixed-at-peak"
+"""The oracle's largest pools, kept all the time: what never scaling costs."""
 WARM_UP_S = 600.0
 """Of all runs: nobody is held to what the plans had no past for."""
 GOAL_ATTAINMENT, GOAL_GPU_HOURS = 0.99, 1.15
@@ -142,7 +141,6 @@ def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], d
     )
     autoscalers: dict[str, Autoscaler] = {
         **{each: _make(each, spec, workload, budget) for each in (OURS, *RIVALS)},
-        NO_FORESIGHT: Clairvoyant(schedule, spec, foresight_s=0.0),
         FIXED: Fixed(FleetSize(max(schedule.prefill), max(schedule.decode))),
     }
     first = FleetSize(oracle.samples[0].num_prefill, oracle.samples[0].num_decode)
@@ -199,6 +197,41 @@ def compare(
     return ordered
 
 
+_CAUSES = {
+    "too_long": "prompt too long",
+    "ttft_starting": "TTFT: starting",
+    "ttft_too_few": "TTFT: too few",
+    "ttft_burst": "TTFT: burst",
+    "ttft_imbalance": "TTFT: imbalance",
+    "itl_kv": "ITL: KV cache",
+    "itl_starting": "ITL: starting",
+    "itl_too_few": "ITL: too few",
+}
+_LEGEND = """Why requests missed, as shares of all: the prompt takes an idle engine longer than the
+target; replicas were on their way (starting); for half a minute more came than the replicas can
+do and none was starting (too few); the same for seconds (burst); the pool had room but not the
+replica that was chosen (imbalance); it was preempted (KV cache). A start takes as long as it
+takes: what arrives before a rise can have been answered is missed by all that keep no reserve and
+do not know the future."""
+_NOTES = {"azure": "Arrivals: Azure Public Dataset, LLM inference traces (CC-BY-4.0)."}
+"""Who must be named, by the start of a trace's name."""
+
+
+def _format_causes(rows: Sequence[Row]) -> list[str]:
+    """A table of why requests missed."""
+    return [
+        "",
+        "| missed by | " + " | ".join(_CAUSES.values()) + " |",
+        "|---|" + "---|" * len(_CAUSES),
+        *(
+            f"| {row.policy} | "
+            + " | ".join(f"{getattr(row.causes, name):.2%}" for name in _CAUSES)
+            + " |"
+            for row in rows
+        ),
+    ]
+
+
 def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
     """The rows as Markdown, a table per workload, with what was asked of them."""
     lines = [
@@ -209,14 +242,26 @@ def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
         " GPU hours count from the decision to start a replica until it has drained."
         f" Goal: at least {GOAL_ATTAINMENT:.0%} of requests within both targets with at most"
         f" {GOAL_GPU_HOURS:g} times the oracle's GPU hours.",
+        "",
+        f"Every policy starts with the oracle's first sizes, warm; the first {WARM_UP_S:g} s, or a"
+        " quarter of a shorter run, do not count. Traces are scaled by superposing copies of"
+        f" themselves, each shifted as a whole by up to {SPREAD_S:g} s, to {options.mean_gpus:g}"
+        " GPUs' worth of work if nothing were ever idle; a workload of over"
+        f" {options.max_requests} requests ends after as many. The oracle knows the future and is"
+        " found by trial: no proven optimum, so a ratio below 1 can happen. `fixed-at-peak` keeps"
+        " the oracle's largest pools all the time.",
+        "",
+        _LEGEND,
     ]
     for trace in dict.fromkeys(row.trace for row in rows):
         of_trace = [row for row in rows if row.trace == trace]
         first = of_trace[0]
+        notes = [note for start, note in _NOTES.items() if trace.lower().startswith(start)]
         lines += [
             "",
             f"## {trace}",
             "",
+            *notes,
             f"{first.num_requests} requests; TTFT {first.ttft_target_s:g} s,"
             f" ITL {first.itl_target_s * 1e3:g} ms.",
             "",
@@ -228,5 +273,6 @@ def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
                 f" {row.num_scalings} |"
                 for row in of_trace
             ),
+            *_format_causes(of_trace),
         ]
     return "\n".join(lines) + "\n"

@@ -35,21 +35,14 @@ class Schedule:
 
 
 class Clairvoyant:
-    """An autoscaler that follows a schedule; replicas are asked for as early as they must be.
-
-    `foresight_s` less than a start's time makes it a reference for those who cannot see ahead: it
-    still knows how many the present needs, and asks for them only that long before.
-    """
+    """An autoscaler that follows a schedule; replicas are asked for as early as they must be."""
 
     period_s = SLOT_S
 
-    def __init__(
-        self, schedule: Schedule, spec: FleetSpec, *, foresight_s: float | None = None
-    ) -> None:
+    def __init__(self, schedule: Schedule, spec: FleetSpec) -> None:
         assert spec.decode is not None
-        ahead_s = spec.prefill.start_s if foresight_s is None else foresight_s
-        self._prefill = _asked(schedule.prefill, spec.prefill.start_s, ahead_s)
-        self._decode = _asked(schedule.decode, spec.decode.start_s, ahead_s)
+        self._prefill = _asked(schedule.prefill, spec.prefill.start_s)
+        self._decode = _asked(schedule.decode, spec.decode.start_s)
         self.first = FleetSize(self._prefill[0], self._decode[0])
 
     def plan(self, seen: Observation) -> FleetSize:
@@ -176,16 +169,16 @@ def _raised(replicas: Sequence[int], slots: Sequence[int], *, before: int, after
     return raised
 
 
-def _asked(needed: Sequence[int], start_s: float, ahead_s: float) -> list[int]:
-    """When replicas are asked for: each level's gaps shorter than a start filled, all starts
-    `ahead_s` early."""
-    early, gap = math.ceil(ahead_s / SLOT_S), math.ceil(start_s / SLOT_S)
+def _asked(needed: Sequence[int], start_s: float) -> list[int]:
+    """When replicas must be asked for: each level's gaps shorter than a start filled, all starts
+    early."""
+    early = math.ceil(start_s / SLOT_S)
     asked = [1] * len(needed)
     for level in range(2, max(needed) + 1):
         slots = [slot for slot, count in enumerate(needed) if count >= level]
         start = slots[0]
         for slot, following in zip(slots, [*slots[1:], math.inf], strict=True):
-            if following - slot - 1 > gap:
+            if following - slot - 1 > early:
                 for each in range(max(start - early, 0), slot + 1):
                     asked[each] = max(asked[each], level)
                 start = int(following) if following != math.inf else start

@@ -110,14 +110,15 @@ def _certain(series: Series, window: int) -> float:
 def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) -> float:
     """Where the straight line through the longest window that is one leads, least squares.
 
-    A window is one while its line explains all shorter ones, the latest amounts, within noise. Of
-    its slope counts what stands out of noise (a positive-part shrinkage, James and Stein 1961).
+    A window is one while its line explains all shorter ones, the latest amounts, within noise. No
+    line leads further than it has been seen to: a step is steep, and over soon. Of the slope counts
+    what stands out of noise (a positive-part shrinkage, James and Stein 1961).
     """
     best = 0.0
     for place, (window, dispersion) in enumerate(windows):
         amount, square, seconds = _over(series, window)
         mean = amount / seconds
-        slope = _slope(series, window) if window >= MIN_BLOCKS else 0.0
+        slope = _slope(series, window) if seconds >= ahead_s else 0.0
         for shorter, its_dispersion in windows[:place]:
             came, squares, over_s = _over(series, shorter)
             explained = (mean + slope * (seconds - over_s) / 2) * over_s

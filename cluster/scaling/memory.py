@@ -93,18 +93,27 @@ def is_missed(attained: Attainment, share: float) -> bool:
 
 
 def correct(
-    correction: float, attained: Attainment, *, share: float, elapsed_s: float, is_steady: bool
+    correction: float,
+    attained: Attainment,
+    *,
+    share: float,
+    elapsed_s: float,
+    is_steady: bool,
+    is_ample: bool,
 ) -> float:
     """The next correction of the predicted work, within [1, CORRECTION_MAX].
 
     It grows while fewer requests than `share` meet the target although the pool has had what was
     predicted to be enough (`is_steady`), and falls back slowly while clearly more do. Where the
-    pool was not steady, misses say nothing about the prediction.
+    pool was not steady, misses say nothing about the prediction; where it would do with any
+    correction (`is_ample`), they have another cause.
     """
     if not is_steady or attained.num < CORRECTION_MIN_SAMPLES:
         return correction
     met = attained.num_met / attained.num
     if is_missed(attained, share):
+        if is_ample:
+            return correction
         missing = min(1.0, (share - met) / (1 - share))
         grown = correction * (1 + 0.5 * missing * elapsed_s / CORRECTION_WINDOW_S)
         return min(CORRECTION_MAX, grown)

@@ -69,9 +69,8 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
             pool.attained,
             share=settings.targets.share * pool.need.attainable,
             elapsed_s=elapsed_s,
-            is_steady=since_s is not None
-            and now_s - since_s > CORRECTION_WINDOW_S
-            and not pool.need.is_ample,
+            is_steady=since_s is not None and now_s - since_s > CORRECTION_WINDOW_S,
+            is_ample=pool.need.is_ample,
         )
         memory = note_forecast(
             replace(memory, correction=correction, steady_since_s=since_s),
