@@ -78,7 +78,9 @@ def expect(series: Series, ahead_s: float) -> float:
     windows = _windows(series)
     if not windows or series.amounts[-1] == 0:
         return 0.0
-    certain = max(_certain(series, window) for window, _ in windows)
+    # What is older than a start ago has been, and may be over.
+    young = [each for each, _ in windows[1:] if _over(series, each)[2] <= ahead_s]
+    certain = max(_certain(series, each) for each in (windows[0][0], *young))
     return max(certain, _line(series, windows, ahead_s))
 
 
