@@ -10,7 +10,7 @@ PRIOR_OUTPUT_TOKENS = 128.0
 """Of an answer, until one has ended."""
 
 RECENT_S = 30.0
-"""At least; otherwise two starts: over which the present demand is measured."""
+"""Over which the present requests are measured: their lengths, and a rate that is likely."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,3 @@ def latest(history: Sequence[Traffic], seconds: float) -> tuple[Traffic, ...]:
         start -= 1
         covered_s += history[start].duration_s
     return tuple(history[start:])
-
-
-def recent_rate(history: Sequence[Traffic]) -> float:
-    """The mean rate of the last seconds, noise and all: what a pool that shrinks has to expect."""
-    return measure_demand(latest(history, RECENT_S), output_tokens=None).rate
