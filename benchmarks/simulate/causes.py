@@ -4,6 +4,7 @@ Owns the record of a run's pools, second by second, that this takes. What each c
 with its name in `Causes`; where several would fit, the first of them counts.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +16,7 @@ PERIOD_S = 1.0
 STEADY_S = 30.0
 """Over which work is held against a pool's capacity: more than it means too few replicas, not a
 burst."""
+BURSTS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,19 @@ class Causes:
     """ITL: a decode replica was on its way."""
     itl_too_few: float
     """ITL: too many shared a step, or it waited for KV cache, and none was starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """All prompts: when each came, and the engine seconds of all before it; a 0 first."""
+
+    times_s: tuple[float, ...]
+    sums_s: tuple[float, ...]
+
+    def work_s(self, now_s: float, seconds: float) -> float:
+        """What came within `seconds` up to and including `now_s`."""
+        first = bisect_left(self.times_s, now_s - seconds)
+        return self.sums_s[bisect_right(self.times_s, now_s)] - self.sums_s[first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +84,29 @@ class Witness:
 
     def causes(self, requests: Sequence[SimRequest]) -> Causes:
         """The shares among `requests`, which are in order of arrival."""
-        work = self._work_by_second()
+        arrived = self._arrived()
         counts = dict.fromkeys(Causes.__slots__, 0)
         for request in requests:
-            cause = self._cause(request, work)
+            cause = self._cause(request, arrived)
             if cause is not None:
                 counts[cause] += 1
         return Causes(**{name: count / len(requests) for name, count in counts.items()})
 
-    def _work_by_second(self) -> list[float]:
-        """Engine seconds of prompts that arrived before each second."""
+    def _arrived(self) -> "_Arrived":
         profile = self._fleet.spec.prefill
-        work_s = [0.0] * len(self._seconds)
-        for each in self._fleet.requests:
-            tokens = each.arrival.prompt_tokens
-            work_s[int(each.arrival.arrival_s / PERIOD_S)] += profile.prefill.seconds(
-                num_uncached=tokens, num_tokens=tokens
-            )
-        return list(accumulate(work_s, initial=0.0))
+        arrivals = [each.arrival for each in self._fleet.requests]
+        work_s = (
+            profile.prefill.seconds(num_uncached=each.prompt_tokens, num_tokens=each.prompt_tokens)
+            for each in arrivals
+        )
+        return _Arrived(
+            tuple(each.arrival_s for each in arrivals), tuple(accumulate(work_s, initial=0.0))
+        )
 
-    def _cause(self, request: SimRequest, work: Sequence[float]) -> str | None:
+    def _cause(self, request: SimRequest, arrived: "_Arrived") -> str | None:
         ttft_s, tpot_s = request.ttft_s, request.tpot_s
         if ttft_s is None or ttft_s > self.slo.ttft_s:
-            return self._late(request, work)
+            return self._late(request, arrived)
         if tpot_s is not None and tpot_s <= self.slo.itl_s:
             return None
         if request.num_preempted:
@@ -99,21 +114,20 @@ class Witness:
         second = self._seconds[int(request.arrival.arrival_s / PERIOD_S)]
         return "itl_starting" if second.decode_starting else "itl_too_few"
 
-    def _late(self, request: SimRequest, work: Sequence[float]) -> str:
+    def _late(self, request: SimRequest, arrived: "_Arrived") -> str:
         profile = self._fleet.spec.prefill
         if profile.idle_ttft_s(request.arrival.prompt_tokens) > self.slo.ttft_s:
             return "too_long"
-        now = int(request.arrival.arrival_s / PERIOD_S)
-        second = self._seconds[now]
+        now_s = request.arrival.arrival_s
+        second = self._seconds[int(now_s / PERIOD_S)]
         if second.prefill_starting:
             return "ttft_starting"
 
         def is_over(seconds: float) -> bool:
-            start = max(0, now + 1 - round(seconds / PERIOD_S))
-            capacity = second.prefill_ready * (now + 1 - start) * PERIOD_S
-            return work[now + 1] - work[start] > capacity
+            covered_s = min(seconds, now_s + PERIOD_S)
+            return arrived.work_s(now_s, seconds) > second.prefill_ready * covered_s
 
         if is_over(STEADY_S):
             return "ttft_too_few"
-        windows = (2, 4, 8, 16)
+        windows = (self.slo.ttft_s, *BURSTS_S)
         return "ttft_burst" if any(is_over(each) for each in windows) else "ttft_imbalance"
