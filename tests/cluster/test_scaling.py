@@ -340,6 +340,7 @@ def test_a_pool_that_misses_its_target_does_not_shrink() -> None:
     cluster = Cluster()
     cluster.run(200, lambda: second(40))
     size = cluster.sizes[-1][0]
+    cluster.run(30, lambda: second(40, met=0.5))
     plan = cluster.run(180, lambda: second(4, met=0.5))
     assert plan.prefill.target >= size
     assert plan.prefill.held_by == "the target is missed as it is"
