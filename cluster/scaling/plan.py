@@ -63,21 +63,7 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
                 inputs=pool.need.inputs + _share_met(pool.attained),
             )
         )
-        since_s = _steady_since_s(pool, wish, now_s)
-        correction = correct(
-            memory.correction,
-            pool.attained,
-            share=settings.targets.share * pool.need.attainable,
-            elapsed_s=elapsed_s,
-            is_steady=since_s is not None and now_s - since_s > CORRECTION_WINDOW_S,
-            is_ample=pool.need.is_ample,
-        )
-        memory = note_forecast(
-            replace(memory, correction=correction, steady_since_s=since_s),
-            pool.need.forecast,
-            now_s,
-            keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),
-        )
+        memory = _learned(replace(pool, memory=memory), wish, settings, now_s, elapsed_s=elapsed_s)
         memories.append(act(memory, target, now_s, regret_s=settings.look_back_s))
     return ScalePlan(
         prefill=plans[0],
@@ -217,6 +203,28 @@ def _within_budget(
     return (
         max(now[0], min(pools[0].current, shared[0])),
         max(now[1], min(pools[1].current, shared[1])),
+    )
+
+
+def _learned(
+    pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float, *, elapsed_s: float
+) -> PoolMemory:
+    """The memory with this snapshot's forecast, and with what the misses say of the prediction."""
+    memory = pool.memory
+    since_s = _steady_since_s(pool, wish, now_s)
+    correction = correct(
+        memory.correction,
+        pool.attained,
+        share=settings.targets.share * pool.need.attainable,
+        elapsed_s=elapsed_s,
+        is_steady=since_s is not None and now_s - since_s > CORRECTION_WINDOW_S,
+        is_ample=pool.need.is_ample,
+    )
+    return note_forecast(
+        replace(memory, correction=correction, steady_since_s=since_s),
+        pool.need.forecast,
+        now_s,
+        keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),
     )
 
 

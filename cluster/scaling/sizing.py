@@ -54,9 +54,6 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     backlog_s = snapshot.load.prefill_backlog_s * memory.correction
     load = now.rate * now.prefill_s
     late_s = prefill.late_backlog(backlog_s, load, _coming(snapshot.prefill), start_s=start_s)
-    # A backlog that ready replicas cannot clear is drained within the target, or within a start
-    # time if that is longer: replicas for less would be gone before they have paid.
-    backlog_n = math.ceil(load + late_s / max(patience_s, start_s)) if late_s > 0 else 0
 
     def replayed(n: int, *, margin: float = 1.0) -> float:
         return prefill.replay_share(
@@ -76,7 +73,10 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
         (
             (fewest_for(steadily, share), "prompts that arrive now"),
             (fewest_for(replayed, share), "prompts of the look-back"),
-            (backlog_n, "prompts that wait longer than a start takes"),
+            (
+                _late_prompts(load, late_s, max(patience_s, start_s)),
+                "prompts that wait longer than a start takes",
+            ),
         )
     )
     return Need(
@@ -200,6 +200,12 @@ def _decode_model(
         itl_s=settings.targets.itl_s,
         correction=memory.correction,
     )
+
+
+def _late_prompts(load: float, late_s: float, drain_s: float) -> int:
+    """Replicas that drain what ready ones cannot within the target, or within a start time if that
+    is longer: replicas for less would be gone before they have paid."""
+    return math.ceil(load + late_s / drain_s) if late_s > 0 else 0
 
 
 def _late_answers(

@@ -336,6 +336,15 @@ def test_misses_that_were_not_predicted_correct_the_prediction() -> None:
     assert cluster.state.prefill.correction < grown
 
 
+def test_misses_of_an_ample_pool_correct_nothing() -> None:
+    ample = PoolLimits(min_replicas=10, max_replicas=20)
+    cluster = Cluster(replace(SETTINGS, prefill=ample))
+    cluster.ready["prefill"] = 10
+    cluster.run(900, lambda: second(4, met=0.5))
+    assert cluster.state.prefill.correction == 1.0
+    assert cluster.sizes[-1][0] == 10
+
+
 def test_a_pool_that_misses_its_target_does_not_shrink() -> None:
     cluster = Cluster()
     cluster.run(200, lambda: second(40))

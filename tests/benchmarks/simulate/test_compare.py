@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_all_policies_run_and_the_oracle_holds_the_targets(tmp_path: Path) -> No
         assert row.trace == "small"
         assert 0 <= row.attainment <= min(row.ttft_attainment, row.itl_attainment)
         assert row.gpu_hours > 0
+        assert sum(asdict(row.causes).values()) == pytest.approx(1 - row.attainment)
 
 
 def test_the_command_writes_rows_tables_and_pictures(
