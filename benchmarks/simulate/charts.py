@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from benchmarks.simulate.scaled_run import Outcome
 
 _INK, _FAINT_INK = "#24292f", "#6e7781"
-_COLOURS = ("#6e7781", "#1f6feb", "#bf8700", "#cf222e", "#8250df", "#1a7f37")
+_COLOURS = (
+    "#6e7781",
+    "#1f6feb",
+    "#bf8700",
+    "#cf222e",
+    "#8250df",
+    "#1a7f37",
+    "#0a7ea4",
+    "#b35900",
+)
 
 
 def draw_comparison(trace: str, outcomes: Mapping[str, Outcome], path: Path) -> None:

@@ -194,7 +194,7 @@ def _add_compare(commands: "_Commands") -> None:
         "--mean-gpus", type=float, default=8.0, help="GPUs that a workload is scaled to keep busy"
     )
     comparing.add_argument(
-        "--max-requests", type=int, default=60_000, help="a larger workload is scaled down to it"
+        "--max-requests", type=int, default=120_000, help="a larger workload ends after as many"
     )
     comparing.add_argument("--processes", type=int, default=2, help="simulations at once")
     comparing.add_argument("--seed", type=int, default=1, help="of arrivals and routers")

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.simulate.causes import Causes
 from benchmarks.simulate.charts import draw_comparison
 from benchmarks.simulate.demand import mean_gpus, mean_shape, reachable_slo
 from benchmarks.simulate.fleet import FleetSpec
@@ -19,11 +20,15 @@ from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.progress import with_progress
 from benchmarks.simulate.requests import Arrival, Slo
 from benchmarks.simulate.rivals import Dynamo, HeteroScale, LlmD, RayServe
-from benchmarks.simulate.scaled_run import Autoscaler, FleetSize, Outcome, run_scaled
+from benchmarks.simulate.scaled_run import Autoscaler, Fixed, FleetSize, Outcome, run_scaled
 from benchmarks.simulate.scenarios import SCENARIOS, make_scenario
-from benchmarks.simulate.traces import multiply, read_trace
+from benchmarks.simulate.traces import SPREAD_S, multiply, read_trace
 
 OURS, ORACLE = "pdserve", "oracle"
+FIXED = "fixed-at-peak"
+"""The oracle's largest pools, kept all the time: what never scaling costs."""
+WARM_UP_S = 600.0
+"""Of all runs: nobody is held to what the plans had no past for."""
 GOAL_ATTAINMENT, GOAL_GPU_HOURS = 0.99, 1.15
 
 
@@ -37,7 +42,7 @@ class CompareOptions:
     mean_gpus: float
     """That a workload is scaled to keep busy if nothing were ever idle."""
     max_requests: int
-    """A workload of more is scaled down to this."""
+    """A workload of more ends after as many: it gets shorter, not smaller."""
     seed: int
 
     @property
@@ -67,6 +72,8 @@ class Row:
     num_requests: int
     ttft_target_s: float
     itl_target_s: float
+    causes: Causes
+    """Why requests missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +81,12 @@ class Workload:
     name: str
     arrivals: tuple[Arrival, ...]
     slo: Slo
+    measured_from_s: float
+    """What comes before warms up."""
 
 
-def _make(
-    name: str, spec: FleetSpec, slo: Slo, arrivals: Sequence[Arrival], budget: int
-) -> Autoscaler:
+def _make(name: str, spec: FleetSpec, workload: Workload, budget: int) -> Autoscaler:
+    slo, arrivals = workload.slo, workload.arrivals
     makers: dict[str, Callable[[], Autoscaler]] = {
         OURS: lambda: OurAutoscaler(spec, slo, gpu_budget=budget),
         "ray-serve": RayServe,
@@ -101,8 +109,7 @@ def load_workload(source: str, options: CompareOptions) -> Workload:
     profile, slo = options.profile, options.slo
 
     def factor_of(arrivals: Sequence[Arrival]) -> float:
-        wanted = options.mean_gpus / mean_gpus(arrivals, profile, profile, slo)
-        return min(wanted, options.max_requests / len(arrivals))
+        return options.mean_gpus / mean_gpus(arrivals, profile, profile, slo)
 
     if source in SCENARIOS:
         factor = factor_of(make_scenario(source, base_rate=1.0, seed=options.seed))
@@ -112,20 +119,41 @@ def load_workload(source: str, options: CompareOptions) -> Workload:
         trace = read_trace(Path(source))
         arrivals = multiply(trace, factor_of(trace), seed=options.seed)
         name = Path(source).stem
-    return Workload(name=name, arrivals=tuple(arrivals), slo=reachable_slo(arrivals, profile, slo))
+    arrivals = arrivals[: options.max_requests]
+    return Workload(
+        name=name,
+        arrivals=tuple(arrivals),
+        slo=reachable_slo(arrivals, profile, slo),
+        measured_from_s=min(WARM_UP_S, arrivals[-1].arrival_s / 4),
+    )
 
 
 def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], dict[str, Outcome]]:
     """All policies on one workload. Everyone starts with what the oracle starts with."""
     workload = load_workload(source, options)
     spec, budget = options.spec, options.gpu_budget
-    oracle = find_schedule(spec, workload.arrivals, workload.slo, gpu_budget=budget)
+    schedule, oracle = find_schedule(
+        spec,
+        workload.arrivals,
+        workload.slo,
+        gpu_budget=budget,
+        measured_from_s=workload.measured_from_s,
+    )
+    autoscalers: dict[str, Autoscaler] = {
+        **{each: _make(each, spec, workload, budget) for each in (OURS, *RIVALS)},
+        FIXED: Fixed(FleetSize(max(schedule.prefill), max(schedule.decode))),
+    }
     first = FleetSize(oracle.samples[0].num_prefill, oracle.samples[0].num_decode)
     outcomes = {ORACLE: oracle}
-    for policy in (OURS, *RIVALS):
-        autoscaler = _make(policy, spec, workload.slo, workload.arrivals, budget)
+    for policy, autoscaler in autoscalers.items():
         outcomes[policy] = run_scaled(
-            spec, workload.arrivals, autoscaler, workload.slo, first=first, gpu_budget=budget
+            spec,
+            workload.arrivals,
+            autoscaler,
+            workload.slo,
+            first=first,
+            gpu_budget=budget,
+            measured_from_s=workload.measured_from_s,
         )
     rows = [
         Row(
@@ -140,6 +168,7 @@ def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], d
             num_requests=outcome.num_requests,
             ttft_target_s=workload.slo.ttft_s,
             itl_target_s=workload.slo.itl_s,
+            causes=outcome.causes,
         )
         for policy, outcome in outcomes.items()
     ]
@@ -168,6 +197,41 @@ def compare(
     return ordered
 
 
+_CAUSES = {
+    "too_long": "prompt too long",
+    "ttft_starting": "TTFT: starting",
+    "ttft_too_few": "TTFT: too few",
+    "ttft_burst": "TTFT: burst",
+    "ttft_imbalance": "TTFT: imbalance",
+    "itl_kv": "ITL: KV cache",
+    "itl_starting": "ITL: starting",
+    "itl_too_few": "ITL: too few",
+}
+_LEGEND = """Why requests missed, as shares of all: the prompt takes an idle engine longer than the
+target; replicas were on their way (starting); for half a minute more came than the replicas can
+do and none was starting (too few); the same for seconds (burst); the pool had room but not the
+replica that was chosen (imbalance); it was preempted (KV cache). A start takes as long as it
+takes: what arrives before a rise can have been answered is missed by all that keep no reserve and
+do not know the future."""
+_NOTES = {"azure": "Arrivals: Azure Public Dataset, LLM inference traces (CC-BY-4.0)."}
+"""Who must be named, by the start of a trace's name."""
+
+
+def _format_causes(rows: Sequence[Row]) -> list[str]:
+    """A table of why requests missed."""
+    return [
+        "",
+        "| missed by | " + " | ".join(_CAUSES.values()) + " |",
+        "|---|" + "---|" * len(_CAUSES),
+        *(
+            f"| {row.policy} | "
+            + " | ".join(f"{getattr(row.causes, name):.2%}" for name in _CAUSES)
+            + " |"
+            for row in rows
+        ),
+    ]
+
+
 def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
     """The rows as Markdown, a table per workload, with what was asked of them."""
     lines = [
@@ -178,14 +242,26 @@ def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
         " GPU hours count from the decision to start a replica until it has drained."
         f" Goal: at least {GOAL_ATTAINMENT:.0%} of requests within both targets with at most"
         f" {GOAL_GPU_HOURS:g} times the oracle's GPU hours.",
+        "",
+        f"Every policy starts with the oracle's first sizes, warm; the first {WARM_UP_S:g} s, or a"
+        " quarter of a shorter run, do not count. Traces are scaled by superposing copies of"
+        f" themselves, each shifted as a whole by up to {SPREAD_S:g} s, to {options.mean_gpus:g}"
+        " GPUs' worth of work if nothing were ever idle; a workload of over"
+        f" {options.max_requests} requests ends after as many. The oracle knows the future and is"
+        " found by trial: no proven optimum, so a ratio below 1 can happen. `fixed-at-peak` keeps"
+        " the oracle's largest pools all the time.",
+        "",
+        _LEGEND,
     ]
     for trace in dict.fromkeys(row.trace for row in rows):
         of_trace = [row for row in rows if row.trace == trace]
         first = of_trace[0]
+        notes = [note for start, note in _NOTES.items() if trace.lower().startswith(start)]
         lines += [
             "",
             f"## {trace}",
             "",
+            *notes,
             f"{first.num_requests} requests; TTFT {first.ttft_target_s:g} s,"
             f" ITL {first.itl_target_s * 1e3:g} ms.",
             "",
@@ -197,5 +273,6 @@ def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
                 f" {row.num_scalings} |"
                 for row in of_trace
             ),
+            *_format_causes(of_trace),
         ]
     return "\n".join(lines) + "\n"

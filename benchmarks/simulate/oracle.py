@@ -23,7 +23,7 @@ SPARE_SHARE = 0.995
 FIRST_LOAD = 0.9
 """Replicas' load in the first trial."""
 LOAD_STEP = 1.15
-MAX_TRIALS = 10
+MAX_TRIALS = 14
 
 
 @dataclass(slots=True)
@@ -51,32 +51,49 @@ class Clairvoyant:
 
 
 def find_schedule(
-    spec: FleetSpec, workload: Sequence[Arrival], slo: Slo, *, gpu_budget: int
-) -> Outcome:
-    """The run of the cheapest schedule found that holds `SHARE`, or of the one that comes nearest.
+    spec: FleetSpec,
+    workload: Sequence[Arrival],
+    slo: Slo,
+    *,
+    gpu_budget: int,
+    measured_from_s: float = 0.0,
+) -> tuple[Schedule, Outcome]:
+    """The cheapest schedule found that holds `SHARE`, or the one that comes nearest, and its run.
 
-    Each pool's load is raised until its target no longer holds; what then misses is repaired.
+    Each pool's load is raised, by itself, until its target no longer holds; what then misses is
+    repaired.
     """
-    loads = (FIRST_LOAD, FIRST_LOAD)
+    loads = [FIRST_LOAD, FIRST_LOAD]
     schedule = _fluid_schedule(spec, workload, slo, loads)
-    best: Outcome | None = None
-    is_repairing = False
+    best: tuple[Schedule, Outcome] | None = None
+    is_repairing = [False, False]
     for _ in range(MAX_TRIALS):
         autoscaler = Clairvoyant(schedule, spec)
         outcome = run_scaled(
-            spec, workload, autoscaler, slo, first=autoscaler.first, gpu_budget=gpu_budget
+            spec,
+            workload,
+            autoscaler,
+            slo,
+            first=autoscaler.first,
+            gpu_budget=gpu_budget,
+            measured_from_s=measured_from_s,
         )
-        if best is None or _is_better(outcome, best):
-            best = outcome
-        has_spare = (outcome.ttft_attainment > SPARE_SHARE, outcome.itl_attainment > SPARE_SHARE)
-        if outcome.attainment >= SHARE and (is_repairing or not any(has_spare)):
+        if best is None or _is_better(outcome, best[1]):
+            best = schedule, outcome
+        shares = (outcome.ttft_attainment, outcome.itl_attainment)
+        lower = _fluid_schedule(spec, workload, slo, [load * LOAD_STEP for load in loads])
+        repaired = _repaired(schedule, outcome, slo)
+        pools = [schedule.prefill, schedule.decode]
+        for pool, share in enumerate(shares):
+            if share > SPARE_SHARE and not is_repairing[pool]:
+                loads[pool] *= LOAD_STEP
+                pools[pool] = (lower.prefill, lower.decode)[pool]
+            elif outcome.attainment < SHARE and share < (1 + SHARE) / 2:
+                is_repairing[pool] = True
+                pools[pool] = (repaired.prefill, repaired.decode)[pool]
+        if pools == [schedule.prefill, schedule.decode]:
             break
-        if outcome.attainment >= SHARE:
-            loads = (loads[0] * LOAD_STEP ** has_spare[0], loads[1] * LOAD_STEP ** has_spare[1])
-            schedule = _fluid_schedule(spec, workload, slo, loads)
-        else:
-            is_repairing = True
-            schedule = _repaired(schedule, outcome, slo)
+        schedule = Schedule(prefill=pools[0], decode=pools[1])
     assert best is not None
     return best
 
@@ -88,7 +105,7 @@ def _is_better(one: Outcome, other: Outcome) -> bool:
 
 
 def _fluid_schedule(
-    spec: FleetSpec, workload: Sequence[Arrival], slo: Slo, loads: tuple[float, float]
+    spec: FleetSpec, workload: Sequence[Arrival], slo: Slo, loads: Sequence[float]
 ) -> Schedule:
     assert spec.decode is not None
     num_slots = int(workload[-1].arrival_s / SLOT_S) + 2

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from benchmarks.simulate.causes import Causes, Witness
 from benchmarks.simulate.fleet import Fleet, FleetSpec, feed
 from benchmarks.simulate.history import Observation
-from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.requests import Arrival, SimRequest, Slo
 
 SAMPLE_PERIOD_S = 10.0
 DRAIN_S = 300.0
@@ -26,6 +27,18 @@ class Autoscaler(Protocol):
     period_s: float
 
     def plan(self, seen: Observation) -> FleetSize: ...
+
+
+class Fixed:
+    """An autoscaler that never scales."""
+
+    period_s = 60.0
+
+    def __init__(self, size: FleetSize) -> None:
+        self._size = size
+
+    def plan(self, seen: Observation) -> FleetSize:
+        return self._size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,7 @@ class Outcome:
     samples: tuple[Sample, ...]
     missed: tuple[tuple[float, bool, bool], ...]
     """Of each request that missed: its arrival, whether by TTFT, whether by ITL."""
+    causes: Causes
 
 
 def within_budget(size: FleetSize, spec: FleetSpec, gpu_budget: int) -> FleetSize:
@@ -72,8 +86,12 @@ def run_scaled(
     *,
     first: FleetSize,
     gpu_budget: int,
+    measured_from_s: float = 0.0,
 ) -> Outcome:
-    """Runs a workload from pools of size `first`, ready at once, on."""
+    """Runs a workload from pools of size `first`, ready at once, on.
+
+    What comes before `measured_from_s`, requests and GPU seconds, warms up and does not count.
+    """
     fleet = Fleet(spec)
     decode = fleet.decode
     assert decode is not None
@@ -82,6 +100,13 @@ def run_scaled(
     for _ in range(first.decode):
         decode.start(is_ready=True)
     samples: list[Sample] = []
+    witness = Witness(fleet, slo)
+
+    def spent() -> tuple[float, int]:
+        return (
+            fleet.prefill.gpu_seconds() + decode.gpu_seconds(),
+            fleet.prefill.num_scalings + decode.num_scalings,
+        )
 
     def scale() -> None:
         size = within_budget(autoscaler.plan(fleet.observe()), spec, gpu_budget)
@@ -104,19 +129,32 @@ def run_scaled(
     fleet.agenda.at(0.0, sample)
     feed(fleet, workload)
     end_s = workload[-1].arrival_s
+    fleet.agenda.run_until(measured_from_s)
+    gpu_s_before, num_scalings_before = spent()
     fleet.agenda.run_until(end_s)
-    gpu_s = fleet.prefill.gpu_seconds() + decode.gpu_seconds()
-    num_scalings = fleet.prefill.num_scalings + decode.num_scalings
+    gpu_s, num_scalings = spent()
     fleet.agenda.run_until(end_s + DRAIN_S)
-    return _outcome(fleet, slo, gpu_s / 3600, num_scalings, tuple(samples))
+    return _outcome(
+        [each for each in fleet.requests if each.arrival.arrival_s >= measured_from_s],
+        witness,
+        gpu_hours=(gpu_s - gpu_s_before) / 3600,
+        num_scalings=num_scalings - num_scalings_before,
+        samples=tuple(samples),
+    )
 
 
 def _outcome(
-    fleet: Fleet, slo: Slo, gpu_hours: float, num_scalings: int, samples: tuple[Sample, ...]
+    requests: Sequence[SimRequest],
+    witness: Witness,
+    *,
+    gpu_hours: float,
+    num_scalings: int,
+    samples: tuple[Sample, ...],
 ) -> Outcome:
     missed = []
+    slo = witness.slo
     num_late = num_slow = 0
-    for request in fleet.requests:
+    for request in requests:
         ttft_s, tpot_s = request.ttft_s, request.tpot_s
         is_late = ttft_s is None or ttft_s > slo.ttft_s
         is_slow = tpot_s is None or tpot_s > slo.itl_s
@@ -124,7 +162,7 @@ def _outcome(
         num_slow += is_slow
         if is_late or is_slow:
             missed.append((request.arrival.arrival_s, is_late, is_slow))
-    count = len(fleet.requests)
+    count = len(requests)
     return Outcome(
         num_requests=count,
         attainment=1 - len(missed) / count,
@@ -134,4 +172,5 @@ def _outcome(
         num_scalings=num_scalings,
         samples=samples,
         missed=tuple(missed),
+        causes=witness.causes(requests),
     )

@@ -1,6 +1,7 @@
 """Synthetic workloads for autoscalers: steps, a ramp, bursts, a shift of prompt lengths.
 
-Half an hour each. Rates are relative to a base rate that the caller fits to the fleet.
+Forty minutes each, of which the first ten are calm: they warm up what plans from the past. Rates
+are relative to a base rate that the caller fits to the fleet.
 """
 
 import math
@@ -10,7 +11,8 @@ from collections.abc import Callable
 from benchmarks.simulate.lengths import Lognormal, poisson
 from benchmarks.simulate.requests import Arrival
 
-DURATION_S = 1800.0
+DURATION_S = 2400.0
+CALM_S = 600.0
 
 _PROMPTS = Lognormal(mean=4000, sigma=0.7, least=16, most=16384)
 _ANSWERS = Lognormal(mean=300, sigma=0.7, least=2, most=1024)
@@ -19,15 +21,16 @@ _SHORT_ANSWERS = Lognormal(mean=100, sigma=0.7, least=2, most=512)
 
 
 def _steps(time_s: float) -> float:
-    """Up threefold after 7 minutes, down to a half after 20."""
-    if time_s < 420:
+    """Up threefold after 15 minutes, down to a half after 30."""
+    if time_s < 900:
         return 1.0
-    return 3.0 if time_s < 1200 else 0.5
+    return 3.0 if time_s < 1800 else 0.5
 
 
 def _ramp(time_s: float) -> float:
-    """One slow wave between 0.5 and 3.5."""
-    return 2.0 - 1.5 * math.cos(2 * math.pi * time_s / DURATION_S)
+    """One slow wave between 0.5 and 3.5, in half an hour."""
+    wave_s = max(time_s - CALM_S, 0.0)
+    return 2.0 - 1.5 * math.cos(2 * math.pi * wave_s / (DURATION_S - CALM_S))
 
 
 def _bursts(time_s: float) -> float:
@@ -44,8 +47,8 @@ def _same_lengths(time_s: float, rng: random.Random) -> tuple[int, int]:
 
 
 def _shifting_lengths(time_s: float, rng: random.Random) -> tuple[int, int]:
-    """From 10 minutes on, prompts are twice as long and answers a third."""
-    if time_s < 600:
+    """From 20 minutes on, prompts are twice as long and answers a third."""
+    if time_s < 1200:
         return _same_lengths(time_s, rng)
     return _LONG_PROMPTS.draw(rng), _SHORT_ANSWERS.draw(rng)
 

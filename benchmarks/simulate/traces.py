@@ -6,6 +6,7 @@ with timestamp (ms), input_length, output_length and perhaps hash_ids (Mooncake)
 
 import csv
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -14,7 +15,11 @@ from pathlib import Path
 from benchmarks.simulate.requests import Arrival
 
 JITTER_S = 3.0
-"""Over which a request's copies are spread, and the granularity of Mooncake's timestamps."""
+"""Over which each request is spread: the granularity of Mooncake's timestamps."""
+
+SPREAD_S = 120.0
+"""Over which whole copies of a trace are shifted: other users share
+the minutes, not the seconds."""
 
 
 class TraceError(ValueError):
@@ -40,23 +45,29 @@ def read_trace(path: Path) -> list[Arrival]:
 
 
 def multiply(trace: Sequence[Arrival], factor: float, *, seed: int) -> list[Arrival]:
-    """`factor` times the requests, at the same times within `JITTER_S`, with the same shapes.
+    """`factor` times the requests: superposed copies of the trace, each shifted as a whole.
 
-    Copies share no prompt blocks with their original: they stand for other users.
+    Each copy is late by up to `SPREAD_S`, what that moves beyond the end coming first, so that the
+    bursts of one copy stay as they were and do not fall together with those of all others. The
+    last copy is thinned to the fraction that is left. Copies share no prompt blocks: they stand for
+    other users.
     """
     rng = random.Random(seed)
+    end_s = trace[-1].arrival_s + JITTER_S
     arrivals = []
-    for each in trace:
-        copies = int(factor) + (rng.random() < factor - int(factor))
-        for copy in range(copies):
-            arrivals.append(
-                Arrival(
-                    each.arrival_s + rng.random() * JITTER_S,
-                    each.prompt_tokens,
-                    each.output_tokens,
-                    tuple((copy << 40) + block for block in each.block_ids),
-                )
+    for copy in range(math.ceil(factor)):
+        shift_s = rng.random() * min(SPREAD_S, end_s) if copy else 0.0
+        share = min(1.0, factor - copy)
+        arrivals += [
+            Arrival(
+                (each.arrival_s + shift_s + rng.random() * JITTER_S) % end_s,
+                each.prompt_tokens,
+                each.output_tokens,
+                tuple((copy << 40) + block for block in each.block_ids),
             )
+            for each in trace
+            if share == 1.0 or rng.random() < share
+        ]
     return sorted(arrivals, key=lambda each: each.arrival_s)
 
 

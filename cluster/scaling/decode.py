@@ -84,16 +84,16 @@ def steady_share(demand: Demand, model: DecodeModel, n: int) -> float:
 
 def replay_share(
     history: Sequence[Traffic],
+    loads: Sequence[float],
     demand: Demand,
     model: DecodeModel,
     n: int,
     *,
     share: float,
-    load: float = 1.0,
 ) -> float:
     """The share of decoding, in request seconds, that `n` replicas would have done in time.
 
-    `load` multiplies what arrived.
+    `loads` multiply what arrived, bucket by bucket.
     """
     if n == 0:
         return 0.0 if demand.rate else 1.0
@@ -102,7 +102,7 @@ def replay_share(
     most = 2 * model.engines.max_batch
     steps_s: dict[int, float] = {}
     active, total, met = 0.0, 0.0, 0.0
-    for bucket in history:
+    for bucket, load in zip(history, loads, strict=True):
         if bucket.num_arrivals == 0 and active < 0.01:
             continue
         batch = min(math.ceil(active / n), most)

@@ -1,11 +1,13 @@
 """What is learned from one snapshot to the next: start times, answer lengths, corrections. Pure."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from cluster.scaling.history import latest
+from cluster.scaling.need import CORRECTION_MAX
 from cluster.scaling.snapshot import (
     Attainment,
     PoolCounts,
@@ -22,7 +24,6 @@ START_WEIGHT = 0.3
 OUTPUT_WINDOW = 500
 """Answers that the moving mean of their lengths remembers."""
 
-CORRECTION_MAX = 2.0
 CORRECTION_WINDOW_S = 60.0
 CORRECTION_DECAY_S = 600.0
 CORRECTION_MIN_SAMPLES = 30
@@ -67,6 +68,12 @@ def _count_starts(memory: PoolMemory, counts: PoolCounts, now_s: float) -> PoolM
     return replace(memory, num_ready=counts.num_ready, starting_since_s=since, start_s=start_s)
 
 
+def note_forecast(memory: PoolMemory, load: float, now_s: float, *, keep_s: float) -> PoolMemory:
+    """The memory with what was forecast now, without what is older than `keep_s`."""
+    first = bisect_left(memory.forecasts, now_s - keep_s, key=lambda each: each[0])
+    return replace(memory, forecasts=(*memory.forecasts[first:], (now_s, load)))
+
+
 def measured(history: Sequence[Traffic], target: Literal["ttft", "itl"]) -> Attainment:
     """What was measured against a target over the last minute."""
     samples = [
@@ -86,18 +93,27 @@ def is_missed(attained: Attainment, share: float) -> bool:
 
 
 def correct(
-    correction: float, attained: Attainment, *, share: float, elapsed_s: float, is_steady: bool
+    correction: float,
+    attained: Attainment,
+    *,
+    share: float,
+    elapsed_s: float,
+    is_steady: bool,
+    is_ample: bool,
 ) -> float:
     """The next correction of the predicted work, within [1, CORRECTION_MAX].
 
     It grows while fewer requests than `share` meet the target although the pool has had what was
     predicted to be enough (`is_steady`), and falls back slowly while clearly more do. Where the
-    pool was not steady, misses say nothing about the prediction.
+    pool was not steady, misses say nothing about the prediction; where it would do with any
+    correction (`is_ample`), they have another cause.
     """
     if not is_steady or attained.num < CORRECTION_MIN_SAMPLES:
         return correction
     met = attained.num_met / attained.num
     if is_missed(attained, share):
+        if is_ample:
+            return correction
         missing = min(1.0, (share - met) / (1 - share))
         grown = correction * (1 + 0.5 * missing * elapsed_s / CORRECTION_WINDOW_S)
         return min(CORRECTION_MAX, grown)

@@ -14,8 +14,19 @@ class Need:
     """The fewest that hold it with a margin; the pool shrinks to it."""
     attainable: float
     """The share of requests that can meet the target at all, with any number of replicas."""
+    is_behind: bool
+    """Whether more is waiting than the ready replicas do in time: a rise that is being worked off,
+    whose misses say nothing about the prediction."""
+    is_ample: bool
+    """Whether the ready replicas would hold the target even if all took `CORRECTION_MAX` times as
+    long as predicted: what they miss, they do not miss for want of replicas."""
+    forecast: float
+    """The load that is expected when a replica that is started now is ready."""
     inputs: tuple[tuple[str, float], ...]
 
+
+CORRECTION_MAX = 2.0
+"""By which measured work may be taken to exceed predicted work."""
 
 MARGIN = 1.1
 """On the load that a smaller pool must hold: the other bar of the hysteresis."""

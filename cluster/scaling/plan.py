@@ -9,6 +9,7 @@ from cluster.scaling.memory import (
     correct,
     is_missed,
     measured,
+    note_forecast,
     remember,
 )
 from cluster.scaling.need import Need
@@ -62,14 +63,7 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
                 inputs=pool.need.inputs + _share_met(pool.attained),
             )
         )
-        correction = correct(
-            memory.correction,
-            pool.attained,
-            share=settings.targets.share * pool.need.attainable,
-            elapsed_s=elapsed_s,
-            is_steady=_is_steady(pool, wish, settings, now_s),
-        )
-        memory = replace(memory, correction=correction)
+        memory = _learned(replace(pool, memory=memory), wish, settings, now_s, elapsed_s=elapsed_s)
         memories.append(act(memory, target, now_s, regret_s=settings.look_back_s))
     return ScalePlan(
         prefill=plans[0],
@@ -212,14 +206,39 @@ def _within_budget(
     )
 
 
-def _is_steady(pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float) -> bool:
-    """Whether what is measured of the pool was served by what was predicted to be enough."""
-    settled_s = _settled_s(pool.memory, settings)
-    return (
+def _learned(
+    pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float, *, elapsed_s: float
+) -> PoolMemory:
+    """The memory with this snapshot's forecast, and with what the misses say of the prediction."""
+    memory = pool.memory
+    since_s = _steady_since_s(pool, wish, now_s)
+    correction = correct(
+        memory.correction,
+        pool.attained,
+        share=settings.targets.share * pool.need.attainable,
+        elapsed_s=elapsed_s,
+        is_steady=since_s is not None and now_s - since_s > CORRECTION_WINDOW_S,
+        is_ample=pool.need.is_ample,
+    )
+    return note_forecast(
+        replace(memory, correction=correction, steady_since_s=since_s),
+        pool.need.forecast,
+        now_s,
+        keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),
+    )
+
+
+def _steady_since_s(pool: _Pool, wish: _Wish, now_s: float) -> float | None:
+    """From when on what is measured of the pool was served by what was predicted to be enough."""
+    is_steady = (
         pool.counts.num_starting == 0
         and pool.counts.num_ready >= wish.needed
-        and (settled_s is None or now_s - settled_s > CORRECTION_WINDOW_S)
+        and not pool.need.is_behind
     )
+    if not is_steady:
+        return None
+    since_s = pool.memory.steady_since_s
+    return now_s if since_s is None else since_s
 
 
 def _settled_s(memory: PoolMemory, settings: ScaleSettings) -> float | None:

@@ -16,6 +16,9 @@ from cluster.scaling.snapshot import Traffic
 _SERVICE_POINTS = tuple(NormalDist().inv_cdf((i + 0.5) / 10) for i in range(10))
 """Of a standard normal, with equal weights: prompts' work is near enough lognormal."""
 
+_STEPS = 50
+"""In which a replay tells utilisations, and queues of the target's length, apart."""
+
 UTILISATION_PROMPTS = 10
 MAX_UTILISATION = 0.95
 """Within a replay: beyond it the queue itself grows, and is replayed."""
@@ -68,9 +71,17 @@ def attainable_share(demand: Demand, patience_s: float) -> float:
 
 
 def replay_share(
-    history: Sequence[Traffic], demand: Demand, n: int, *, patience_s: float, correction: float
+    history: Sequence[Traffic],
+    loads: Sequence[float],
+    demand: Demand,
+    n: int,
+    *,
+    patience_s: float,
+    correction: float,
 ) -> float:
     """The share of attainable requests that `n` replicas would have given a first token in time.
+
+    `loads` multiply the history's buckets, one each.
 
     A fluid queue from bucket to bucket, and on it the wait that the chance within a bucket adds, at
     the utilisation of the last few prompts: at most the bucket's own length, as what lasts longer
@@ -79,24 +90,33 @@ def replay_share(
     if n == 0:
         return 0.0 if demand.rate else 1.0
     services = attainable_services(demand, patience_s)
-    backlog_s, utilisation, met, arrivals = 0.0, 0.0, 0.0, 0
-    for bucket in history:
-        work_s = bucket.prefill_s * correction
+    shares: dict[tuple[int, int], float] = {}
+
+    def share_at(utilisation: float, queued_s: float) -> float:
+        # Rounded, so that the hundreds of buckets ask for a few values only.
+        key = (round(_STEPS * utilisation), round(_STEPS * queued_s / patience_s))
+        if key not in shares:
+            shares[key] = _share_in_time(
+                demand,
+                n,
+                min(key[0] / _STEPS, MAX_UTILISATION),
+                services,
+                patience_s * (1 - key[1] / _STEPS),
+                longest_s=history[0].duration_s,
+            )
+        return shares[key]
+
+    backlog_s, utilisation, met, arrivals = 0.0, 0.0, 0.0, 0.0
+    for bucket, load in zip(history, loads, strict=True):
+        work_s = bucket.prefill_s * correction * load
         capacity_s = n * bucket.duration_s
         after_s = max(0.0, backlog_s + work_s - capacity_s)
         memory = min(1.0, bucket.duration_s / (UTILISATION_PROMPTS * demand.prefill_s or 1.0))
         utilisation += memory * (work_s / capacity_s - utilisation)
         if bucket.num_arrivals:
             queued_s = (backlog_s + after_s) / 2 / n
-            met += bucket.num_arrivals * _share_in_time(
-                demand,
-                n,
-                min(utilisation, MAX_UTILISATION),
-                services,
-                patience_s - queued_s,
-                longest_s=bucket.duration_s,
-            )
-            arrivals += bucket.num_arrivals
+            met += load * bucket.num_arrivals * share_at(utilisation, min(queued_s, patience_s))
+            arrivals += load * bucket.num_arrivals
         backlog_s = after_s
     return met / arrivals if arrivals else 1.0
 

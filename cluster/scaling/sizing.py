@@ -1,21 +1,17 @@
 """Puts the phases' models together: each pool's need in a snapshot. Pure."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.scaling import decode, prefill
-from cluster.scaling.history import (
-    RECENT_S,
-    Demand,
-    certain_rate,
-    forecast_growth,
-    latest,
-    measure_demand,
-    recent_rate,
-)
-from cluster.scaling.need import MARGIN, Need, fewest, largest, stricter
+from cluster.scaling.forecast import Series, expect, prefill_work, requests
+from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand
+from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
+from cluster.scaling.replay import expected_again
 from cluster.scaling.snapshot import (
+    Engines,
     PoolCounts,
     PoolMemory,
     ScaleSettings,
@@ -29,51 +25,69 @@ def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
     return settings.expected_start_s if memory.start_s is None else memory.start_s
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outlook:
+    """What one pool has to reckon with."""
+
+    now: Demand
+    """That a replica started now will meet."""
+    past: Demand
+    """The look-back's mean."""
+    loads: tuple[float, ...]
+    """What of each bucket of the look-back is to be expected again."""
+    likely_rate: float
+    """That a pool that shrinks has to expect."""
+    forecast: float
+
+
 def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
     """What the TTFT target asks of the prefill pool."""
-    limits, memory, share = settings.prefill, state.prefill, settings.targets.share
-    start_s = start_seconds(memory, settings)
+    memory, share = state.prefill, settings.targets.share
     patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
-    now = _corrected(_present(state, start_s), memory.correction)
-    past = _corrected(
-        measure_demand(state.history, output_tokens=state.output_tokens), memory.correction
-    )
-    most, likely = limits.max_replicas, max(now.rate, recent_rate(state.history))
+    start_s = start_seconds(memory, settings)
+    series = prefill_work(state.history)
+    work = expect(series, start_s)
+    seen = _outlook(state, memory, series, work, now_s=snapshot.now_s, start_s=start_s)
+    if seen.now.prefill_s:
+        seen = replace(seen, now=replace(seen.now, rate=work / seen.now.prefill_s))
+    now, past = (_corrected(each, memory.correction) for each in (seen.now, seen.past))
     backlog_s = snapshot.load.prefill_backlog_s * memory.correction
     load = now.rate * now.prefill_s
     late_s = prefill.late_backlog(backlog_s, load, _coming(snapshot.prefill), start_s=start_s)
-    # A backlog that ready replicas cannot clear is drained within the target, or within a start
-    # time if that is longer: replicas for less would be gone before they have paid.
-    drain_s = max(patience_s, start_s)
 
     def replayed(n: int, *, margin: float = 1.0) -> float:
         return prefill.replay_share(
-            state.history, past, n, patience_s=patience_s, correction=margin * memory.correction
+            state.history,
+            seen.loads,
+            past,
+            n,
+            patience_s=patience_s,
+            correction=margin * memory.correction,
         )
 
-    def steadily(n: int, *, rate: float) -> float:
-        return prefill.steady_share(replace(now, rate=rate), n, patience_s=patience_s)
+    def steadily(n: int, *, margin: float = 1.0, rate: float = now.rate) -> float:
+        return prefill.steady_share(replace(now, rate=margin * rate), n, patience_s=patience_s)
 
-    fewest_for = partial(fewest, most=most, around=memory.target or 0)
-
-    backlog_n = math.ceil(load + late_s / drain_s) if late_s > 0 else 0
+    fewest_for = partial(fewest, most=settings.prefill.max_replicas, around=memory.target or 0)
     needed, reason = largest(
         (
-            (fewest_for(partial(steadily, rate=now.rate), share), "prompts that arrive now"),
+            (fewest_for(steadily, share), "prompts that arrive now"),
             (fewest_for(replayed, share), "prompts of the look-back"),
-            (backlog_n, "prompts that wait longer than a start takes"),
+            (
+                _late_prompts(load, late_s, max(patience_s, start_s)),
+                "prompts that wait longer than a start takes",
+            ),
         )
-    )
-    enough = max(
-        needed,
-        fewest_for(partial(steadily, rate=MARGIN * likely), stricter(share)),
-        fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
     return Need(
         replicas=needed,
         reason=reason,
-        enough=enough,
+        enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
         attainable=prefill.attainable_share(past, patience_s),
+        is_behind=backlog_s > snapshot.prefill.num_ready * patience_s,
+        is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / memory.correction)
+        >= share,
+        forecast=seen.forecast,
         inputs=(
             ("requests_per_s", now.rate),
             ("prefill_s", now.prefill_s),
@@ -87,57 +101,45 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
 
 def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
     """What the ITL target and the KV cache ask of the decode pool."""
-    limits, memory, share = settings.decode, state.decode, settings.targets.share
+    memory, share = state.decode, settings.targets.share
     start_s = start_seconds(memory, settings)
-    now = _present(state, start_s)
-    past = measure_demand(state.history, output_tokens=state.output_tokens)
-
-    def model_of(demand: Demand) -> decode.DecodeModel:
-        return decode.DecodeModel(
-            engines=snapshot.engines,
-            context_tokens=demand.context_tokens,
-            itl_s=settings.targets.itl_s,
-            correction=memory.correction,
-        )
-
-    model, past_model = model_of(now if now.prompt_tokens else past), model_of(past)
-    most, likely = limits.max_replicas, max(now.rate, recent_rate(state.history))
-    late = decode.late_requests(
-        snapshot.load.num_decoding, now, model, _coming(snapshot.decode), start_s=start_s
-    )
+    series = requests(state.history)
+    rate = expect(series, start_s)
+    seen = _outlook(state, memory, series, rate, now_s=snapshot.now_s, start_s=start_s)
+    now = replace(seen.now, rate=rate)
+    past_model = _decode_model(snapshot.engines, settings, memory, seen.past)
+    model = past_model
+    if now.prompt_tokens:
+        model = _decode_model(snapshot.engines, settings, memory, now)
 
     def replayed(n: int, *, margin: float = 1.0) -> float:
-        return decode.replay_share(state.history, past, past_model, n, share=share, load=margin)
+        loads = [margin * each for each in seen.loads]
+        return decode.replay_share(state.history, loads, seen.past, past_model, n, share=share)
 
-    def steadily(n: int, *, rate: float) -> float:
-        return decode.steady_share(replace(now, rate=rate), model, n)
+    def steadily(n: int, *, margin: float = 1.0, rate: float = now.rate) -> float:
+        return decode.steady_share(replace(now, rate=margin * rate), model, n)
 
-    fewest_for = partial(fewest, most=most, around=memory.target or 0)
-
-    life_s = now.output_tokens * model.step_s(model.max_batch)
-    late_part = late * min(1.0, life_s / start_s) if start_s else late
-    late_n = math.ceil((now.rate * life_s + late_part) / model.max_batch) if late > 0 else 0
+    fewest_for = partial(fewest, most=settings.decode.max_replicas, around=memory.target or 0)
     bound = "the KV cache" if model.max_batch < model.itl_batch else "ITL"
     needed, reason = largest(
         (
-            (
-                fewest_for(partial(steadily, rate=now.rate), share),
-                f"answers that begin now, by {bound}",
-            ),
+            (fewest_for(steadily, share), f"answers that begin now, by {bound}"),
             (fewest_for(replayed, share), f"answers of the look-back, by {bound}"),
-            (late_n, "answers that wait longer than a start takes"),
+            (
+                _late_answers(snapshot, now, model, start_s),
+                "answers that wait longer than a start takes",
+            ),
         )
-    )
-    enough = max(
-        needed,
-        fewest_for(partial(steadily, rate=MARGIN * likely), stricter(share)),
-        fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
     return Need(
         replicas=needed,
         reason=reason,
-        enough=enough,
+        enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
         attainable=1.0 if model.step_s(1) <= settings.targets.itl_s else 0.0,
+        is_behind=snapshot.load.num_decoding > snapshot.decode.num_ready * model.max_batch,
+        is_ample=snapshot.load.num_decoding
+        <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
+        forecast=seen.forecast,
         inputs=(
             ("requests_per_s", now.rate),
             ("output_tokens", now.output_tokens),
@@ -150,11 +152,74 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
     )
 
 
-def _present(state: ScaleState, start_s: float) -> Demand:
-    """The demand that a replica started now will meet: what is certain now, and its trend."""
-    recent = latest(state.history, max(RECENT_S, 2 * start_s))
-    demand = measure_demand(recent, output_tokens=state.output_tokens)
-    return replace(demand, rate=certain_rate(state.history) * forecast_growth(recent, start_s))
+def _outlook(
+    state: ScaleState,
+    memory: PoolMemory,
+    series: Series,
+    forecast: float,
+    *,
+    now_s: float,
+    start_s: float,
+) -> _Outlook:
+    recent = latest(state.history, RECENT_S)
+    now = measure_demand(recent, output_tokens=state.output_tokens)
+    return _Outlook(
+        now=now,
+        past=measure_demand(state.history, output_tokens=state.output_tokens),
+        loads=expected_again(
+            series.loads, memory.forecasts, forecast, now_s=now_s, ahead_s=start_s
+        ),
+        likely_rate=now.rate,
+        forecast=forecast,
+    )
+
+
+def _enough(
+    needed: int,
+    fewest_for: Callable[[Callable[[int], float], float], int],
+    steadily: Callable[..., float],
+    replayed: Callable[..., float],
+    share: float,
+    likely_rate: float,
+) -> int:
+    """The fewest that hold a tenth more with half the misses."""
+    return max(
+        needed,
+        fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
+        fewest_for(partial(steadily, margin=MARGIN, rate=likely_rate), stricter(share)),
+        fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
+    )
+
+
+def _decode_model(
+    engines: Engines, settings: ScaleSettings, memory: PoolMemory, demand: Demand
+) -> decode.DecodeModel:
+    return decode.DecodeModel(
+        engines=engines,
+        context_tokens=demand.context_tokens,
+        itl_s=settings.targets.itl_s,
+        correction=memory.correction,
+    )
+
+
+def _late_prompts(load: float, late_s: float, drain_s: float) -> int:
+    """Replicas that drain what ready ones cannot within the target, or within a start time if that
+    is longer: replicas for less would be gone before they have paid."""
+    return math.ceil(load + late_s / drain_s) if late_s > 0 else 0
+
+
+def _late_answers(
+    snapshot: ScaleSnapshot, now: Demand, model: decode.DecodeModel, start_s: float
+) -> int:
+    """Replicas that clear within a start time what will still wait then."""
+    late = decode.late_requests(
+        snapshot.load.num_decoding, now, model, _coming(snapshot.decode), start_s=start_s
+    )
+    if late <= 0:
+        return 0
+    life_s = now.output_tokens * model.step_s(model.max_batch)
+    late_part = late * min(1.0, life_s / start_s) if start_s else late
+    return math.ceil((now.rate * life_s + late_part) / model.max_batch)
 
 
 def _corrected(demand: Demand, correction: float) -> Demand:

@@ -148,11 +148,15 @@ class PoolMemory:
     """How long starts took, a moving mean; None until one was seen."""
     correction: float = 1.0
     """Measured work over predicted work, as far as the attainment tells."""
+    steady_since_s: float | None = None
+    """From when on it has had what was predicted to be enough, and kept up."""
     wants_more_since_s: float | None = None
     fewer_do_since_s: float | None = None
     changed_s: float | None = None
     shrunk_s: float | None = None
     """Of the last shrinking that was not regretted."""
+    forecasts: tuple[tuple[float, float], ...] = ()
+    """When a load was forecast for a start's time later, and which; oldest first."""
     down_factor: float = 1.0
     """On `down_delay_s`: grows with every shrinking that was regretted."""
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,14 @@ def test_all_policies_run_and_the_oracle_holds_the_targets(tmp_path: Path) -> No
     write_trace(trace)
     rows, outcomes = compare_workload(str(trace), OPTIONS)
     by_policy = {row.policy: row for row in rows}
-    assert set(by_policy) == set(outcomes) == {"oracle", "pdserve", *RIVALS}
+    assert set(by_policy) == set(outcomes) == {"oracle", "pdserve", "fixed-at-peak", *RIVALS}
     assert by_policy["oracle"].attainment >= SHARE
     assert by_policy["oracle"].gpu_hours_vs_oracle == 1.0
     for row in rows:
         assert row.trace == "small"
         assert 0 <= row.attainment <= min(row.ttft_attainment, row.itl_attainment)
         assert row.gpu_hours > 0
+        assert sum(asdict(row.causes).values()) == pytest.approx(1 - row.attainment)
 
 
 def test_the_command_writes_rows_tables_and_pictures(
@@ -63,7 +65,7 @@ def test_the_command_writes_rows_tables_and_pictures(
     scale = ["--mean-gpus", "2", "--max-requests", "1000", "--processes", "1"]
     assert main([*command, *scale]) == 0
     rows = json.loads((out / "compare.json").read_text())
-    assert {row["policy"] for row in rows} == {"oracle", "pdserve", *RIVALS}
+    assert {row["policy"] for row in rows} == {"oracle", "pdserve", "fixed-at-peak", *RIVALS}
     wanted = {"trace", "policy", "attainment", "gpu_hours_vs_oracle", "num_scalings"}
     assert all(wanted <= set(row) for row in rows)
     assert (out / "compare.md").read_text() == capsys.readouterr().out

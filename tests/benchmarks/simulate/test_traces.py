@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate.requests import Arrival
-from benchmarks.simulate.traces import JITTER_S, TraceError, multiply, read_trace
+from benchmarks.simulate.traces import JITTER_S, SPREAD_S, TraceError, multiply, read_trace
 
 CSV = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:04.0319600,3180,8
@@ -49,14 +49,20 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, plac
         read_trace(path)
 
 
-def test_multiplied_traces_keep_shapes_and_times() -> None:
-    trace = [Arrival(float(second), 100 + second, 7, (second,)) for second in range(200)]
+def test_multiplied_traces_are_shifted_copies() -> None:
+    trace = [Arrival(2.0 * number, 100 + number, 7, (number,)) for number in range(500)]
     larger = multiply(trace, 2.5, seed=1)
-    assert len(larger) == pytest.approx(500, abs=40)
+    assert len(larger) == pytest.approx(1250, abs=60)
     assert larger == sorted(larger, key=lambda each: each.arrival_s)
+    end_s = trace[-1].arrival_s + JITTER_S
+    shifts: dict[int, list[float]] = {}
     for each in larger:
-        delay_s = each.arrival_s - (each.prompt_tokens - 100)
-        assert 0 <= delay_s <= JITTER_S
+        late_s = (each.arrival_s - 2.0 * (each.prompt_tokens - 100)) % end_s
+        shifts.setdefault(each.block_ids[0] >> 40, []).append(late_s)
+    assert shifts.keys() == {0, 1, 2}
+    for copy, lates_s in shifts.items():
+        assert max(lates_s) - min(lates_s) <= JITTER_S, "a copy moves as a whole"
+        assert max(lates_s) <= JITTER_S + (SPREAD_S if copy else 0.0)
     # Copies are other users': they share no blocks.
     assert len({each.block_ids for each in larger}) == len(larger)
     assert multiply(trace, 2.5, seed=1) == larger
