@@ -107,10 +107,12 @@ class Injector:
 
     def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str | None:
         victim = rng.choice(self._routers.live)
+        # Stopped first, so that no request comes between the count and the end.
+        if not signal_process(victim.pid, signal.SIGSTOP):
+            return None
         num_connections = count_connections(victim)
         at_s = time.monotonic()
-        if not signal_process(victim.pid, signal.SIGKILL):
-            return None
+        signal_process(victim.pid, signal.SIGKILL)
         tasks.create_task(self._await_freed(at_s, num_connections))
         return f"router {victim.pid}, which had {num_connections} connections"
 
