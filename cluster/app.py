@@ -30,6 +30,9 @@ SERVE_ENV = {
 ROUTER_ENV = {
     # Around the requests that HAProxy sends straight to a router.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.disconnect.middlewares",
+    # How long a router that leaves keeps its port open, 30 s by default: all of `drain_s`. HAProxy
+    # looks every 5 s whether a router takes requests; one that comes later goes to another router.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
 }
 
 CPU_ENGINE_ENV = {
@@ -73,6 +76,7 @@ def build(args: Mapping[str, Any]) -> Application:
             max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
         ),
         stall_timeout_s=config.recovery.stall_timeout_s,
+        drain_s=config.recovery.drain_s,
     )
     router = serve.deployment(
         Router,
@@ -80,6 +84,7 @@ def build(args: Mapping[str, Any]) -> Application:
         **_size(config, "router"),
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
+        health_check_period_s=2.0,
         # A router that is replaced, in a config update say, keeps what waits for new engines.
         graceful_shutdown_timeout_s=config.recovery.max_wait_s + config.recovery.drain_s,
         # A line in a file for every request costs more than routing it.

@@ -192,7 +192,7 @@ class RecoveryConfig(_Section):
         default=30.0,
         ge=0,
         description="Seconds that a replica that leaves may take to finish what it has; what is "
-        "left then is moved.",
+        "left then is moved, and broken off where a router leaves.",
     )
 
 

@@ -19,6 +19,7 @@ RELIED_ON = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
         "SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER",
     ),
+    "ray.serve._private.replica:ReplicaActor": ("perform_graceful_shutdown",),
     "ray.serve._private.long_poll": ("LongPollClient", "LongPollNamespace"),
     "ray.serve.context": ("_get_global_client",),
     "ray.experimental.internal_kv": ("_internal_kv_get", "_internal_kv_put"),
@@ -27,13 +28,15 @@ RELIED_ON = {
 
 def check_internals() -> None:
     """Raises RouterInternalsChanged, in one line, where vLLM or Ray lacks a name we call."""
-    for module_name, names in RELIED_ON.items():
+    for place, names in RELIED_ON.items():
+        module_name, _, class_name = place.partition(":")
         try:
-            module = import_module(module_name)
-        except ImportError as error:
-            raise RouterInternalsChanged(f"cannot import {module_name}: {error}") from None
+            owner = import_module(module_name)
+            owner = getattr(owner, class_name) if class_name else owner
+        except (ImportError, AttributeError) as error:
+            raise RouterInternalsChanged(f"cannot import {place}: {error}") from None
         for name in names:
-            if not hasattr(module, name):
+            if not hasattr(owner, name):
                 raise RouterInternalsChanged(
-                    f"{module_name} has no {name}: see the pinned versions in pyproject.toml"
+                    f"{place} has no {name}: see the pinned versions in pyproject.toml"
                 )

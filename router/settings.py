@@ -44,3 +44,5 @@ class RouterSettings:
     recovery: RecoveryLimits
     stall_timeout_s: float
     """A replica that says nothing for this long is taken for dead."""
+    drain_s: float
+    """How long it may take to finish its answers when its process is told to end."""

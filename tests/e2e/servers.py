@@ -57,7 +57,8 @@ def running_servers(folder: Path) -> Iterator[tuple[Server, Server]]:
     """The cluster and the plain server, started side by side; their logs go to `folder`."""
     cluster_log, plain_log = folder / "cluster.log", folder / "plain.log"
     with _cluster(cluster_log) as cluster, _plain(plain_log) as plain:
-        _await_line(cluster, "ready in")
+        # The last line of what it says when it is ready: tests read those before it.
+        _await_line(cluster, "  try  ")
         _await_line(plain, "Application startup complete")
         yield cluster, plain
 

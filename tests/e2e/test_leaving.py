@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -12,6 +12,7 @@ import pytest_asyncio
 from answers import COMPLETIONS, ask, differences
 from cases import Case, token_prompt
 from metrics import Sample, scrape, total
+from scaling import SCALING_POLL_S, until_scaled
 from servers import CONFIG, Server, new_client
 
 from benchmarks.chaos_processes import RouterProcess, find_routers
@@ -19,11 +20,11 @@ from benchmarks.serve_api import ServeApi
 
 ONE_EACH = {"router": 1, "decode": 1}
 TWO_EACH = {"router": 2, "decode": 2}
-SCALED_WITHIN_S = 150.0
-SCALING_POLL_S = 0.5
 BEGIN_WITHIN_S = 30.0
 FREE_WITHIN_S = 2.0
 LEFT_WITHIN_S = 20.0
+ROUTER_LEFT_WITHIN_S = 90.0
+"""More than `drain_s`, and what is asked meanwhile."""
 POLL_S = 0.05
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -45,20 +46,6 @@ async def serve_api(
     yield api
     await api.scale(ONE_EACH)
     await until_scaled(api, ONE_EACH)
-
-
-async def until_scaled(api: ServeApi, nums: Mapping[str, int]) -> None:
-    """Returns once exactly so many run, and none starts or stops."""
-    deadline_s = time.monotonic() + SCALED_WITHIN_S
-    wanted = sorted((name, "RUNNING") for name, num in nums.items() for _ in range(num))
-    while True:
-        listed = [each for each in await api.replicas() if each.deployment in nums]
-        states = sorted((each.deployment, each.state) for each in listed)
-        # Serve lists one that was killed until it has looked for it.
-        if states == wanted and all(each.pid and psutil.pid_exists(each.pid) for each in listed):
-            return
-        assert time.monotonic() < deadline_s, states
-        await asyncio.sleep(SCALING_POLL_S)
 
 
 async def two_routers(
@@ -157,6 +144,31 @@ async def test_decode_replica_told_to_end(
     assert [num_moves(samples) for samples in after] == [num_moves(samples) for samples in before]
     assert all(total(samples, "pdserve_replicas", pool="decode") == 1 for samples in after)
     await asyncio.to_thread(leaving.wait, LEFT_WITHIN_S)
+    await another_starts(serve_api, known)
+
+
+async def test_router_told_to_end(
+    client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
+) -> None:
+    """SIGTERM: it finishes its answers, and whoever comes meanwhile is answered as well."""
+    victim, _ = await two_routers(client, serve_api, cluster)
+    asked = bodies(first_seed=500)
+    expected = await answers(client, plain, asked)
+    known = {each.replica_id for each in await serve_api.replicas()}
+
+    async def ask_until_gone() -> list[list[Any]]:
+        rounds = []
+        while psutil.pid_exists(victim.pid):
+            rounds.append(await answers(client, cluster, asked))
+        return rounds
+
+    async with asyncio.timeout(ROUTER_LEFT_WITHIN_S):
+        answering = asyncio.create_task(ask_until_gone())
+        while not num_sent(await look(client, victim)):
+            pass
+        psutil.Process(victim.pid).terminate()
+        for actual in await answering:
+            assert not differences(expected, actual)
     await another_starts(serve_api, known)
 
 
