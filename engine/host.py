@@ -15,6 +15,7 @@ from vllm.v1.executor.abstract import Executor
 from engine.errors import EngineStalled
 from engine.guardian import start_guardian
 from engine.internals import check_internals
+from engine.outlet import Inlet
 from engine.resume import use_resuming_scheduler
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,10 @@ class EngineFacts:
 class EngineHost:
     """Runs one engine core in processes of its own. Owns them: `stop` or our death ends them."""
 
-    def __init__(self, core: AsyncMPClient, config: VllmConfig) -> None:
+    def __init__(self, core: AsyncMPClient, config: VllmConfig, inlet: Inlet) -> None:
         self.core = core
         self.config = config
+        self._inlet = inlet
 
     @classmethod
     async def start(cls, args: AsyncEngineArgs) -> "EngineHost":
@@ -48,6 +50,7 @@ class EngineHost:
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
         host = await asyncio.to_thread(cls._start, args)
+        await host._inlet.open(host.core)
         await host.core.collective_rpc_async("accept_output_tokens")
         return host
 
@@ -55,10 +58,11 @@ class EngineHost:
     def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
         config = args.create_engine_config()
         use_resuming_scheduler(config)
+        inlet = Inlet(config)
         core = EngineCoreClient.make_async_mp_client(
             vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
         )
-        return cls(core, config)
+        return cls(core, config, inlet)
 
     def facts(self) -> EngineFacts:
         cache = self.config.cache_config
@@ -87,4 +91,5 @@ class EngineHost:
 
     def stop(self) -> None:
         """Ends the engine's processes; whatever is still running in them is lost."""
+        self._inlet.close()
         self.core.shutdown(timeout=0)

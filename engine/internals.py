@@ -29,6 +29,7 @@ RELIED_ON = {
         "add_request",
         "make_stats",
         "schedule",
+        "shutdown",
         "update_from_output",
     ),
     "vllm.v1.metrics.stats:SchedulerStats": ("ec_connector_stats",),

@@ -1,0 +1,130 @@
+"""Each step's outputs, from the engine core's thread straight into the replica's event loop.
+
+vLLM has a thread pass them on, which must wait until the engine's thread lets go of Python's lock,
+and zmq carry them, with one more thread at either end: on few cores that is up to half a
+millisecond for a token. Here the engine's own thread writes them to a Unix socket. All else
+(answers to calls, the engine's death) stays with zmq.
+
+Owns both ends of that socket. The engine core connects to the process that has started it, which
+lets in nobody of another user.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import struct
+from typing import Any, cast
+
+from vllm.config import VllmConfig
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from engine.errors import EngineInternalsChanged, ProtocolError
+from engine.internals import PINS
+from engine.wire import MAX_FRAME_BYTES, FrameReader, Kind, pack_frame
+
+_ADDRESS = "pdserve_outlet"
+"""Set on the engine's configuration, with which it reaches the engine core."""
+
+_PID_UID_GID = struct.Struct("3i")
+
+
+class Outlet:
+    """Mixed into vLLM's scheduler. Owns the engine core's end."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._outlet: socket.socket | None = None
+        self._outlet_encoder = MsgpackEncoder()
+        if address := getattr(self.vllm_config, _ADDRESS, None):
+            self._outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._outlet.connect(address)
+
+    def update_from_output(
+        self: Any, scheduled: SchedulerOutput, computed: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """Sends what the step put out, which leaves nothing for vLLM to pass on.
+
+        Waits where the replica does not read.
+
+        Raises:
+            OSError: the replica is gone.
+        """
+        steps: dict[int, EngineCoreOutputs]
+        steps = super().update_from_output(scheduled, computed)  # type: ignore[misc]
+        if self._outlet is None:
+            return steps
+        for step in steps.values():
+            self._outlet.sendall(pack_frame(Kind.STEP, self._outlet_encoder.encode(step)))
+        return {}
+
+    def shutdown(self: Any) -> None:
+        if self._outlet is not None:
+            self._outlet.close()
+        super().shutdown()  # type: ignore[misc]
+
+
+class Inlet(asyncio.Protocol):
+    """The replica's end: puts the steps where vLLM's client would have put them."""
+
+    def __init__(self, config: VllmConfig) -> None:
+        """To be made before an engine core is started with `config`, which takes the address."""
+        self._reader = FrameReader()
+        self._reader.max_bytes = MAX_FRAME_BYTES
+        self._decoder = MsgpackDecoder(EngineCoreOutputs)
+        self._steps: asyncio.Queue[EngineCoreOutputs | Exception] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Linux's abstract namespace: there is nothing to delete afterwards.
+        address = f"\0pdserve-{os.getpid()}-{secrets.token_hex(8)}"
+        self._listener.bind(address)
+        self._listener.listen(1)
+        setattr(config, _ADDRESS, address)
+
+    async def open(self, core: AsyncMPClient) -> None:
+        """Lets the engine core in; it has connected when it was started.
+
+        Raises:
+            BlockingIOError: it has not.
+            EngineInternalsChanged: this vLLM's client keeps its steps elsewhere.
+            ProtocolError: whoever has connected is of another user.
+        """
+        if not isinstance(getattr(core, "outputs_queue", None), asyncio.Queue):
+            raise EngineInternalsChanged(f"AsyncMPClient has no outputs_queue: {PINS} has")
+        self._steps = core.outputs_queue
+        with self._listener:
+            self._listener.setblocking(False)
+            engine_core, _ = self._listener.accept()
+        credentials = engine_core.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _PID_UID_GID.size
+        )
+        _, uid, _ = _PID_UID_GID.unpack(credentials)
+        if uid != os.getuid():
+            engine_core.close()
+            raise ProtocolError(f"user {uid} has connected in the engine core's place")
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(lambda: self, engine_core)
+
+    def close(self) -> None:
+        """Ends the connection, if there is one."""
+        self._listener.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        assert self._steps is not None
+        try:
+            for _, buffers in self._reader.feed(data):
+                step: EngineCoreOutputs = self._decoder.decode(buffers)
+                if step.outputs or step.scheduler_stats:
+                    self._steps.put_nowait(step)
+        except Exception as error:
+            # Whoever waits for the next step gets it, as vLLM's client does with its own errors.
+            self._steps.put_nowait(error)
