@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+from forked import forked_context
+
 from kvtransfer.config import Role, kv_transfer_config, side_channel_env
 from kvtransfer.stats import PairDelta, pair_deltas
 
@@ -54,7 +57,11 @@ class Engine:
         self._reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
-        await asyncio.to_thread(self.core.shutdown)
+        processes = self._processes
+        # As a host ends its own. It does not wait for their end; whose port is used again does.
+        await asyncio.to_thread(self.core.shutdown, timeout=0)
+        for process in processes:
+            await asyncio.to_thread(process.join)
 
     async def kill(self) -> None:
         """As a host that goes away does it; to be closed like every other."""
@@ -62,13 +69,16 @@ class Engine:
         with contextlib.suppress(asyncio.CancelledError):
             await self._reader
         os.kill(self.pid, signal.SIGKILL)
-        process = self.core.resources.engine_manager.processes[0]
-        await asyncio.to_thread(process.join)
+        await asyncio.to_thread(self._processes[0].join)
 
     @property
     def pid(self) -> int:
-        process_id: int = self.core.resources.engine_manager.processes[0].pid
+        process_id: int = self._processes[0].pid
         return process_id
+
+    @property
+    def _processes(self) -> list[Any]:
+        return list(self.core.resources.engine_manager.processes)
 
     @property
     def num_bytes_read(self) -> int:
@@ -171,9 +181,11 @@ async def running_engines(
     `overrides` are vLLM's, but for TRANSFER_OPTIONS.
     """
     os.environ.update(ENGINE_ENV)
-    engines = await asyncio.gather(
-        *(asyncio.to_thread(_start_core, model, role, overrides) for role in roles)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vllm.v1.engine.utils.get_mp_context", forked_context)
+        engines = await asyncio.gather(
+            *(asyncio.to_thread(_start_core, model, role, overrides) for role in roles)
+        )
     running = [Engine(core, engine_id) for core, engine_id in engines]
     try:
         yield running

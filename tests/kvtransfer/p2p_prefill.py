@@ -1,6 +1,5 @@
 """A prefill worker's end of a pair without an engine, also in a process of its own to be killed."""
 
-import multiprocessing
 import signal
 import time
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 import torch
+from forked import forked_context
 
 from kvtransfer.p2p_handshake import KVLayout, WorkerAddress
 from kvtransfer.p2p_leases import Leases
@@ -80,7 +80,7 @@ class Prefill:
 
 def start_process(engine_id: str, fill: int) -> tuple[BaseProcess, int]:
     """A process that holds request `r` under lease 1, and its side channel's port."""
-    context = multiprocessing.get_context("spawn")
+    context = forked_context()
     here, there = context.Pipe()
     process = context.Process(target=_hold_for_ever, args=(there, engine_id, fill), daemon=True)
     process.start()
