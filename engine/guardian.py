@@ -25,6 +25,8 @@ def start_guardian() -> None:
     """Marks this process's environment and starts the guardian of all its later children."""
     mark = uuid.uuid4().hex
     os.environ[MARK_VARIABLE] = mark
+    # Or setproctitle, with which vLLM names its processes, writes over the environment they show.
+    os.environ["SPT_NOENV"] = "1"
     arguments = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark]
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
     # Not marked itself, and in a session of its own: a Ctrl-C in the terminal that ends the
