@@ -120,6 +120,11 @@ class TransferConfig(_Section):
     backends: tuple[str, ...] = Field(
         default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
     )
+    shared_memory: Literal["auto", "never"] = Field(
+        default="auto",
+        description="Whether engines that share a host copy KV from memory that both map, where "
+        "they can: on CPUs, over `nixl`. `never` leaves those reads to NIXL as well.",
+    )
     lease_s: float = Field(
         default=30.0,
         gt=0,
