@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kvtransfer.errors import NotShareable
-from kvtransfer.shared_memory import SharedMemory, map_shared
+from kvtransfer.shared_memory import SharedMemory, is_on_this_host, map_shared
 
 logger = logging.getLogger(__name__)
 
@@ -68,28 +68,31 @@ class MemoryReads:
 
     def announce(self, memory: SharedMemory) -> None:
         """Before a peer's descriptors are prepared: where its memory is."""
-        self._announced[memory.agent_name] = memory
+        if is_on_this_host(memory):
+            self._announced[memory.agent_name] = memory
 
     def get_xfer_descs(self, descriptors: Any, mem_type: str | None = None) -> Any:
         if isinstance(descriptors, np.ndarray) and mem_type is not None:
             return _Descriptors(rows=descriptors, memory_type=mem_type)
         return self._wrapper.get_xfer_descs(descriptors, mem_type)
 
-    def prep_xfer_dlist(self, agent_name: str, descriptors: _Descriptors) -> _Prepared:
+    def prep_xfer_dlist(self, agent_name: str | bytes, descriptors: _Descriptors) -> _Prepared:
         rows, memory_type = descriptors.rows, descriptors.memory_type
         handle = self._wrapper.prep_xfer_dlist(agent_name, rows, memory_type)
         if memory_type != "DRAM":
             return _Prepared(handle=handle, rows=None)
         if agent_name == "NIXL_INIT_AGENT":
             return _Prepared(handle=handle, rows=rows)
-        memory = self._announced.pop(agent_name, None)
+        # NIXL names a remote agent in bytes.
+        peer = agent_name.decode() if isinstance(agent_name, bytes) else agent_name
+        memory = self._announced.pop(peer, None)
         if memory is None:
             return _Prepared(handle=handle, rows=None)
         try:
             mapped = map_shared(memory)
             rows = _moved(rows, memory, int(mapped.ctypes.data))
         except NotShareable as reason:
-            logger.info("NIXL reads agent %s, its memory cannot be mapped: %s", agent_name, reason)
+            logger.warning("NIXL reads agent %s, its memory cannot be mapped: %s.", peer, reason)
             return _Prepared(handle=handle, rows=None)
         return _Prepared(handle=handle, rows=rows, mapped=mapped)
 

@@ -20,8 +20,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from kvtransfer.errors import NotShareable
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedMemory:
@@ -67,7 +65,7 @@ def share(views: Iterable[torch.Tensor], agent_name: str) -> SharedMemory:
     # Every page now, and not in the first requests; only now, when the old ones are free.
     memory.zero_()
     return SharedMemory(
-        boot_id=_BOOT_ID.read_text().strip(),
+        boot_id=_boot_id(),
         pid=os.getpid(),
         fd=fd,
         name=name,
@@ -77,14 +75,17 @@ def share(views: Iterable[torch.Tensor], agent_name: str) -> SharedMemory:
     )
 
 
+def is_on_this_host(memory: SharedMemory) -> bool:
+    """Whether it is worth trying to map a peer's memory."""
+    return memory.boot_id == _boot_id()
+
+
 def map_shared(memory: SharedMemory) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A peer's memory as bytes to be read, mapped as long as the array or a view of it lives.
 
-    It outlives the peer. Raises NotShareable where it cannot be mapped: another host, user or
+    It outlives the peer. Raises NotShareable where it cannot be mapped: another user or another
     namespace of processes.
     """
-    if memory.boot_id != _BOOT_ID.read_text().strip():
-        raise NotShareable("it is on another host")
     try:
         # Whatever this is instead in another namespace: opening it must not block.
         fd = os.open(f"/proc/{memory.pid}/fd/{memory.fd}", os.O_RDONLY | os.O_NONBLOCK)
@@ -99,6 +100,10 @@ def map_shared(memory: SharedMemory) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise NotShareable(str(error)) from error
     _prefer_huge_pages(mapped)
     return np.frombuffer(mapped, dtype=np.uint8)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _allocate(name: str, num_bytes: int) -> tuple[int, torch.Tensor]:

@@ -22,8 +22,8 @@ class FakeAgent:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
 
-    def prep_xfer_dlist(self, agent_name: str, rows: Any, memory_type: str) -> str:
-        return f"list of {agent_name}"
+    def prep_xfer_dlist(self, agent_name: str | bytes, rows: Any, memory_type: str) -> str:
+        return f"list of {agent_name!r}"
 
     def release_dlist_handle(self, handle: str) -> None:
         self.asked.append(("release", handle))
@@ -52,7 +52,7 @@ class Sides:
             self.agent.prep_xfer_dlist(name, self.agent.get_xfer_descs(rows(address), "DRAM"))
             for name, address in (
                 (LOCAL, self.ours.ctypes.data),
-                ("prefill", self.memory.address),
+                (b"prefill", self.memory.address),
             )
         )  # type: ignore[return-value]
 
@@ -109,7 +109,7 @@ def test_nixl_reads_what_cannot_be_copied(announced: dict[str, Any] | None) -> N
     if announced is not None:
         sides.agent.announce(replace(sides.memory, **announced))
     read = sides.read([0], [3])
-    asked = ("READ", f"list of {LOCAL}", [0], "list of prefill", [3])
+    asked = ("READ", f"list of {LOCAL!r}", [0], "list of b'prefill'", [3])
     assert sides.nixl.asked == [asked]
     assert sides.agent.check_xfer_state(read) == "state of read"
 

@@ -77,7 +77,6 @@ def test_two_allocations_are_not_shared() -> None:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ({"boot_id": "another"}, "another host"),
         ({"name": "another"}, "another one"),
         ({"num_bytes": NUM_BYTES + 1}, "another one"),
         ({"fd": 1_000_000}, "No such file"),
