@@ -122,8 +122,10 @@ class TransferConfig(_Section):
     )
     shared_memory: Literal["auto", "never"] = Field(
         default="auto",
-        description="Whether engines that share a host copy KV from memory that both map, where "
-        "they can: on CPUs, over `nixl`. `never` leaves those reads to NIXL as well.",
+        description="On CPUs, with `nixl`: `auto` lets decode copy KV from a prefill of its host "
+        "out of memory that both map; NIXL then carries the handshake, the leases and the "
+        "notifications. `never`, as in the demo, leaves the KV to NIXL too, as every pair that "
+        "cannot share memory does.",
     )
     lease_s: float = Field(
         default=30.0,

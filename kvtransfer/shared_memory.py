@@ -86,14 +86,15 @@ def map_shared(memory: SharedMemory) -> np.ndarray[Any, np.dtype[np.uint8]]:
     It outlives the peer. Takes tenths of a second for each GiB. Raises NotShareable where it cannot
     be mapped: another user or another namespace of processes.
     """
+    path = f"/proc/{memory.pid}/fd/{memory.fd}"
     try:
-        # Whatever this is instead in another namespace: opening it must not block.
-        fd = os.open(f"/proc/{memory.pid}/fd/{memory.fd}", os.O_RDONLY | os.O_NONBLOCK)
+        # In another namespace this may be anything, a device or a pipe: looked at before it is
+        # opened, and again because the process may have become another one in between.
+        _check(path, memory)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            found, num_bytes = os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd).st_size
-            if found != f"/memfd:{memory.name} (deleted)" or num_bytes != memory.num_bytes:
-                raise NotShareable(f"process {memory.pid} is another one here")
-            mapped = mmap.mmap(fd, num_bytes, prot=mmap.PROT_READ)
+            _check(f"/proc/self/fd/{fd}", memory)
+            mapped = mmap.mmap(fd, memory.num_bytes, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
     except OSError as error:
@@ -103,6 +104,12 @@ def map_shared(memory: SharedMemory) -> np.ndarray[Any, np.dtype[np.uint8]]:
     # Pages that are new to this process would slow the first copies down to less than NIXL's.
     contents[:: mmap.PAGESIZE].max()
     return contents
+
+
+def _check(path: str, memory: SharedMemory) -> None:
+    is_named = os.readlink(path) == f"/memfd:{memory.name} (deleted)"
+    if not is_named or os.stat(path).st_size != memory.num_bytes:
+        raise NotShareable(f"process {memory.pid} is another one here")
 
 
 def _boot_id() -> str:

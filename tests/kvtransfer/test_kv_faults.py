@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -48,6 +49,11 @@ async def known_peers(decode: Engine) -> list[str]:
     return list(engine_ids)
 
 
+def num_mappings(decode: Engine) -> int:
+    """Of prefill engines' KV, by the kernel's account."""
+    return Path(f"/proc/{decode.pid}/maps").read_text().count("/memfd:pdserve-kv-")
+
+
 @EITHER_WAY
 async def test_a_read_that_fails_once_is_tried_again(decode: Engine, sharing: Sharing) -> None:
     model = resolve_model("demo")
@@ -78,6 +84,7 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
             assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
             firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
             bystander = await decode.start(other, max_tokens=300)
+            assert num_mappings(decode) == 1
             await prefill.kill()
             rests = await asyncio.gather(
                 *(
@@ -92,6 +99,7 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
             await asyncio.wait_for(bystander.ended.wait(), 20)
             assert bystander.token_ids == other_expected
             assert prefill.engine_id not in await known_peers(decode)
+            assert num_mappings(decode) == 0
 
         async with running_engines(model, "prefill", side_channel_port=reserved.port) as (heir,):
             late = {"remote_engine_id": prefill.engine_id, "remote_port": reserved.port}
@@ -107,7 +115,9 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
             assert await warm_up(decode.core, peer) is None
             again = random_prompt(300, "again")
             assert await handed_over(heir, decode, again) == await plain(decode, again, 6)
+            assert num_mappings(decode) == 1
             await forget(decode.core, heir.engine_id)
+            assert num_mappings(decode) == 0
 
 
 @EITHER_WAY

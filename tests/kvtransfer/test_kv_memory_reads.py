@@ -102,9 +102,17 @@ def test_a_copy_that_was_given_up_writes_nothing_any_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "announced", [None, {"boot_id": "another host"}, {"address": 0}], ids=["no", "far", "elsewhere"]
+    ("announced", "num_warnings"),
+    [
+        pytest.param(None, 0, id="not shared"),
+        pytest.param({"boot_id": "another"}, 0, id="on another host"),
+        pytest.param({"fd": 1_000_000}, 1, id="out of reach"),
+        pytest.param({"address": 0}, 1, id="elsewhere"),
+    ],
 )
-def test_nixl_reads_what_cannot_be_copied(announced: dict[str, Any] | None) -> None:
+def test_nixl_reads_what_cannot_be_copied(
+    announced: dict[str, Any] | None, num_warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
     sides = Sides()
     if announced is not None:
         sides.agent.announce(replace(sides.memory, **announced))
@@ -112,6 +120,7 @@ def test_nixl_reads_what_cannot_be_copied(announced: dict[str, Any] | None) -> N
     asked = ("READ", f"list of {LOCAL!r}", [0], "list of b'prefill'", [3])
     assert sides.nixl.asked == [asked]
     assert sides.agent.check_xfer_state(read) == "state of read"
+    assert len(caplog.records) == num_warnings
 
 
 @pytest.mark.parametrize(
