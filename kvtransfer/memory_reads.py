@@ -71,10 +71,17 @@ class MemoryReads:
         if is_on_this_host(memory):
             self._announced[memory.agent_name] = memory
 
-    def get_xfer_descs(self, descriptors: Any, mem_type: str | None = None) -> Any:
-        if isinstance(descriptors, np.ndarray) and mem_type is not None:
-            return _Descriptors(rows=descriptors, memory_type=mem_type)
-        return self._wrapper.get_xfer_descs(descriptors, mem_type)
+    def get_xfer_descs(self, descriptors: Any, mem_type: str) -> _Descriptors:
+        # vLLM gives an array, or a list of tuples where it reads several workers of a peer.
+        return _Descriptors(rows=np.asarray(descriptors, dtype=np.uint64), memory_type=mem_type)
+
+    def initialize_xfer(
+        self, operation: str, local: _Descriptors, remote: _Descriptors, agent_name: str
+    ) -> Any:
+        sides = (
+            self._wrapper.get_xfer_descs(each.rows, each.memory_type) for each in (local, remote)
+        )
+        return self._wrapper.initialize_xfer(operation, *sides, agent_name)
 
     def prep_xfer_dlist(self, agent_name: str | bytes, descriptors: _Descriptors) -> _Prepared:
         rows, memory_type = descriptors.rows, descriptors.memory_type

@@ -91,6 +91,14 @@ def test_the_blocks_asked_for_are_copied_and_counted() -> None:
     assert sides.nixl.asked == []
 
 
+def test_descriptors_in_a_list_are_as_good() -> None:
+    sides = Sides()
+    assert sides.agent.get_xfer_descs([(1, 2, 0), (3, 4, 0)], "DRAM").rows.tolist() == [
+        [1, 2, 0],
+        [3, 4, 0],
+    ]
+
+
 def test_a_copy_that_was_given_up_writes_nothing_any_more() -> None:
     sides = Sides()
     sides.agent.announce(sides.memory)
