@@ -149,7 +149,6 @@ class MemoryCopy:
     def __init__(self, to: _Rows, source: _Rows, mapped: Any) -> None:
         self._mapped = mapped  # Not to be unmapped before the copy has ended.
         self._runs = merged(to[:, 0], source[:, 0], to[:, 1])
-        self._num_descriptors = len(to)
         self._num_bytes = int(to[:, 1].sum())
         self._given_up = Event()
         self._ended: Future[float | None] | None = None
@@ -176,7 +175,7 @@ class MemoryCopy:
             totalBytes=self._num_bytes,
             xferDuration=seconds * 1e6,
             postDuration=0.0,
-            descCount=self._num_descriptors,
+            descCount=len(self._runs),
         )
 
     def stop(self) -> None:
