@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from vllm import SamplingParams
@@ -33,7 +33,7 @@ from benchmarks.kv_transfer_report import size_text
 from engine.arguments import engine_args
 from engine.demo_model import VOCAB_SIZE, resolve_model
 from engine.host import EngineHost
-from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.config import Role, Sharing, kv_transfer_config, side_channel_env
 from kvtransfer.peers import KVPeer, warm_up
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
@@ -68,7 +68,7 @@ class Handover:
     usable_s: float
     """From decode's admission to blocks usable."""
     read_s: float
-    """What of it NIXL says the read took."""
+    """What of it the read took, as decode's transfer metrics have it."""
     vm_read_s: float
     """process_vm_readv for as many bytes in as many descriptors."""
 
@@ -119,12 +119,15 @@ class Engine:
 
 
 @asynccontextmanager
-async def running_pair(num_layers: int) -> AsyncIterator[tuple[Engine, Engine]]:
+async def running_pair(
+    num_layers: int, shared_memory: Sharing
+) -> AsyncIterator[tuple[Engine, Engine]]:
     """A prefill and a decode engine that have shaken hands. Raises HandoverFailedError."""
     os.environ.update(_ENV | side_channel_env(_HOST))
     with ReservedPort(_HOST) as port:
         hosts = await asyncio.gather(
-            _start("prefill", num_layers, port.port), _start("decode", num_layers, None)
+            _start("prefill", num_layers, port.port, shared_memory),
+            _start("decode", num_layers, None, shared_memory),
         )
         prefill, decode = hosts
         try:
@@ -138,7 +141,7 @@ async def running_pair(num_layers: int) -> AsyncIterator[tuple[Engine, Engine]]:
                 engine.host.stop()
 
 
-async def _start(role: Literal["prefill", "decode"], num_layers: int, port: int | None) -> Engine:
+async def _start(role: Role, num_layers: int, port: int | None, shared_memory: Sharing) -> Engine:
     engine_id = f"{role}-{uuid.uuid4().hex[:8]}"
     options = {
         "dtype": "float32",
@@ -149,13 +152,18 @@ async def _start(role: Literal["prefill", "decode"], num_layers: int, port: int 
             "num_key_value_heads": _NUM_KV_HEADS,
         },
         "kv_transfer_config": kv_transfer_config(
-            role, engine_id=engine_id, lease_s=30, backends=["UCX"], side_channel_port=port
+            role,
+            engine_id=engine_id,
+            lease_s=30,
+            backends=["UCX"],
+            shared_memory=shared_memory,
+            side_channel_port=port,
         ),
     }
     return Engine(await EngineHost.start(engine_args(resolve_model("demo"), options)), engine_id)
 
 
-async def measure(num_rounds: int, num_mib: int) -> list[Handover]:
+async def measure(num_rounds: int, num_mib: int, shared_memory: Sharing) -> list[Handover]:
     """One request's handover a round, and right after it the copy alone.
 
     Raises HandoverFailedError, PeerFailedError, or OSError where a process may not read another.
@@ -165,7 +173,7 @@ async def measure(num_rounds: int, num_mib: int) -> list[Handover]:
     found: list[Handover] = []
     with running_peer(num_bytes, device, (), with_groups=False) as peer:
         memory = new_memory(num_bytes, device, seed=1)
-        async with running_pair(num_mib // _MIB_PER_LAYER) as (prefill, decode):
+        async with running_pair(num_mib // _MIB_PER_LAYER, shared_memory) as (prefill, decode):
             for number in range(num_rounds + 1):
                 handed = await _hand_over(prefill, decode, random.Random(number))
                 case = Case(
@@ -242,9 +250,15 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=positive, default=15, help="requests that count")
     parser.add_argument("--mib", type=_positive_layers, default=64, help="KV of a request, MiB")
+    parser.add_argument(
+        "--shared-memory",
+        choices=get_args(Sharing),
+        default="auto",
+        help="copy from memory that both map, or leave the reads to NIXL",
+    )
     options = parser.parse_args()
     try:
-        found = asyncio.run(measure(options.rounds, options.mib))
+        found = asyncio.run(measure(options.rounds, options.mib, options.shared_memory))
     except (HandoverFailedError, PeerFailedError, OSError) as failure:
         print(f"no figures: {failure}", file=sys.stderr)
         return 2

@@ -161,6 +161,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         lease_s=config.transfer.lease_s,
         connector=config.transfer.connector,
         backends=config.transfer.backends,
+        shared_memory=config.transfer.shared_memory,
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
     )

@@ -120,6 +120,13 @@ class TransferConfig(_Section):
     backends: tuple[str, ...] = Field(
         default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
     )
+    shared_memory: Literal["auto", "never"] = Field(
+        default="auto",
+        description="On CPUs, with `nixl`: `auto` lets decode copy KV from a prefill of its host "
+        "out of memory that both map; NIXL then carries the handshake, the leases and the "
+        "notifications. `never`, as in the demo, leaves the KV to NIXL too, as every pair that "
+        "cannot share memory does.",
+    )
     lease_s: float = Field(
         default=30.0,
         gt=0,

@@ -24,6 +24,7 @@ class EngineSettings:
     lease_s: float
     connector: Literal["nixl", "nccl"]
     backends: tuple[str, ...]
+    shared_memory: Literal["auto", "never"]
     stall_timeout_s: float
     """An engine core that gives no sign of life for this long is replaced."""
     drain_s: float

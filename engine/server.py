@@ -51,6 +51,9 @@ class EngineMetrics:
         self.waiting = gauge("pdserve_engine_waiting", "Requests that wait in the engine.")
         self.kv_usage = gauge("pdserve_engine_kv_usage_fraction", "Share of KV blocks in use.")
         self.transfers = pair_counter("pdserve_kv_transfers", "KV transfers completed.")
+        self.copies = pair_counter(
+            "pdserve_kv_transfers_copied", "Of them, those copied from memory that both map."
+        )
         self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes moved.")
         self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent moving KV.")
         self.failures = pair_counter("pdserve_kv_transfer_failures", "KV transfers that failed.")
@@ -66,6 +69,7 @@ class EngineMetrics:
         for moved in pair_deltas(stats.kv_connector_stats):
             pair = (moved.remote_engine_id, self.replica_id)
             self.transfers.labels(*pair).inc(moved.num_transfers)
+            self.copies.labels(*pair).inc(moved.num_copies)
             self.bytes.labels(*pair).inc(moved.num_bytes)
             self.seconds.labels(*pair).inc(moved.seconds)
             self.failures.labels(*pair).inc(moved.num_failures)
@@ -98,6 +102,7 @@ class EngineServer:
                 lease_s=int(settings.lease_s),
                 connector=settings.connector,
                 backends=settings.backends,
+                shared_memory=settings.shared_memory,
                 side_channel_port=side_channel.port,
             )
             args = engine_args(

@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 
 Role = Literal["prefill", "decode"]
 Connector = Literal["nixl", "nccl"]
+Sharing = Literal["auto", "never"]
 
 _KV_ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 _CONNECTORS: dict[Connector, tuple[str, str]] = {
@@ -26,6 +27,7 @@ def kv_transfer_config(
     backends: Sequence[str],
     connector: Connector = "nixl",
     read_timeout_s: float = 10.0,
+    shared_memory: Sharing = "auto",
     side_channel_port: int | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `KVTransferConfig`.
@@ -34,14 +36,16 @@ def kv_transfer_config(
     how long prefill keeps blocks that nobody reads or asks to keep; a decode's heartbeat, every
     sixth of it, extends it. `backends` are NIXL's; `nccl`, which is Gloo on CPU, has none.
     `read_timeout_s` is what decode gives the two attempts to read a request's blocks before it
-    computes them. `side_channel_port` is a `ReservedPort`'s; without one the kernel chooses when
-    the engine starts.
+    computes them. With `shared_memory` a decode copies the blocks of a prefill on its host from
+    memory that both map, on CPU and over `nixl`. `side_channel_port` is a `ReservedPort`'s; without
+    one the kernel chooses when the engine starts.
     """
     class_name, module = _CONNECTORS[connector]
     extra = {
         "kv_lease_duration": lease_s,
         "backends": list(backends),
         "read_timeout_s": read_timeout_s,
+        "shared_memory": shared_memory,
     }
     if side_channel_port is not None:
         extra["side_channel_port"] = side_channel_port

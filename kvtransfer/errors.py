@@ -3,7 +3,8 @@
 KVTransferError
 ├── InternalsChanged   vLLM or NIXL lacks something that the connector is built on
 ├── PeerUnreachable    nobody answers on the side channel of another engine
-└── PeerMismatch       somebody does, but this engine cannot read its KV
+├── PeerMismatch       somebody does, but this engine cannot read its KV
+└── NotShareable       memory cannot be shared between the processes of a host
 """
 
 
@@ -21,3 +22,7 @@ class PeerUnreachable(KVTransferError):
 
 class PeerMismatch(KVTransferError):
     """The engine at a peer's address is another one, or keeps its KV in another way."""
+
+
+class NotShareable(KVTransferError):
+    """An engine's KV cannot be shared memory, or a peer cannot map it: NIXL reads it then."""

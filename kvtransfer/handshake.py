@@ -20,6 +20,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
 
 from kvtransfer.errors import PeerMismatch, PeerUnreachable
 from kvtransfer.layout import PROTOCOL, KVLayout
+from kvtransfer.shared_memory import SharedMemory
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
@@ -33,6 +34,7 @@ class PdHandshakePayload(NixlHandshakePayload):  # type: ignore[misc]
     layout: KVLayout
     lease_table_address: int
     num_lease_slots: int
+    shared_memory: SharedMemory | None
 
 
 def layout_of(worker: Any) -> KVLayout:

@@ -13,7 +13,11 @@ NIXL_VERSION = "1.5"
 _CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1"
 
 RELIED_ON = {
-    "vllm.config:KVTransferConfig": ("kv_load_failure_policy", "kv_connector_module_path"),
+    "vllm.config:KVTransferConfig": (
+        "is_kv_producer",
+        "kv_connector_module_path",
+        "kv_load_failure_policy",
+    ),
     "vllm:__version__": (),
     "vllm.distributed.kv_transfer:get_kv_transfer_group": (),
     "vllm.v1.engine.core_client:AsyncMPClient": ("abort_requests_async", "collective_rpc_async"),
@@ -36,7 +40,7 @@ RELIED_ON = {
     # _has_mamba, _invalid_remote_engines, _engine_last_active, _mixed_mem_types,
     # _pending_recv_notifs, _ready_requests, _recv_failures, _recving_metadata, _registered_descs,
     # _remote_agents, _reqs_to_process, _reqs_to_send, kv_cache_layout, nixl_backends, nixl_wrapper,
-    # transfer_topo, transfer_tp_size, xfer_handshake_metadata.
+    # transfer_topo, transfer_tp_size, xfer_handshake_metadata. And of the model's layers, kv_cache.
     f"{_CONNECTOR}.nixl.pull_worker:NixlPullConnectorWorker": (
         "_TRANSFER_MODE",
         "_cleanup_remote_engine",
@@ -66,9 +70,12 @@ RELIED_ON = {
         "create_backend",
         "get_reg_descs",
         "get_xfer_descs",
+        "get_xfer_telemetry",
         "initialize_xfer",
         "make_prepped_xfer",
+        "prep_xfer_dlist",
         "register_memory",
+        "release_dlist_handle",
         "release_xfer_handle",
         "transfer",
     ),
@@ -81,6 +88,9 @@ RELIED_ON = {
         "useProgThread",
     ),
     "nixl._bindings:NIXL_THREAD_SYNC_NONE": (),
+    # Of the PyTorch that vLLM pins, to know whether a KV cache was moved whole.
+    "torch:UntypedStorage": ("_new_with_weak_ptr",),
+    "torch.multiprocessing.reductions:StorageWeakRef": ("expired",),
 }
 
 

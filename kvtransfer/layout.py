@@ -6,7 +6,7 @@ what differs.
 
 from dataclasses import dataclass
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Of this package between two engines; raised when they would misunderstand each other."""
 
 

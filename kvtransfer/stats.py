@@ -10,8 +10,10 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
+from kvtransfer.memory_reads import CopyTelemetry
+
 PAIRS_KEY = "pairs"
-_BYTES, _SECONDS, _TRANSFERS, _FAILURES, _ENDED_LEASES = range(5)
+_BYTES, _SECONDS, _TRANSFERS, _FAILURES, _ENDED_LEASES, _COPIES = range(6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,8 @@ class PairDelta:
     num_bytes: int
     seconds: float
     num_transfers: int
+    num_copies: int
+    """Of the transfers, those that copied memory of this host, without NIXL."""
     num_failures: int
     """Attempts to read that did not end well; a request has two."""
     num_ended_leases: int
@@ -38,6 +42,7 @@ def pair_deltas(kv_connector_stats: Mapping[str, Any] | None) -> tuple[PairDelta
             num_bytes=sums[_BYTES],
             seconds=sums[_SECONDS],
             num_transfers=sums[_TRANSFERS],
+            num_copies=sums[_COPIES],
             num_failures=sums[_FAILURES],
             num_ended_leases=sums[_ENDED_LEASES],
         )
@@ -60,12 +65,13 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
         self.data[PAIRS_KEY] = {}
 
     def record_transfer(self, res: Any) -> None:
-        """Adds a finished read; `res` is NIXL's telemetry of it (bytes, microseconds)."""
+        """Adds a finished read; `res` is the telemetry of it (bytes, microseconds), as NIXL's."""
         super().record_transfer(res)
         sums = self._sums(self.remote_engine_id)
         sums[_BYTES] += res.totalBytes
         sums[_SECONDS] += res.xferDuration / 1e6
         sums[_TRANSFERS] += 1
+        sums[_COPIES] += isinstance(res, CopyTelemetry)
 
     def record_pair_failure(self, remote_engine_id: str) -> None:
         """Adds a read that failed, for whatever reason."""
@@ -89,5 +95,5 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
         return self
 
     def _sums(self, remote_engine_id: str) -> list[Any]:
-        sums: list[Any] = self.data[PAIRS_KEY].setdefault(remote_engine_id, [0, 0.0, 0, 0, 0])
+        sums: list[Any] = self.data[PAIRS_KEY].setdefault(remote_engine_id, [0, 0.0, 0, 0, 0, 0])
         return sums

@@ -8,6 +8,7 @@ Owns what differs from upstream's worker:
   the blocks itself (`kv_load_failure_policy: recompute`);
 - a handshake first compares layouts, and a peer that is gone is noticed at once;
 - blocks that no decode will ever read are freed when told so, not when the lease ends;
+- prefill's KV on a CPU is in memory that decodes on its host map and copy from;
 - every transfer is counted under the pair of engines it ran between.
 
 Never decides where a request goes.
@@ -26,10 +27,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPu
 
 from kvtransfer.agent import SilentReads, replace_spinning_agent
 from kvtransfer.block_read import BlockRead, Verdict
-from kvtransfer.errors import PeerMismatch
+from kvtransfer.errors import NotShareable, PeerMismatch
 from kvtransfer.handshake import PdHandshakePayload, fetch_payload, layout_of
 from kvtransfer.layout import mismatch
 from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
+from kvtransfer.memory_reads import MemoryReads
+from kvtransfer.shared_memory import SharedMemory, share
 from kvtransfer.stats import PairStats
 
 logger = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         os.sched_setaffinity(0, cores)
         replace_spinning_agent(self.nixl_wrapper, self.device_type)
         # Prefill may free a request as soon as it is told, so it is told after the lease was read.
-        self.nixl_wrapper = SilentReads(self.nixl_wrapper)
+        self.nixl_wrapper = MemoryReads(SilentReads(self.nixl_wrapper))
         self.xfer_stats = PairStats()
         self.layout = layout_of(self)
         self._attempt_timeout_s = (
@@ -86,6 +89,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         self._warm_up_reads: dict[str, list[LeaseRead]] = {}
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        shared_memory = self._shared_memory(kv_caches)
         # Before upstream asks the agent for what it tells peers.
         for regions in (self._leases.regions, self._lease_reader.regions):
             descriptors = self.nixl_wrapper.get_reg_descs(regions, "DRAM")
@@ -100,7 +104,20 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             layout=self.layout,
             lease_table_address=self._leases.address,
             num_lease_slots=self._leases.num_slots,
+            shared_memory=shared_memory,
         )
+
+    def _shared_memory(self, kv_caches: dict[str, Any]) -> SharedMemory | None:
+        wanted = self.kv_transfer_config.get_from_extra_config("shared_memory", "auto") == "auto"
+        if not wanted or self.device_type != "cpu" or not self.kv_transfer_config.is_kv_producer:
+            return None
+        layers = self.vllm_config.compilation_config.static_forward_context
+        views = [*kv_caches.values(), *(layers[name].kv_cache for name in kv_caches)]
+        try:
+            return share(views, self.nixl_wrapper.name)
+        except NotShareable as reason:
+            logger.warning("The KV cache is not in shared memory, NIXL reads it: %s.", reason)
+            return None
 
     def start_load_kv(self, metadata: LeasedMetadata) -> None:
         for request_id, lease_id in metadata.granted_lease_ids.items():
@@ -216,6 +233,9 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
                 )
             if (line := mismatch(prefill=payload.layout, decode=self.layout)) is not None:
                 raise PeerMismatch(f"the KV of engine {expected_engine_id} does not fit: {line}")
+        for payload in payloads.values():
+            if payload.shared_memory is not None:
+                self.nixl_wrapper.announce(payload.shared_memory)
         agents, clock_offset = super()._nixl_handshake(
             host, port, remote_tp_size, expected_engine_id, remote_dcp_size, *more
         )

@@ -76,6 +76,11 @@ def test_demo_is_served_on_this_machine_only() -> None:
     assert [file.config.prefill.gpus, file.config.decode.gpus] == [0, 0]
 
 
+def test_demo_moves_kv_by_nixl() -> None:
+    transfer = load_config(CONFIGS / "demo.yaml").transfer
+    assert (transfer.connector, transfer.shared_memory) == ("nixl", "never")
+
+
 def test_llama_uses_six_gpus() -> None:
     config = load_config(CONFIGS / "llama-3.1-8b-2p4d.yaml")
     pools = [config.prefill, config.decode]

@@ -74,7 +74,9 @@ async def test_bytes_moved_are_the_blocks_of_the_prompts(
         await ask(client, cluster.url, COMPLETIONS, body)
     num_blocks = sum(ceil(length / BLOCK_SIZE) for length in PROMPT_LENGTHS)
     expected = before + num_blocks * BLOCK_BYTES
-    moved, failed = await asyncio.gather(
-        transfers.highest("transfer_bytes", until=expected), transfers.highest("transfer_failures")
+    moved, copied, failed = await asyncio.gather(
+        transfers.highest("transfer_bytes", until=expected),
+        transfers.highest("transfers_copied"),
+        transfers.highest("transfer_failures"),
     )
-    assert (moved, failed) == (expected, 0)
+    assert (moved, copied, failed) == (expected, 0, 0)

@@ -18,6 +18,7 @@ SETTINGS = EngineSettings(
     model="demo",
     options={},
     lease_s=30.0,
+    shared_memory="auto",
     connector="nixl",
     backends=("UCX",),
     stall_timeout_s=10.0,

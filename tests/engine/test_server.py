@@ -15,6 +15,7 @@ SETTINGS = EngineSettings(
     lease_s=30.0,
     connector="nixl",
     backends=("UCX",),
+    shared_memory="auto",
     stall_timeout_s=10.0,
     drain_s=30.0,
 )

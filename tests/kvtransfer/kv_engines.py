@@ -24,7 +24,14 @@ ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
     **side_channel_env("127.0.0.1"),
 }
-TRANSFER_OPTIONS = ("lease_s", "backends", "connector", "read_timeout_s", "side_channel_port")
+TRANSFER_OPTIONS = (
+    "lease_s",
+    "backends",
+    "connector",
+    "read_timeout_s",
+    "shared_memory",
+    "side_channel_port",
+)
 """What `running_engines` passes on to `kv_transfer_config`; the rest is vLLM's."""
 PREFILL_ONLY = {"do_remote_decode": True, "do_remote_prefill": False}
 

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import pytest_asyncio
@@ -18,6 +20,7 @@ from kv_engines import (
 from kv_faults import FAULTY_WORKER
 
 from engine.demo_model import resolve_model
+from kvtransfer.config import Sharing
 from kvtransfer.peers import KVPeer, forget, warm_up
 from kvtransfer.side_channel import ReservedPort
 
@@ -25,6 +28,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOST = "127.0.0.1"
 READ_TIMEOUT_S = 4.0
+
+EITHER_WAY = pytest.mark.parametrize("sharing", get_args(Sharing))
+"""Whether decode copies the memory of a prefill on its host, or NIXL reads it."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -43,8 +49,15 @@ async def known_peers(decode: Engine) -> list[str]:
     return list(engine_ids)
 
 
-async def test_a_read_that_fails_once_is_tried_again(decode: Engine) -> None:
-    async with running_engines(resolve_model("demo"), "prefill") as (prefill,):
+def num_mappings(decode: Engine) -> int:
+    """Of prefill engines' KV, by the kernel's account."""
+    return Path(f"/proc/{decode.pid}/maps").read_text().count("/memfd:pdserve-kv-")
+
+
+@EITHER_WAY
+async def test_a_read_that_fails_once_is_tried_again(decode: Engine, sharing: Sharing) -> None:
+    model = resolve_model("demo")
+    async with running_engines(model, "prefill", shared_memory=sharing) as (prefill,):
         for num_failures, num_external_tokens in ((1, 300), (2, 0)):
             prompt = random_prompt(300, f"fails {num_failures}")
             expected = await plain(decode, prompt, 6)
@@ -65,12 +78,14 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
     expected = [await plain(decode, prompt, 6) for prompt in prompts]
     other = random_prompt(200, "other")
     other_expected = await plain(decode, other, 300)
+    before = num_mappings(decode)
     with ReservedPort(HOST) as reserved:
         async with running_engines(model, "prefill", side_channel_port=reserved.port) as (prefill,):
             warm = random_prompt(300, "warm")
             assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
             firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
             bystander = await decode.start(other, max_tokens=300)
+            assert num_mappings(decode) == before + 1
             await prefill.kill()
             rests = await asyncio.gather(
                 *(
@@ -85,6 +100,7 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
             await asyncio.wait_for(bystander.ended.wait(), 20)
             assert bystander.token_ids == other_expected
             assert prefill.engine_id not in await known_peers(decode)
+            assert num_mappings(decode) == before
 
         async with running_engines(model, "prefill", side_channel_port=reserved.port) as (heir,):
             late = {"remote_engine_id": prefill.engine_id, "remote_port": reserved.port}
@@ -100,15 +116,18 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
             assert await warm_up(decode.core, peer) is None
             again = random_prompt(300, "again")
             assert await handed_over(heir, decode, again) == await plain(decode, again, 6)
+            assert num_mappings(decode) == before + 1
             await forget(decode.core, heir.engine_id)
+            assert num_mappings(decode) == before
 
 
-async def test_prefill_dies_while_it_is_read(decode: Engine) -> None:
+@EITHER_WAY
+async def test_prefill_dies_while_it_is_read(decode: Engine, sharing: Sharing) -> None:
     """At whatever moment: its blocks are whole, or they are computed."""
     model = resolve_model("demo")
     prompts = [random_prompt(4000, f"while {number}") for number in range(3)]
     expected = [await plain(decode, prompt, 6) for prompt in prompts]
-    async with running_engines(model, "prefill") as (prefill,):
+    async with running_engines(model, "prefill", shared_memory=sharing) as (prefill,):
         warm = random_prompt(300, "warm")
         assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
         firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
@@ -124,8 +143,9 @@ async def test_prefill_dies_while_it_is_read(decode: Engine) -> None:
     await decode.until(lambda stats: stats.kv_cache_usage == 0, 5)
 
 
-async def test_a_read_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over TCP a read needs the peer's help, and this peer is stopped."""
+@EITHER_WAY
+async def test_a_read_that_never_ends(monkeypatch: pytest.MonkeyPatch, sharing: Sharing) -> None:
+    """Over TCP a read needs the peer's help, that of its lease at least, and it is stopped."""
     monkeypatch.setenv("UCX_TLS", "tcp")
     async with running_engines(
         resolve_model("demo"),
@@ -133,6 +153,7 @@ async def test_a_read_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         "decode",
         worker_extension_cls=FAULTY_WORKER,
         read_timeout_s=READ_TIMEOUT_S,
+        shared_memory=sharing,
     ) as (prefill, decode):
         warm = random_prompt(300, "warm")
         assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)

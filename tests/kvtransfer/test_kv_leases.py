@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import pytest_asyncio
@@ -11,6 +12,7 @@ from kv_engines import PREFILL_ONLY, Answer, Engine, running_engines
 from kv_faults import FAULTY_WORKER
 
 from engine.demo_model import resolve_model
+from kvtransfer.config import Sharing
 from kvtransfer.leases import NUM_SLOTS, LeaseTable
 
 MODULE_LOOP = pytest.mark.asyncio(loop_scope="module")
@@ -64,13 +66,14 @@ class Pair:
         return sum(delta.num_ended_leases for delta in self.decode.transfers)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pair() -> AsyncIterator[Pair]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=get_args(Sharing))
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     async with running_engines(
         resolve_model("demo"),
         "prefill",
         "decode",
         lease_s=LEASE_S,
+        shared_memory=request.param,
         max_model_len=MAX_TOKENS,
         num_gpu_blocks_override=NUM_BLOCKS,
         worker_extension_cls=FAULTY_WORKER,

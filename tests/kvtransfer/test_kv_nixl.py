@@ -17,9 +17,10 @@ from kvtransfer.release import release
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-BLOCK_SIZES = (128, 32)
-DEFAULT_BLOCK_SIZE = pytest.mark.parametrize("pair", BLOCK_SIZES[:1], indirect=True)
-EVERY_BLOCK_SIZE = pytest.mark.parametrize("pair", BLOCK_SIZES, indirect=True)
+# The size of a block, and how decode gets one that is on its host.
+PAIRS = ((128, "auto"), (128, "never"), (32, "auto"))
+EITHER_WAY = pytest.mark.parametrize("pair", PAIRS[:2], indirect=True)
+EVERY_PAIR = pytest.mark.parametrize("pair", PAIRS, indirect=True)
 
 FLOAT32_BYTES = 4
 BYTES_PER_TOKEN: int = FLOAT32_BYTES * prod(
@@ -37,6 +38,7 @@ class Pair:
     prefill: Engine
     decode: Engine
     block_size: int
+    copies_memory: bool
 
     async def plain(self, prompt: list[int], max_tokens: int) -> list[int]:
         """What one engine answers that computes everything itself."""
@@ -57,6 +59,11 @@ class Pair:
             await engine.generate([5])
             assert engine.stats.kv_cache_usage == 0
 
+    @property
+    def num_transfers_and_copies(self) -> tuple[int, int]:
+        deltas = self.decode.transfers
+        return sum(each.num_transfers for each in deltas), sum(each.num_copies for each in deltas)
+
     def num_bytes(self, num_blocks: int) -> int:
         return num_blocks * self.block_size * BYTES_PER_TOKEN
 
@@ -64,15 +71,23 @@ class Pair:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     model = resolve_model("demo")
-    async with running_engines(model, "prefill", "decode", block_size=request.param) as engines:
-        yield Pair(prefill=engines[0], decode=engines[1], block_size=request.param)
+    block_size, sharing = request.param
+    async with running_engines(
+        model, "prefill", "decode", block_size=block_size, shared_memory=sharing
+    ) as engines:
+        yield Pair(
+            prefill=engines[0],
+            decode=engines[1],
+            block_size=block_size,
+            copies_memory=sharing == "auto",
+        )
 
 
 def random_prompt(num_tokens: int) -> list[int]:
     return random.Random(num_tokens).choices(range(4, 700), k=num_tokens)
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_decode_gone_before_the_pairs_first_handshake(pair: Pair) -> None:
     """The engine must not go idle with the notification still to be sent."""
     prompt = random_prompt(300)
@@ -83,7 +98,7 @@ async def test_decode_gone_before_the_pairs_first_handshake(pair: Pair) -> None:
     await pair.holds_nothing(within_s=5)
 
 
-@EVERY_BLOCK_SIZE
+@EVERY_PAIR
 @pytest.mark.parametrize(
     ("blocks", "past_boundary"), [(0, 1), (1, -1), (1, 0), (1, 1), (3, -1), (3, 0), (3, 1)]
 )
@@ -96,6 +111,7 @@ async def test_decode_goes_on_from_prefills_first_token(
 
     first = await pair.prefilled(prompt)
     before = pair.decode.num_bytes_read
+    num_transfers, num_copies = pair.num_transfers_and_copies
     rest = await pair.decode.generate(
         prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
     )
@@ -105,10 +121,12 @@ async def test_decode_goes_on_from_prefills_first_token(
     assert rest.prefill_stats.num_computed_tokens == 1
     num_blocks = ceil(num_tokens / pair.block_size)
     assert pair.decode.num_bytes_read - before == pair.num_bytes(num_blocks)
+    one_more = (num_transfers + 1, num_copies + int(pair.copies_memory))
+    assert pair.num_transfers_and_copies == one_more
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 @pytest.mark.parametrize("past_boundary", [-1, 0, 1])
 async def test_decode_reads_only_the_blocks_it_lacks(pair: Pair, past_boundary: int) -> None:
     num_tokens = 2 * pair.block_size + past_boundary
@@ -130,7 +148,7 @@ async def test_decode_reads_only_the_blocks_it_lacks(pair: Pair, past_boundary: 
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 @pytest.mark.parametrize("num_tokens", [2, 127, 128, 129])
 async def test_decode_of_the_same_prompt_recomputes_its_last_token(
     pair: Pair, num_tokens: int
@@ -144,7 +162,7 @@ async def test_decode_of_the_same_prompt_recomputes_its_last_token(
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_prefill_that_stops_at_its_first_token_keeps_nothing(pair: Pair) -> None:
     prompt = random_prompt(200)
     (token_id,) = await pair.plain(prompt, 1)
@@ -154,7 +172,7 @@ async def test_prefill_that_stops_at_its_first_token_keeps_nothing(pair: Pair) -
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_release_frees_what_waits_for_a_decode(pair: Pair) -> None:
     answers = [await pair.prefilled(random_prompt(num_tokens)) for num_tokens in (100, 200, 300)]
     await pair.prefill.until(lambda stats: stats.kv_cache_usage > 0, 1)
@@ -162,7 +180,7 @@ async def test_release_frees_what_waits_for_a_decode(pair: Pair) -> None:
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_release_ends_a_running_prefill(pair: Pair) -> None:
     running = await pair.prefill.start(random_prompt(4000), kv=dict(PREFILL_ONLY))
     await pair.prefill.until(lambda stats: stats.kv_cache_usage > 0, 10)
@@ -170,7 +188,7 @@ async def test_release_ends_a_running_prefill(pair: Pair) -> None:
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_release_at_any_moment(pair: Pair) -> None:
     """Around the end of a prefill the lease moves from scheduler to worker: none slips through."""
     await pair.prefill.core.reset_prefix_cache_async()
@@ -181,7 +199,7 @@ async def test_release_at_any_moment(pair: Pair) -> None:
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_abort_while_decode_reads(pair: Pair) -> None:
     """Whether it waits, reads or decodes when its client goes: both engines are free of it."""
     prompt = random_prompt(2000)
@@ -197,7 +215,7 @@ async def test_abort_while_decode_reads(pair: Pair) -> None:
         await pair.decode.core.reset_prefix_cache_async()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_decode_computes_what_it_cannot_read(pair: Pair) -> None:
     prompt = random_prompt(300)
     expected = await pair.plain(prompt, 6)
@@ -214,7 +232,7 @@ async def test_decode_computes_what_it_cannot_read(pair: Pair) -> None:
     await pair.holds_nothing()
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_idle_engines_use_no_core(pair: Pair) -> None:
     processes = [psutil.Process(engine.pid) for engine in (pair.prefill, pair.decode)]
     for process in processes:

@@ -1,9 +1,10 @@
 """Pair sums through what vLLM does with stats: merge, hand over and reset, encode, decode."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
+from kvtransfer.memory_reads import CopyTelemetry
 from kvtransfer.stats import PairDelta, PairStats, pair_deltas
 
 
@@ -33,6 +34,7 @@ def delta(remote_engine_id: str, num_bytes: int, seconds: float, num_transfers: 
         num_bytes=num_bytes,
         seconds=seconds,
         num_transfers=num_transfers,
+        num_copies=0,
         num_failures=0,
         num_ended_leases=0,
     )
@@ -41,6 +43,14 @@ def delta(remote_engine_id: str, num_bytes: int, seconds: float, num_transfers: 
 def test_each_pair_has_its_own_sums() -> None:
     stats = observed(("a", 10, 1_000_000), ("b", 5, 500_000), ("a", 20, 2_000_000))
     assert pair_deltas(stats.to_dict()) == (delta("a", 30, 3.0, 2), delta("b", 5, 0.5, 1))
+
+
+def test_copies_are_counted_among_the_transfers() -> None:
+    stats = observed(("a", 10, 1_000_000))
+    stats.record_transfer(
+        CopyTelemetry(totalBytes=20, xferDuration=5e5, postDuration=0.0, descCount=1)
+    )
+    assert pair_deltas(stats.to_dict()) == (replace(delta("a", 30, 1.5, 2), num_copies=1),)
 
 
 def test_ranks_of_one_engine_add_up() -> None:

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 from kv_engines import running_engines
 from test_kv_nixl import (  # noqa: F401
-    DEFAULT_BLOCK_SIZE,
+    EITHER_WAY,
+    PAIRS,
     Pair,
     random_prompt,
     test_abort_while_decode_reads,
@@ -28,23 +29,24 @@ from test_kv_nixl import (  # noqa: F401
 from engine.demo_model import resolve_model
 from kvtransfer.nixl import LEASE_ID
 
-BLOCK_SIZE = 32
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    if request.param != BLOCK_SIZE:
-        pytest.skip("this transport moves pages as they are: one block size is as good as another")
+    if request.param != PAIRS[0]:
+        pytest.skip("this transport moves pages as they are, of whatever size, and in one way")
     model = resolve_model("demo")
+    block_size, _ = request.param
     async with running_engines(
-        model, "prefill", "decode", connector="nccl", block_size=request.param
+        model, "prefill", "decode", connector="nccl", block_size=block_size
     ) as engines:
-        yield Pair(prefill=engines[0], decode=engines[1], block_size=request.param)
+        yield Pair(
+            prefill=engines[0], decode=engines[1], block_size=block_size, copies_memory=False
+        )
 
 
-@DEFAULT_BLOCK_SIZE
+@EITHER_WAY
 async def test_blocks_of_another_request_are_never_sent(pair: Pair) -> None:
     """A lease that is not the request's own, as of one that ended and came back: decode computes.
 
