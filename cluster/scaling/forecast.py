@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from statistics import median
+from statistics import fmean
 
 from cluster.scaling.snapshot import Traffic
 
@@ -15,13 +15,10 @@ SIGNIFICANCE = 3.0
 """Standard errors by which a rise must stand out of noise to be believed at once."""
 
 TREND_SIGNIFICANCE = 2.0
-"""The same for a straight line, which is dropped beyond it."""
+"""The same for a trend, whose part above it counts; a straight line is dropped beyond it."""
 
 MAX_GROWTH = 2.0
 """By a trend, until a replica that is started now is ready."""
-
-NORMAL_MEDIAN = 0.4549
-"""Of the square of a standard normal."""
 
 MIN_BLOCKS = 8
 """Of earlier traffic, to tell how much amounts vary."""
@@ -117,7 +114,7 @@ def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) 
 
     A window is one while its line explains all shorter ones, the latest amounts, within noise. No
     line leads further than it has been seen to: a step is steep, and over soon. Of the slope counts
-    what stands out of its standard error (a positive-part shrinkage, James and Stein 1961).
+    what stands out of noise (a positive-part shrinkage, James and Stein 1961).
     """
     best = 0.0
     for place, (window, dispersion) in enumerate(windows):
@@ -134,7 +131,7 @@ def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) 
         error = math.sqrt(12 * dispersion * square) / seconds**2
         believed = 0.0
         if slope:
-            believed = slope * max(0.0, 1 - (error / slope) ** 2)
+            believed = slope * max(0.0, 1 - (TREND_SIGNIFICANCE * error / slope) ** 2)
         level = max(0.0, mean + believed * seconds / 2)
         best = min(MAX_GROWTH * level, max(0.0, level + believed * ahead_s))
     return best
@@ -165,6 +162,7 @@ def _over(series: Series, window: int) -> tuple[float, float, float]:
 
 def _variance(sums: Sequence[float]) -> float:
     """From successive differences, so that a trend does not pass for noise (von Neumann et al., The
-    Mean Square Successive Difference, 1941); from their median, so that a step does not either."""
-    squares = [(after - before) ** 2 for before, after in pairwise(sums)]
-    return median(squares) / NORMAL_MEDIAN / 2
+    Mean Square Successive Difference, 1941); without the two largest, so that a step, which falls
+    between two sums or within one, does not either."""
+    squares = sorted((after - before) ** 2 for before, after in pairwise(sums))
+    return fmean(squares[:-2]) / 2
