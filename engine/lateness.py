@@ -27,10 +27,13 @@ def put_back(
 
     A latest start reckons with the prompt's own prefill. But its first token comes with the whole
     step's, so what else is in that step must fit as well. Who has waited for as long as prompts are
-    put back has been put back, or is patient, and keeps its place.
+    put back has been put back, or is patient, and keeps its place. So does one that was late before
+    it came: its client has asked to go first, whatever that does.
     """
     others = max(0.0, 1 - num_tokens / last.num_prefill_tokens) if last.num_prefill_tokens else 0.0
-    is_late = 1000 * (now_s + others * last.seconds) > latest_start_ms
-    if not is_late or now_s - arrival_s >= PUT_BACK_S:
+    start_s = now_s + others * last.seconds
+    is_late = latest_start_ms < 1000 * start_s
+    has_been = start_s - arrival_s >= PUT_BACK_S
+    if not is_late or has_been or latest_start_ms < 1000 * arrival_s:
         return None
     return latest_start_ms + round(1000 * PUT_BACK_S)

@@ -28,3 +28,20 @@ def test_late_prompts_are_put_back_once(
         LATEST_START_MS, num_tokens, arrival_s=ARRIVAL_S, now_s=ARRIVAL_S + waited_s, last=last
     )
     assert later_ms == (LATEST_START_MS + 1000 * PUT_BACK_S if is_put_back else None)
+
+
+def test_once_is_enough() -> None:
+    """However urgent a client says it is, the engine must not put it back again and again."""
+    for latest_start_ms in (-(10**9), 0, 1_000_000, LATEST_START_MS):
+        now_s = ARRIVAL_S + 1.0
+        later_ms = put_back(latest_start_ms, 10, arrival_s=ARRIVAL_S, now_s=now_s, last=FULL)
+        if later_ms is None:
+            continue
+        for waited_s in (1.0, 59.9, 60.5, 1000.0):
+            now_s = ARRIVAL_S + waited_s
+            assert put_back(later_ms, 10, arrival_s=ARRIVAL_S, now_s=now_s, last=FULL) is None
+
+
+def test_who_was_late_before_it_came_has_asked_to_go_first() -> None:
+    urgent_ms = round(1000 * (ARRIVAL_S - 2.0))
+    assert put_back(urgent_ms, 10, arrival_s=ARRIVAL_S, now_s=ARRIVAL_S, last=FULL) is None
