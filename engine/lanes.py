@@ -3,15 +3,19 @@
 vLLM gives each step's tokens to the requests in its batch first, in the order they came in: one
 long prompt leaves nothing to those that wait. With the policy `priority`, this part of the
 scheduler has the batch in order of priority, and keeps room in the step for more urgent prompts
-that wait. Owns nothing but the limit that the operator has set.
+that wait. Prompts that have become late are put back, see `engine.lateness`. Owns nothing but the
+limit that the operator has set.
 """
 
+import time
 from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
+
+from engine.lateness import LastStep, put_back
 
 LEAST_SHARE = 4
 """A prompt always gets one part in so many of a step's tokens if it is in the batch."""
@@ -34,7 +38,7 @@ def most_of_one_prompt(num_step_tokens: int, urgent: Iterable[int]) -> int | Non
 
 
 class Lanes:
-    """Mixed into vLLM's scheduler."""
+    """Mixed into vLLM's scheduler, before `engine.steps.Measuring`, whose last sample it reads."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,12 +46,39 @@ class Lanes:
 
     def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self.policy == SchedulingPolicy.PRIORITY:
+            self._put_back_late_prompts()
             self.running.sort()
             limits = (self._limit_for_long_prompts(), self._set_limit or None)
             self.scheduler_config.long_prefill_token_threshold = min(
                 (limit for limit in limits if limit is not None), default=0
             )
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
+
+    def _put_back_late_prompts(self: Any) -> None:
+        """Of those that have not begun. The late ones come first, so looking at the first will do.
+
+        Priorities are latest starts, and arrival times on the clock that all routers share.
+        """
+        sample, now_s = self._sample, time.time()
+        last = LastStep()
+        if sample is not None:
+            last = LastStep(seconds=sample.seconds, num_prefill_tokens=sample.num_prefill_tokens)
+        while self.waiting:
+            first = self.waiting.peek_request()
+            if first.num_computed_tokens or first.num_output_tokens:
+                return
+            later_ms = put_back(
+                first.priority,
+                first.num_tokens,
+                arrival_s=first.arrival_time,
+                now_s=now_s,
+                last=last,
+            )
+            if later_ms is None:
+                return
+            self.waiting.pop_request()
+            first.priority = later_ms
+            self.waiting.add_request(first)
 
     def _limit_for_long_prompts(self: Any) -> int | None:
         reading = [request.priority for request in self.running if request.is_prefill_chunk]

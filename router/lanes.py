@@ -2,7 +2,8 @@
 
 A prompt's slack is what is left until it must start. It shrinks by one second a second for all that
 wait, so their order never changes, and a number fixed at arrival says it: the latest start. It also
-means that nothing starves: whatever comes later than a prompt's deadline queues behind it.
+means that nothing starves: whatever comes later than a prompt's deadline queues behind it. Engines
+put a prompt that has missed its latest start behind the others for a while (`engine.lateness`).
 """
 
 STRETCH = 4.0

@@ -1,6 +1,8 @@
 """Pictures of simulated runs. Owns their looks; computes nothing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -40,6 +42,45 @@ def draw_comparison(trace: str, outcomes: Mapping[str, Outcome], path: Path) -> 
     _save(figure, axes, path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """One workload's points: GPU hours by the oracle's, and attainment."""
+
+    trace: str
+    policies: Mapping[str, tuple[float, float]]
+    without_foresight: Sequence[tuple[float, float]]
+    """By reserve, from none on."""
+
+
+def draw_reach(tradeoffs: Sequence[Tradeoff], *, goal: tuple[float, float], path: Path) -> None:
+    """Writes a PNG: a panel per workload of attainment over cost, the goal shaded.
+
+    Args:
+        goal: the least attainment and the most GPU hours by the oracle's.
+    """
+    num_columns = min(3, len(tradeoffs))
+    num_rows = ceil(len(tradeoffs) / num_columns)
+    figure = Figure(figsize=(4 * num_columns, 3.2 * num_rows), layout="constrained")
+    panels = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    for axis, tradeoff in zip(panels, tradeoffs, strict=False):
+        axis.fill_between([0, goal[1]], goal[0], 1.0, color="#1a7f37", alpha=0.15, linewidth=0)
+        costs, shares = zip(*tradeoff.without_foresight, strict=True)
+        axis.plot(costs, shares, color=_INK, marker=".", linewidth=1, label="without foresight")
+        for colour, (policy, (cost, share)) in zip(
+            _COLOURS, tradeoff.policies.items(), strict=False
+        ):
+            axis.plot(cost, share, color=colour, marker="o", linestyle="", label=policy)
+        axis.set_xlim(0.5, 3.0)
+        axis.set_ylim(0.7, 1.005)
+        _set_title(axis, tradeoff.trace)
+    for axis in panels[len(tradeoffs) :]:
+        axis.set_axis_off()
+    panels[0].set_ylabel("both targets met", color=_FAINT_INK)
+    panels[0].set_xlabel("GPU hours vs oracle", color=_FAINT_INK)
+    panels[0].legend(fontsize=6, frameon=False, loc="lower right")
+    _save(figure, panels[: len(tradeoffs)], path, bottom=None)
+
+
 def draw_lines(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -64,9 +105,9 @@ def _set_title(axis: Axes, title: str) -> None:
     axis.set_title(title, loc="left", fontsize=10, fontweight="bold", color=_INK)
 
 
-def _save(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
+def _save(figure: Figure, axes: Sequence[Axes], path: Path, *, bottom: float | None = 0.0) -> None:
     for axis in axes:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=bottom)
         axis.tick_params(labelcolor=_INK, labelsize=8)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)

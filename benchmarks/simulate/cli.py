@@ -98,8 +98,8 @@ def _compare(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     sources = [*options.trace, *([] if options.no_scenarios else SCENARIOS)]
-    rows = compare(sources, settings, options.out, num_processes=options.processes)
-    print(format_tables(rows, settings), end="")
+    comparisons = compare(sources, settings, options.out, num_processes=options.processes)
+    print(format_tables(comparisons, settings), end="")
     print(f"written to {options.out}", file=sys.stderr)
     return 0
 

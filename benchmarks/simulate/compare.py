@@ -1,6 +1,7 @@
 """Autoscalers side by side on the same workloads: who meets the targets, and at what cost.
 
-Writes `compare.json` (rows), `compare.md` (tables) and a picture per workload. The simulations of a
+Writes `compare.json` (rows), `foresight.json` (what can be had without knowing the future),
+`compare.md` (tables), a picture per workload and one of attainment over cost. The simulations of a
 workload run in processes of their own.
 """
 
@@ -11,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.simulate.causes import Causes
-from benchmarks.simulate.charts import draw_comparison
+from benchmarks.simulate.charts import Tradeoff, draw_comparison, draw_reach
 from benchmarks.simulate.demand import mean_gpus, mean_shape, reachable_slo
 from benchmarks.simulate.fleet import FleetSpec
+from benchmarks.simulate.foresight import Reach, measure_reach
 from benchmarks.simulate.oracle import find_schedule
 from benchmarks.simulate.ours import OurAutoscaler
 from benchmarks.simulate.profiles import EngineProfile
@@ -45,13 +47,13 @@ class CompareOptions:
     """A workload of more ends after as many: it gets shorter, not smaller."""
     seed: int
 
-    @property
-    def spec(self) -> FleetSpec:
+    def spec(self, slo: Slo) -> FleetSpec:
         return FleetSpec(
             prefill=self.profile,
             decode=self.profile,
             edge_s=0.01,
             handover_s=0.002,
+            ttft_s=slo.ttft_s,
             seed=self.seed,
         )
 
@@ -128,10 +130,19 @@ def load_workload(source: str, options: CompareOptions) -> Workload:
     )
 
 
-def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], dict[str, Outcome]]:
-    """All policies on one workload. Everyone starts with what the oracle starts with."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All policies on one workload."""
+
+    rows: tuple[Row, ...]
+    outcomes: dict[str, Outcome]
+    reached: tuple[Reach, ...]
+
+
+def compare_workload(source: str, options: CompareOptions) -> Comparison:
+    """Everyone starts with what the oracle starts with."""
     workload = load_workload(source, options)
-    spec, budget = options.spec, options.gpu_budget
+    spec, budget = options.spec(workload.slo), options.gpu_budget
     schedule, oracle = find_schedule(
         spec,
         workload.arrivals,
@@ -155,46 +166,79 @@ def compare_workload(source: str, options: CompareOptions) -> tuple[list[Row], d
             gpu_budget=budget,
             measured_from_s=workload.measured_from_s,
         )
-    rows = [
-        Row(
-            trace=workload.name,
-            policy=policy,
-            attainment=outcome.attainment,
-            gpu_hours_vs_oracle=outcome.gpu_hours / oracle.gpu_hours,
-            num_scalings=outcome.num_scalings,
-            ttft_attainment=outcome.ttft_attainment,
-            itl_attainment=outcome.itl_attainment,
-            gpu_hours=outcome.gpu_hours,
-            num_requests=outcome.num_requests,
-            ttft_target_s=workload.slo.ttft_s,
-            itl_target_s=workload.slo.itl_s,
-            causes=outcome.causes,
-        )
+    reached = measure_reach(
+        workload.name,
+        spec,
+        workload.arrivals,
+        workload.slo,
+        schedule,
+        oracle_gpu_hours=oracle.gpu_hours,
+        gpu_budget=budget,
+        measured_from_s=workload.measured_from_s,
+    )
+    rows = tuple(
+        _row(workload, policy, outcome, oracle_gpu_hours=oracle.gpu_hours)
         for policy, outcome in outcomes.items()
-    ]
-    return rows, outcomes
+    )
+    return Comparison(rows=rows, outcomes=outcomes, reached=tuple(reached))
+
+
+def _row(workload: Workload, policy: str, outcome: Outcome, *, oracle_gpu_hours: float) -> Row:
+    return Row(
+        trace=workload.name,
+        policy=policy,
+        attainment=outcome.attainment,
+        gpu_hours_vs_oracle=outcome.gpu_hours / oracle_gpu_hours,
+        num_scalings=outcome.num_scalings,
+        ttft_attainment=outcome.ttft_attainment,
+        itl_attainment=outcome.itl_attainment,
+        gpu_hours=outcome.gpu_hours,
+        num_requests=outcome.num_requests,
+        ttft_target_s=workload.slo.ttft_s,
+        itl_target_s=workload.slo.itl_s,
+        causes=outcome.causes,
+    )
 
 
 def compare(
     sources: Sequence[str], options: CompareOptions, out: Path, *, num_processes: int
-) -> list[Row]:
-    """Runs everything and writes `out`; returns the rows in the sources' order.
+) -> list[Comparison]:
+    """Runs everything and writes `out`; returns the comparisons in the sources' order.
 
     Raises:
         TraceError, OSError: a trace cannot be read.
     """
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[Row]] = {}
+    results: dict[str, Comparison] = {}
     with ProcessPoolExecutor(num_processes) as executor:
         running = {executor.submit(compare_workload, each, options): each for each in sources}
         for future in with_progress(as_completed(running), total=len(running), what="workloads"):
-            rows, outcomes = future.result()
-            results[running[future]] = rows
-            draw_comparison(rows[0].trace, outcomes, out / f"compare-{rows[0].trace}.png")
-    ordered = [row for source in sources for row in results[source]]
-    (out / "compare.json").write_text(json.dumps([asdict(row) for row in ordered], indent=2) + "\n")
+            result = results[running[future]] = future.result()
+            trace = result.rows[0].trace
+            draw_comparison(trace, result.outcomes, out / f"compare-{trace}.png")
+    ordered = [results[source] for source in sources]
+    _write_json(out / "compare.json", [row for each in ordered for row in each.rows])
+    _write_json(out / "foresight.json", [reach for each in ordered for reach in each.reached])
+    draw_reach(_points(ordered), goal=(GOAL_ATTAINMENT, GOAL_GPU_HOURS), path=out / "foresight.png")
     (out / "compare.md").write_text(format_tables(ordered, options))
     return ordered
+
+
+def _write_json(path: Path, rows: Sequence[Row | Reach]) -> None:
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def _points(comparisons: Sequence[Comparison]) -> list[Tradeoff]:
+    return [
+        Tradeoff(
+            trace=each.rows[0].trace,
+            policies={row.policy: (row.gpu_hours_vs_oracle, row.attainment) for row in each.rows},
+            without_foresight=[
+                (reach.gpu_hours_vs_oracle, reach.attainment) for reach in each.reached
+            ],
+        )
+        for each in comparisons
+    ]
 
 
 _CAUSES = {
@@ -232,8 +276,35 @@ def _format_causes(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
-    """The rows as Markdown, a table per workload, with what was asked of them."""
+_FORESIGHT = """Without foresight: the oracle's schedule, asked for when it is due and not a start
+earlier, with a reserve of so many times that on top. It knows exactly and at once what is needed
+now, and nothing of what comes: what it cannot reach where no trend announces a rise, no policy can
+that does not know the future. See `foresight.png`."""
+
+
+def _format_reach(reached: Sequence[Reach]) -> list[str]:
+    """A table of what each reserve comes to, and whether one of them is within the goal."""
+    is_in_reach = any(
+        each.attainment >= GOAL_ATTAINMENT and each.gpu_hours_vs_oracle <= GOAL_GPU_HOURS
+        for each in reached
+    )
+    return [
+        "",
+        "| without foresight, reserve | "
+        + " | ".join(f"{each.reserve:.0%}" for each in reached)
+        + " |",
+        "|---|" + "---|" * len(reached),
+        "| both met | " + " | ".join(f"{each.attainment:.2%}" for each in reached) + " |",
+        "| GPU hours vs oracle | "
+        + " | ".join(f"{each.gpu_hours_vs_oracle:.2f}" for each in reached)
+        + " |",
+        "",
+        f"The goal is {'' if is_in_reach else 'not '}within reach of a reserve.",
+    ]
+
+
+def format_tables(comparisons: Sequence[Comparison], options: CompareOptions) -> str:
+    """The rows as Markdown, tables per workload, with what was asked of them."""
     lines = [
         "# Autoscalers compared in simulation",
         "",
@@ -252,10 +323,12 @@ def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
         " the oracle's largest pools all the time.",
         "",
         _LEGEND,
+        "",
+        _FORESIGHT,
     ]
-    for trace in dict.fromkeys(row.trace for row in rows):
-        of_trace = [row for row in rows if row.trace == trace]
-        first = of_trace[0]
+    for comparison in comparisons:
+        first = comparison.rows[0]
+        trace = first.trace
         notes = [note for start, note in _NOTES.items() if trace.lower().startswith(start)]
         lines += [
             "",
@@ -271,8 +344,9 @@ def format_tables(rows: Sequence[Row], options: CompareOptions) -> str:
                 f"| {row.policy} | {row.attainment:.2%} | {row.ttft_attainment:.2%} |"
                 f" {row.itl_attainment:.2%} | {row.gpu_hours_vs_oracle:.2f} |"
                 f" {row.num_scalings} |"
-                for row in of_trace
+                for row in comparison.rows
             ),
-            *_format_causes(of_trace),
+            *_format_causes(comparison.rows),
+            *_format_reach(comparison.reached),
         ]
     return "\n".join(lines) + "\n"

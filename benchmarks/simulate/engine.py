@@ -6,7 +6,9 @@ is `profiles`' business.
 """
 
 import heapq
+from bisect import insort
 from collections import deque
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +16,7 @@ from benchmarks.simulate.agenda import Agenda
 from benchmarks.simulate.iterations import DecodeRun, PromptIteration
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import SimRequest
+from engine.lateness import LastStep, put_back
 
 
 class EngineListener(Protocol):
@@ -36,7 +39,7 @@ class Engine:
         self.profile = profile
         self.is_alive = True
         self.waiting: deque[SimRequest] = deque()
-        """For KV, in order of arrival."""
+        """For KV, by latest start, then in order of arrival."""
         self.gaps: list[tuple[int, float]] | None = None
         """Inter-token latencies as (tokens, seconds), where somebody set a list and empties it."""
         self.busy_s = 0.0
@@ -57,6 +60,7 @@ class Engine:
         self._began_s = 0.0
         self._oldest_since_s = 0.0
         self._link_free_s = 0.0
+        self._last_step = LastStep()
 
     # What an owner asks.
 
@@ -102,7 +106,7 @@ class Engine:
         """Takes a request: to be prefilled, or with all but its last token's KV to be pulled."""
         if not self.num_requests:
             self._oldest_since_s = self._agenda.now_s
-        self.waiting.append(request)
+        _queue(self.waiting, request)
         self._look()
 
     def release(self, num_tokens: int) -> None:
@@ -169,7 +173,17 @@ class Engine:
     def _may_admit(self) -> bool:
         if not self.waiting or self.num_running >= self.profile.max_num_seqs:
             return False
-        return self._fits(self.waiting[0])
+        request = self.waiting[0]
+        return self._fits(request) and (request.num_computed > 0 or self._has_tokens_for(request))
+
+    def _has_tokens_for(self, request: SimRequest) -> bool:
+        """Whether the next step gets to its prompt: until then it waits without KV."""
+        ahead = (
+            each.num_tokens - each.num_computed
+            for each in self._prefilling
+            if _order(each) <= _order(request)
+        )
+        return sum(ahead) < self.profile.max_batched_tokens
 
     def _fits(self, request: SimRequest) -> bool:
         room = self.profile.kv_capacity_tokens - self.kv_used
@@ -177,6 +191,7 @@ class Engine:
         return request.num_tokens + 1 <= room or self.kv_used == 0
 
     def _admit(self) -> None:
+        self._put_back_late_prompts()
         while self._may_admit():
             request = self.waiting.popleft()
             self.kv_used += request.num_tokens
@@ -184,7 +199,25 @@ class Engine:
                 self._pull(request)
             else:
                 request.num_computed = min(request.num_cached, request.num_tokens - 1)
-                self._prefilling.append(request)
+                _queue(self._prefilling, request)
+
+    def _put_back_late_prompts(self) -> None:
+        """As engine.lanes does."""
+        while self.waiting:
+            first = self.waiting[0]
+            if first.latest_start_ms is None or first.num_generated:
+                return
+            later_ms = put_back(
+                first.latest_start_ms,
+                first.num_tokens,
+                arrival_s=first.arrival.arrival_s,
+                now_s=self._agenda.now_s,
+                last=self._last_step,
+            )
+            if later_ms is None:
+                return
+            first.latest_start_ms = later_ms
+            _queue(self.waiting, self.waiting.popleft())
 
     def _pull(self, request: SimRequest) -> None:
         """KV comes over this engine's link, one request after the other."""
@@ -230,6 +263,7 @@ class Engine:
             length_s += prefill.base_s
             self._stalled_s += length_s if self._running else 0.0
         self._doing = PromptIteration(chunks, steps_batch)
+        self._last_step = LastStep(seconds=length_s, num_prefill_tokens=num_tokens)
         self._began_s = self._agenda.now_s
         self.busy_s += length_s
         self._plan_end(self._agenda.now_s + length_s)
@@ -374,6 +408,15 @@ class Engine:
             request.num_computed = request.num_cached = 0
             request.num_preempted += 1
             self.waiting.appendleft(request)
+
+
+def _queue(queue: MutableSequence[SimRequest], request: SimRequest) -> None:
+    """Those without a latest start are in the order they came in."""
+    insort(queue, request, key=_order)
+
+
+def _order(request: SimRequest) -> int:
+    return request.latest_start_ms or 0
 
 
 @dataclass(slots=True)

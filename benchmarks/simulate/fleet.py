@@ -17,6 +17,7 @@ from benchmarks.simulate.pools import ReplicaState, SimPool, SimReplica
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import Arrival, SimRequest
 from benchmarks.simulate.routing import SimRouter, report_load
+from router.lanes import latest_start_ms
 from router.phases import RequestPhase
 
 
@@ -36,6 +37,9 @@ class FleetSpec:
     """Of every TTFT outside of engines: the proxy, tokenising, sending."""
     handover_s: float = 0.0
     """From the first token to the decode engine's queue."""
+    ttft_s: float | None = None
+    """The target that prefill engines order prompts by, as production does; None for engines that
+    take them as they come, as plain vLLM does."""
     seed: int = 0
 
 
@@ -127,6 +131,12 @@ class Fleet:
         """The request's prompt is to be read there."""
         request.phase = RequestPhase.PREFILLING
         request.hands_over = self.decode is not None
+        if self.spec.ttft_s is not None:
+            request.latest_start_ms = latest_start_ms(
+                arrival_s=request.arrival.arrival_s,
+                prefill_s=request.work_s,
+                ttft_s=self.spec.ttft_s,
+            )
         self._prefilled_by[request.request_id] = replica
         replica.engine.submit(request)
 
@@ -160,6 +170,7 @@ class Fleet:
             return
         request.phase = RequestPhase.TRANSFERRING
         request.hands_over = False
+        request.latest_start_ms = None  # decode takes requests as they come
         self.num_decoding += 1
         share_s = self.decode.profile.decode[0].cost.share_s(num_context_tokens=request.num_tokens)
         router = self.routers[request.router_id]

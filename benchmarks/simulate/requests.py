@@ -38,6 +38,8 @@ class SimRequest:
     ended_s: float | None = None
     num_moves: int = 0
     num_preempted: int = 0
+    latest_start_ms: int | None = None
+    """By which engines order prompts; None where they take them as they come."""
     work_s: float = 0.0
     """Its line in its router's ledger for the replica that it is at."""
 

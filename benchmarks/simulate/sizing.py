@@ -65,7 +65,9 @@ def _plan_one(
     share: float,
     gpu_hour_price: float,
 ) -> FleetPlan:
-    spec = FleetSpec(prefill=profile, decode=profile, edge_s=0.01, handover_s=0.002)
+    spec = FleetSpec(
+        prefill=profile, decode=profile, edge_s=0.01, handover_s=0.002, ttft_s=slo.ttft_s
+    )
     enough = max(int(2 * mean_gpus(workload, profile, profile, slo) / profile.gpus), 1)
     if enough > MAX_REPLICAS:
         raise WorkloadTooLargeError(f"{profile.name}: over {MAX_REPLICAS} replicas")

@@ -161,6 +161,8 @@ def _over(series: Series, window: int) -> tuple[float, float, float]:
 
 
 def _variance(sums: Sequence[float]) -> float:
-    """From successive differences, so that a trend or one step does not pass for noise (von
-    Neumann et al., The Mean Square Successive Difference, 1941)."""
-    return fmean((after - before) ** 2 for before, after in pairwise(sums)) / 2
+    """From successive differences, so that a trend does not pass for noise (von Neumann et al., The
+    Mean Square Successive Difference, 1941); without the two largest, so that a step, which falls
+    between two sums or within one, does not either."""
+    squares = sorted((after - before) ** 2 for before, after in pairwise(sums))
+    return fmean(squares[:-2]) / 2

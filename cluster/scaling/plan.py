@@ -173,7 +173,7 @@ def _in_time(
     held_by = None
     if not has_report:
         held_by = HELD_BY_REPORTS
-    elif is_missed(pool.attained, share) and wish.needed > 0:
+    elif is_missed(pool.attained, share) and wish.needed > 0 and not _is_catching_up(memory, now_s):
         held_by = HELD_BY_MISSES
     if held_by is not None:
         return replace(memory, fewer_do_since_s=None), current, held_by
@@ -182,7 +182,9 @@ def _in_time(
     # What was started last must have been there for a while before it can be too much.
     settled_s = _settled_s(memory, settings)
     calm_s = now_s - (since_s if settled_s is None else max(since_s, settled_s))
-    if calm_s < settings.down_delay_s * memory.down_factor:
+    # What was regretted is one or two too few, not to have let go of most of an idle pool.
+    factor = memory.down_factor if 2 * wish.shrink_to > current else 1.0
+    if calm_s < settings.down_delay_s * factor:
         return memory, current, "down_delay_s"
     return memory, wish.shrink_to, None
 
@@ -239,6 +241,12 @@ def _steady_since_s(pool: _Pool, wish: _Wish, now_s: float) -> float | None:
         return None
     since_s = pool.memory.steady_since_s
     return now_s if since_s is None else since_s
+
+
+def _is_catching_up(memory: PoolMemory, now_s: float) -> bool:
+    """Whether what is measured may be of prompts that came before the pool had enough."""
+    since_s = memory.steady_since_s
+    return since_s is not None and now_s - since_s <= CORRECTION_WINDOW_S
 
 
 def _settled_s(memory: PoolMemory, settings: ScaleSettings) -> float | None:

@@ -19,6 +19,12 @@ from cluster.scaling.snapshot import (
     ScaleState,
 )
 
+DRAIN_STARTS = 2.0
+"""Starts' times in which prompts that an overload left waiting are to be drained. They are late
+whatever is done, and give way to those that are not (`engine.lateness`), so replicas of their own
+would soon be there for nobody. But routers count them as work ahead of new prompts: as long as they
+wait, the replicas that have them get little else."""
+
 
 def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
     """How long a start takes: as seen, or as configured until one was seen."""
@@ -74,7 +80,7 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
             (fewest_for(steadily, share), "prompts that arrive now"),
             (fewest_for(replayed, share), "prompts of the look-back"),
             (
-                _late_prompts(load, late_s, max(patience_s, start_s)),
+                _late_prompts(load, late_s, max(patience_s, DRAIN_STARTS * start_s)),
                 "prompts that wait longer than a start takes",
             ),
         )
@@ -203,15 +209,15 @@ def _decode_model(
 
 
 def _late_prompts(load: float, late_s: float, drain_s: float) -> int:
-    """Replicas that drain what ready ones cannot within the target, or within a start time if that
-    is longer: replicas for less would be gone before they have paid."""
+    """Replicas that drain in `drain_s` what ready ones cannot."""
     return math.ceil(load + late_s / drain_s) if late_s > 0 else 0
 
 
 def _late_answers(
     snapshot: ScaleSnapshot, now: Demand, model: decode.DecodeModel, start_s: float
 ) -> int:
-    """Replicas that clear within a start time what will still wait then."""
+    """Replicas that clear within a start time what will still wait then: late or not, all answers
+    share the steps."""
     late = decode.late_requests(
         snapshot.load.num_decoding, now, model, _coming(snapshot.decode), start_s=start_s
     )

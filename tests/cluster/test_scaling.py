@@ -274,7 +274,7 @@ def test_budget_keeps_the_ratio(budget: int | None, sizes: tuple[int, int]) -> N
 
 def test_draining_replicas_hold_their_gpus_but_end_nobody() -> None:
     cluster = Cluster(replace(SETTINGS, gpu_budget=8))
-    cluster.run(200, lambda: second(40))
+    cluster.run(200, lambda: second(30))
     size = cluster.sizes[-1]
     snapshot = ScaleSnapshot(
         now_s=cluster.now_s + 2,
@@ -355,6 +355,29 @@ def test_a_pool_that_misses_its_target_does_not_shrink() -> None:
     assert plan.prefill.held_by == "the target is missed as it is"
     cluster.run(600, lambda: second(4))
     assert cluster.sizes[-1][0] < size
+
+
+def test_misses_of_an_overload_that_is_over_do_not_keep_a_pool() -> None:
+    cluster = Cluster()
+    cluster.run(60, lambda: second(4))
+    for _ in range(15):
+        late = second(40, met=0.2)
+        cluster.tick(late, late, load=Load(prefill_backlog_s=50.0))
+    plan = cluster.tick(second(40), second(40), load=Load(prefill_backlog_s=50.0))
+    assert plan.prefill.target > 1
+    plan = cluster.run(20, lambda: second(4))
+    assert plan.prefill.held_by == "down_delay_s"
+
+
+@pytest.mark.parametrize(("rate", "shrinks"), [(4, True), (60, False)])
+def test_regret_does_not_keep_a_pool_of_which_most_is_idle(rate: int, shrinks: bool) -> None:
+    regretful = PoolMemory(target=10, num_ready=10, changed_s=0.0, shrunk_s=0.0, down_factor=8.0)
+    cluster = Cluster()
+    cluster.ready["prefill"] = 10
+    cluster.state = ScaleState(prefill=regretful)
+    plan = cluster.run(60, lambda: second(rate))
+    assert plan.prefill.needed < 10
+    assert (plan.prefill.target < 10) is shrinks
 
 
 def test_prompts_too_long_for_the_target_do_not_ask_for_more() -> None:

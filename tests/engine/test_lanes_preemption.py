@@ -1,5 +1,6 @@
 """KV runs out under priorities: vLLM's own scheduler with our lanes, and a model that counts."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -62,14 +63,21 @@ class CountingEngine:
         self.tokens: dict[str, list[int]] = {}
         self.ended: list[str] = []
 
-    def add(self, request_id: str, priority: int, *, given: tuple[int, ...] = ()) -> Request:
+    def add(
+        self,
+        request_id: str,
+        priority: int,
+        *,
+        given: tuple[int, ...] = (),
+        arrival_s: float | None = None,
+    ) -> Request:
         params = SamplingParams(max_tokens=NUM_MORE + len(given), temperature=0.0, ignore_eos=True)
         request = Request(
             request_id=request_id,
             prompt_token_ids=[7] * PROMPT_TOKENS,
             sampling_params=with_output_tokens(params, given),
             pooling_params=None,
-            arrival_time=float(len(self.tokens)),
+            arrival_time=float(len(self.tokens)) if arrival_s is None else arrival_s,
             priority=priority,
         )
         self.tokens[request_id] = []
@@ -140,3 +148,15 @@ def test_one_that_came_with_tokens_goes_on_exactly_after_it_was_preempted(
     engine.run()
     assert moved.num_preemptions > 0
     assert engine.tokens["moved"] == expected(num_given=len(given))
+
+
+@pytest.mark.parametrize(("waited_s", "first"), [(0.5, "late"), (5.0, "fresh")])
+def test_a_prompt_that_is_late_gives_way_to_one_that_is_not(
+    engine: CountingEngine, waited_s: float, first: str
+) -> None:
+    now_s = time.time()
+    arrival_s = now_s - waited_s
+    engine.add("late", round(1000 * (arrival_s + 3.0)), arrival_s=arrival_s)
+    engine.add("fresh", round(1000 * (now_s + 30.0)), arrival_s=now_s)
+    engine.run()
+    assert engine.ended[0] == first

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.simulate.cli import main, parse_slo
 from benchmarks.simulate.compare import RIVALS, CompareOptions, compare_workload
+from benchmarks.simulate.foresight import RESERVES
 from benchmarks.simulate.oracle import SHARE
 from benchmarks.simulate.profiles import LLAMA_8B_H100
 from benchmarks.simulate.requests import Slo
@@ -43,9 +44,14 @@ def write_trace(path: Path) -> None:
 def test_all_policies_run_and_the_oracle_holds_the_targets(tmp_path: Path) -> None:
     trace = tmp_path / "small.jsonl"
     write_trace(trace)
-    rows, outcomes = compare_workload(str(trace), OPTIONS)
+    comparison = compare_workload(str(trace), OPTIONS)
+    rows = comparison.rows
     by_policy = {row.policy: row for row in rows}
-    assert set(by_policy) == set(outcomes) == {"oracle", "pdserve", "fixed-at-peak", *RIVALS}
+    assert (
+        set(by_policy)
+        == set(comparison.outcomes)
+        == {"oracle", "pdserve", "fixed-at-peak", *RIVALS}
+    )
     assert by_policy["oracle"].attainment >= SHARE
     assert by_policy["oracle"].gpu_hours_vs_oracle == 1.0
     for row in rows:
@@ -70,6 +76,9 @@ def test_the_command_writes_rows_tables_and_pictures(
     assert all(wanted <= set(row) for row in rows)
     assert (out / "compare.md").read_text() == capsys.readouterr().out
     assert (out / "compare-small.png").stat().st_size > 1000
+    reached = json.loads((out / "foresight.json").read_text())
+    assert [each["reserve"] for each in reached] == list(RESERVES)
+    assert (out / "foresight.png").stat().st_size > 1000
 
 
 def test_a_trace_that_is_not_there_is_one_line(

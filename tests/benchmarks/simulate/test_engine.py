@@ -193,3 +193,33 @@ def test_progress_is_that_of_the_oldest_prompt_through_all_its_chunks() -> None:
         agenda.run_until(now_s)
         seen.append(engine.progress_s)
     assert seen == pytest.approx([0.15, 0.2, 0.4 - 0.33]), "at most its work"
+
+
+def test_prompts_wait_in_order_of_their_latest_start() -> None:
+    agenda, engine, listener = made()
+    for request_id, latest_start_ms in ((0, 100), (1, 9000), (2, 8000)):
+        waiting = request(request_id, 1000, 1)
+        waiting.latest_start_ms = latest_start_ms
+        engine.submit(waiting)
+    agenda.run_until(10.0)
+    assert [each for _, each in listener.said] == [0, 2, 1]
+
+
+def test_late_prompts_give_way_and_still_get_their_turn() -> None:
+    agenda, engine, listener = made()
+    # Each takes 0.11 s; the first is read while the second's time runs out.
+    for request_id, latest_start_ms in ((0, 10), (1, 50), (2, 150), (3, 5000)):
+        waiting = request(request_id, 1000, 1)
+        waiting.latest_start_ms = latest_start_ms
+        engine.submit(waiting)
+    agenda.run_until(10.0)
+    assert [each for _, each in listener.said] == [0, 2, 3, 1]
+
+
+def test_prompts_hold_no_kv_before_a_step_gets_to_them() -> None:
+    agenda, engine, _ = made()
+    for request_id in range(5):
+        engine.submit(request(request_id, 1000, 1))
+    agenda.run_until(0.05)
+    assert engine.kv_used == 1000
+    assert len(engine.waiting) == 4

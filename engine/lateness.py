@@ -1,0 +1,39 @@
+"""Which prompts have waited too long to be in time, and go behind those that have not. Pure.
+
+In order of their latest start, prompts that are late already come first. While more comes than can
+be read, that makes everyone late: each prompt gets its turn just after its own time has run out.
+So what is late gives way to what is not, for a while.
+"""
+
+from dataclasses import dataclass
+
+PUT_BACK_S = 60.0
+"""By which the latest start of a late prompt becomes later: about as long as a replica takes to
+start, so an overload should be over then. Nothing starves: it happens once (see `put_back`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastStep:
+    """What an engine was busy with last; under an overload, its next step is like it."""
+
+    seconds: float = 0.0
+    num_prefill_tokens: int = 0
+
+
+def put_back(
+    latest_start_ms: int, num_tokens: int, *, arrival_s: float, now_s: float, last: LastStep
+) -> int | None:
+    """The new latest start of a prompt that would be late if it started now; None if it keeps its.
+
+    A latest start reckons with the prompt's own prefill. But its first token comes with the whole
+    step's, so what else is in that step must fit as well. Who has waited for as long as prompts are
+    put back has been put back, or is patient, and keeps its place. So does one that was late before
+    it came: its client has asked to go first, whatever that does.
+    """
+    others = max(0.0, 1 - num_tokens / last.num_prefill_tokens) if last.num_prefill_tokens else 0.0
+    start_s = now_s + others * last.seconds
+    is_late = latest_start_ms < 1000 * start_s
+    has_been = start_s - arrival_s >= PUT_BACK_S
+    if not is_late or has_been or latest_start_ms < 1000 * arrival_s:
+        return None
+    return latest_start_ms + round(1000 * PUT_BACK_S)
