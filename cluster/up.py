@@ -92,7 +92,7 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     chosen = RayPorts.choose()
     dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
     environment = _environment(chosen, folder)
-    _say(f"starting Ray and Serve; their log is {log}")
+    _say(f"starting Ray and Serve; log {log}, dashboard {dashboard_url}")
     ray = tree.start(_ray_command(chosen, folder), environment)
     if ray.wait() != 0:
         raise StartError(
