@@ -26,6 +26,7 @@ DECIDING = (
     "router/costs.py",
     "router/handoff.py",
     "router/lanes.py",
+    "engine/lateness.py",
     "router/ledger.py",
     "router/policies.py",
     "router/prefixes.py",

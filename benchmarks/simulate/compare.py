@@ -278,8 +278,9 @@ def _format_causes(rows: Sequence[Row]) -> list[str]:
 
 _FORESIGHT = """Without foresight: the oracle's schedule, asked for when it is due and not a start
 earlier, with a reserve of so many times that on top. It knows exactly and at once what is needed
-now, and nothing of what comes: what it cannot reach where no trend announces a rise, no policy can
-that does not know the future. See `foresight.png`."""
+now, and nothing of what comes: this is what starts cost by themselves, and what a reserve buys
+back. It bounds no policy: a trend may announce a rise, and what is kept for good
+(`fixed-at-peak`) may do better than a reserve that shrinks with the load. See `foresight.png`."""
 
 
 def _format_reach(reached: Sequence[Reach]) -> list[str]:
@@ -299,7 +300,9 @@ def _format_reach(reached: Sequence[Reach]) -> list[str]:
         + " | ".join(f"{each.gpu_hours_vs_oracle:.2f}" for each in reached)
         + " |",
         "",
-        f"The goal is {'' if is_in_reach else 'not '}within reach of a reserve.",
+        "A reserve reaches the goal."
+        if is_in_reach
+        else "None of these reserves reaches the goal.",
     ]
 
 
