@@ -82,6 +82,8 @@ def main() -> int:
     print(f"\n{chaos_report.summary_table(record, verdict)}\n")
     for reason in verdict.reasons:
         print(f"it did not hold: {reason}")
+    for error, num in verdict.failures.items():
+        print(f"{num} failed with: {error}")
     print(json.dumps(verdict.summary()))
     return 1 if verdict.reasons else 0
 

@@ -253,11 +253,11 @@ class ChaosRun:
         self._faults.append(
             Injected(at_s=at_s, kind=fault.kind, pool=fault.pool, target=target, num_live=num_live)
         )
-        num_failed = sum(outcome.error is not None for outcome in self._outcomes)
+        num_broken = sum(outcome.error is not None for outcome in self._outcomes)
         live = ", ".join(f"{pool} {num}" for pool, num in num_live.items())
         self._say(
             f"{fault.kind.value:13}  {target}; live: {live}; {len(self._outcomes)} requests ended,"
-            f" {num_failed} failed, {self._num_sent - len(self._outcomes)} under way"
+            f" {num_broken} without an answer, {self._num_sent - len(self._outcomes)} under way"
         )
 
     # What is seen of the cluster.

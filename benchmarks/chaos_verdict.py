@@ -259,7 +259,7 @@ def first_token_waits(outcome: Outcome, fault_times_s: Mapping[int, float]) -> l
 def moves_by_fault(record: Record) -> dict[int, int]:
     """How many moves the router counted from each fault that costs a replica to the next.
 
-    Empty where it counts none. An engine that hangs is moved from only when that is noticed.
+    Empty where it counts none, or no fault costs a replica. An engine that hangs is moved from only when that is noticed.
     """
     times_s = _times_s(record.faults)
     counts = _move_counts(record)
@@ -269,7 +269,7 @@ def moves_by_fault(record: Record) -> dict[int, int]:
     def until(at_s: float) -> int:
         return max((number for seen_s, number in counts if seen_s <= at_s), default=0)
 
-    ends_s = [*list(times_s.values())[1:], math.inf]
+    ends_s = [*times_s.values(), math.inf][1:]
     return {
         fault: until(end_s) - until(at_s)
         for (fault, at_s), end_s in zip(times_s.items(), ends_s, strict=True)

@@ -300,6 +300,7 @@ def test_moves_by_fault() -> None:
 
     assert moves_by_fault(run) == {0: 4, 2: 5}
     assert moves_by_fault(record(faults=faults, samples=(sample(9.0, None),))) == {}
+    assert moves_by_fault(record(faults=(), samples=(sample(9.0, 3),))) == {}
 
 
 def test_under_way() -> None:
