@@ -259,7 +259,8 @@ def first_token_waits(outcome: Outcome, fault_times_s: Mapping[int, float]) -> l
 def moves_by_fault(record: Record) -> dict[int, int]:
     """How many moves the router counted from each fault that costs a replica to the next.
 
-    Empty where it counts none, or no fault costs a replica. An engine that hangs is moved from only when that is noticed.
+    Empty where it counts none, or no fault costs one. An engine that hangs is moved from only when
+    that is noticed.
     """
     times_s = _times_s(record.faults)
     counts = _move_counts(record)
