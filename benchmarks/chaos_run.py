@@ -111,21 +111,16 @@ class ChaosRun:
         try:
             async with asyncio.TaskGroup() as background:
                 watch = background.create_task(self._watch())
-                async with asyncio.TaskGroup() as tasks:
-                    until_s = start_s + self._options.duration_s
-                    tasks.create_task(self._put_load(tasks, until_s=until_s))
-                    tasks.create_task(self._inject_faults(tasks, start_s=start_s))
+                await self._disturb(start_s)
                 end_s = time.monotonic()
                 self._say("all requests have ended; waiting for whole pools that hold nothing")
-                whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
-                last = await self._await_free()
+                whole_after_s, last = await self._settle()
                 watch.cancel()
                 poisoned = None
                 if self._options.poisons and whole_after_s is not None:
                     self._say("one more request, whose every engine is killed")
                     poisoned = await poison(self._client, self._routers, serve_api)
-                    whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
-                    last = await self._await_free()
+                    whole_after_s, last = await self._settle()
         except* SystemFailedError as failures:
             raise failures.exceptions[0] from None
         return Record(
@@ -162,6 +157,13 @@ class ChaosRun:
         if outcome.answer is None:
             raise ChaosError(f"{case.name} fails without a fault: {outcome.error}")
         return outcome.answer
+
+    async def _disturb(self, start_s: float) -> None:
+        """Load and faults, until every request has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            until_s = start_s + self._options.duration_s
+            tasks.create_task(self._put_load(tasks, until_s=until_s))
+            tasks.create_task(self._inject_faults(tasks, start_s=start_s))
 
     # Load.
 
@@ -272,6 +274,11 @@ class ChaosRun:
         if (seen := await self._routers.look()) is not None:
             self._samples.append(Sample(at_s=time.monotonic(), seen=seen))
         return seen
+
+    async def _settle(self) -> tuple[float | None, Scrape | None]:
+        """The seconds until the pools are whole, or None, and what is held after that."""
+        whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
+        return whole_after_s, await self._await_free()
 
     async def _await_whole(self, timeout_s: float) -> float | None:
         """Waits for all routers and replicas; returns the seconds, or None if too many."""

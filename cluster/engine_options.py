@@ -11,8 +11,9 @@ from typing import Any
 
 import pydantic
 
-from cluster.config import POOLS, ClusterConfig, did_you_mean, parse_model
+from cluster.config import POOLS, ClusterConfig
 from cluster.errors import ConfigError
+from cluster.parsing import did_you_mean, parse_model
 
 
 def check_engine_options(config: ClusterConfig) -> None:

@@ -152,10 +152,11 @@ def planner_of(application: str, settings: Mapping[str, Any]) -> Planner:
     if known is not None and known[0] == settings:
         return known[1]
     check_internals()
+    parsed = settings_from(settings)
     planner = Planner(
-        settings_from(settings),
+        parsed,
         interval_s=settings["interval_s"],
-        metrics=ScaleMetrics(application),
+        metrics=ScaleMetrics(application, share_wanted=parsed.targets.share),
     )
     _planners[application] = (settings, planner)
     return planner

@@ -11,13 +11,19 @@ from cluster.scaling import PoolPlan
 class ScaleMetrics:
     """Counts decisions and shows the last one of each pool."""
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, *, share_wanted: float) -> None:
         self._own = {"application": application}
+        self._share = share_wanted
         keys = ("application", "pool")
         self._target = Gauge("pdserve_scale_target", "Replicas decided on.", tag_keys=keys)
         self._needed = Gauge("pdserve_scale_needed", "Replicas the traffic needs.", tag_keys=keys)
         self._input = Gauge(
             "pdserve_scale_input", "The numbers a plan was made from.", tag_keys=(*keys, "name")
+        )
+        self._share_wanted = Gauge(
+            "pdserve_scale_share_wanted",
+            "Share of requests that must meet a target.",
+            tag_keys=("application",),
         )
         self._decisions = Counter(
             "pdserve_scale_decisions",
@@ -31,6 +37,7 @@ class ScaleMetrics:
         self._needed.set(plan.needed, tags=own)
         for name, value in plan.inputs:
             self._input.set(value, tags=own | {"name": name})
+        self._share_wanted.set(self._share, tags=self._own)
         change = "yes" if is_change else "no"
         tags = own | {"change": change, "reason": plan.reason, "held_by": plan.held_by or ""}
         self._decisions.inc(tags=tags)

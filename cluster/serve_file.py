@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from cluster.config import ClusterConfig, did_you_mean, parse_args, parse_model
+from cluster.config import ClusterConfig, parse_args
 from cluster.engine_options import check_engine_options
 from cluster.errors import ConfigError
+from cluster.parsing import did_you_mean, parse_model
 
 IMPORT_PATH = "cluster.app:build"
 

@@ -1,8 +1,8 @@
 """Our metrics on both roads: Prometheus text in this process, and Ray's own metrics.
 
 Each process keeps one prometheus_client registry; `export_to_ray` copies its samples into Ray's
-metrics every few seconds, so that they appear on each node's Ray metrics port, and from there in
-the Grafana panels of the Ray dashboard, under the prefix `ray_`. Owns no metric itself.
+metrics every few seconds, so that they appear on each node's Ray metrics port under the prefix
+`ray_`, and from there in Prometheus and Grafana. Owns no metric itself.
 """
 
 import asyncio

@@ -114,17 +114,27 @@ def num_moves(samples: list[Sample]) -> float:
 
 
 async def decoding(
-    client: httpx.AsyncClient, routers: Sequence[RouterProcess]
-) -> list[list[Sample]]:
-    """Waits until each router has answers that are being written; what each says then."""
+    client: httpx.AsyncClient,
+    cluster: Server,
+    asked: Sequence[dict[str, Any]],
+    *,
+    routers: Sequence[RouterProcess],
+) -> tuple[asyncio.Task[list[Any]], list[list[Sample]]]:
+    """Asks, and waits until each router writes answers: their task, and what each router says then.
+
+    Looks without a pause, and asks again where all was over before it was seen: on a busy machine
+    a look may take longer than the answers.
+    """
     deadline_s = time.monotonic() + BEGIN_WITHIN_S
+    answering = asyncio.create_task(answers(client, cluster, asked))
     while True:
-        looks = [await look(client, router) for router in routers]
+        looks = await asyncio.gather(*(look(client, router) for router in routers))
         nums = [total(samples, "pdserve_inflight", phase="decoding") for samples in looks]
         if all(num >= 2 for num in nums):
-            return looks
+            return answering, looks
         assert time.monotonic() < deadline_s, nums
-        await asyncio.sleep(POLL_S)
+        if answering.done():
+            answering = asyncio.create_task(answers(client, cluster, asked))
 
 
 async def test_decode_replica_told_to_end(
@@ -136,8 +146,7 @@ async def test_decode_replica_told_to_end(
     routers = await two_routers(client, serve_api, cluster)
     known = {each.replica_id for each in await serve_api.replicas()}
     leaving, _ = cluster.processes("ray::ServeReplica:pdserve:decode")
-    answering = asyncio.create_task(answers(client, cluster, asked))
-    before = await decoding(client, routers)
+    answering, before = await decoding(client, cluster, asked, routers=routers)
     leaving.terminate()
     assert not differences(expected, await answering)
     after = [await look(client, router) for router in routers]
@@ -179,8 +188,7 @@ async def test_router_killed(
     victim, other = await two_routers(client, serve_api, cluster)
     asked = bodies(first_seed=300)
     expected = await answers(client, plain, asked)
-    answering = asyncio.create_task(answers(client, cluster, asked))
-    of_victim, _ = await decoding(client, (victim, other))
+    answering, (of_victim, _) = await decoding(client, cluster, asked, routers=(victim, other))
     psutil.Process(victim.pid).kill()
     deadline_s = time.monotonic() + FREE_WITHIN_S
     while num_in_engines(samples := await look(client, other)) > num_sent(samples):
@@ -202,8 +210,7 @@ async def test_scaled_down_under_load(
     routers = await two_routers(client, serve_api, cluster)
     asked = bodies(first_seed=400)
     expected = await answers(client, plain, asked)
-    answering = asyncio.create_task(answers(client, cluster, asked))
-    before = await decoding(client, routers)
+    answering, before = await decoding(client, cluster, asked, routers=routers)
     await serve_api.scale(ONE_EACH)
     assert not differences(expected, await answering)
     await until_scaled(serve_api, ONE_EACH)

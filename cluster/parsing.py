@@ -1,0 +1,90 @@
+"""Values against a pydantic model, and a wrong one told in one line that names the field.
+
+Owns the words; knows no model.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
+import pydantic
+from pydantic import BaseModel
+
+from cluster.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_model(model: type[Model], values: object, *, section: str = "") -> Model:
+    """Validates `values`, the content of `section`.
+
+    Raises:
+        ConfigError: one line about the first wrong value.
+    """
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_one_line(error, model, section)) from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all if few."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    if nearest:
+        return f"did you mean {nearest[0]}?"
+    return f"known are {', '.join(names)}" if len(names) <= 12 else "no known name is near it"
+
+
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "enum": "one of {expected}",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt:g}",
+    "list_type": "a list",
+    "literal_error": "one of {expected}",
+    "model_type": "a mapping",
+    "string_too_short": "a non-empty text",
+    "string_type": "a text",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
+}
+"""What a field may be, by pydantic's type of error; completes "'x' is not ..."."""
+
+
+def _one_line(error: pydantic.ValidationError, model: type[BaseModel], section: str) -> str:
+    first = error.errors(include_url=False)[0]
+    context = dict(first.get("ctx", {}))
+    # "[key]" marks a mapping's key; the key itself comes before it.
+    location = [section, *(str(part) for part in first["loc"] if part != "[key]")]
+    path = ".".join(part for part in location if part)
+    if first["type"] == "extra_forbidden":
+        *parents, name = (str(part) for part in first["loc"])
+        return f"{path}: no such field; {did_you_mean(name, _fields(model, parents))}"
+    if first["type"] == "value_error":
+        reason = str(context["error"])
+    elif first["type"] in _EXPECTED:
+        if "expected" in context:
+            context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+        reason = f"{first['input']!r} is not {_EXPECTED[first['type']].format(**context)}"
+    else:
+        reason = first["msg"][0].lower() + first["msg"][1:]
+    return " ".join((f"{path}: {reason}" if path else reason).split())
+
+
+def _fields(model: type[BaseModel], path: Iterable[str]) -> list[str]:
+    for name in path:
+        inner = model.model_fields[name].annotation
+        assert isinstance(inner, type), name
+        assert issubclass(inner, BaseModel), name
+        model = inner
+    return list(model.model_fields)

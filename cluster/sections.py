@@ -1,0 +1,238 @@
+"""The sections of the cluster's configuration: their fields, defaults and descriptions.
+
+Owns what a section may say by itself; cluster.config joins them and checks one against another.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+OWNED_ENGINE_OPTIONS = {
+    "model": "set by the top-level model",
+    "served_model_name": "set by the top-level served_name",
+    "kv_transfer_config": "set from transfer",
+    "scheduler_cls": "pdserve's own lets an answer go on in another engine",
+    "worker_extension_cls": "taken by pdserve's own",
+    "data_parallel_size": "raise the pool's replicas instead",
+}
+"""Options of vLLM that this project sets itself, and where to say it instead."""
+
+
+def _engine_option(name: str) -> str:
+    if name in OWNED_ENGINE_OPTIONS:
+        raise ValueError(f"may not be set here: {OWNED_ENGINE_OPTIONS[name]}")
+    return name
+
+
+def _resource(name: str) -> str:
+    if name in ("CPU", "GPU"):
+        raise ValueError(f"may not be set here: use {name.lower()}s of the pool")
+    return name
+
+
+EngineOptions = dict[Annotated[str, AfterValidator(_engine_option)], Any]
+Resources = dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]]
+
+
+class Section(BaseModel):
+    """Takes no field that it does not know, and no value of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PoolConfig(Section):
+    """One pool of vLLM engines: how many, on what, with which options."""
+
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Engines in this pool; with `max_replicas`, how many it starts with.",
+    )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="Lets the pool grow and shrink with the traffic, to this many at most. "
+        "Unset, it keeps its size.",
+    )
+    min_replicas: int = Field(
+        default=1,
+        ge=0,
+        description="As few as the pool may shrink to. With 0 it goes when nobody asks, and "
+        "requests wait while it starts again.",
+    )
+    warm_replicas: int = Field(
+        default=0,
+        ge=0,
+        description="Kept beyond what the traffic needs, for requests that cannot wait for a "
+        "start.",
+    )
+    gpus: int = Field(
+        default=0,
+        ge=0,
+        description="GPUs of each replica, one per rank: tensor_parallel_size times "
+        "pipeline_parallel_size. 0 runs the engine on the CPU.",
+    )
+    cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each replica.")
+    resources: Resources = Field(
+        default_factory=dict,
+        description="Custom Ray resources reserved for each replica, e.g. `{fast_nic: 1}`.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Ray node labels that a replica's node must have, e.g. "
+        "`{ray.io/accelerator-type: H100}`.",
+    )
+    engine: EngineOptions = Field(
+        default_factory=dict,
+        description="vLLM engine arguments for this pool, over the shared `engine`.",
+    )
+    kv_cache_gib: float = Field(
+        default=1.0,
+        gt=0,
+        description="GiB of KV cache of each replica on CPU. On GPUs set "
+        "`engine.gpu_memory_utilization` instead.",
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict, description="Environment variables of each replica."
+    )
+
+
+class TransferConfig(Section):
+    """How KV blocks get from prefill to decode."""
+
+    connector: Literal["nixl", "nccl"] = Field(
+        default="nixl",
+        description="What moves the KV blocks: reads by NIXL, or messages over NCCL between GPUs "
+        "and over Gloo between CPUs.",
+    )
+    backends: tuple[str, ...] = Field(
+        default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
+    )
+    shared_memory: Literal["auto", "never"] = Field(
+        default="auto",
+        description="On CPUs, with `nixl`: `auto` lets decode copy KV from a prefill of its host "
+        "out of memory that both map; NIXL then carries the handshake, the leases and the "
+        "notifications. `never`, as in the demo, leaves the KV to NIXL too, as every pair that "
+        "cannot share memory does.",
+    )
+    lease_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds that prefill keeps finished blocks for a decode replica that does "
+        "not ask for them.",
+    )
+
+
+class RouterConfig(Section):
+    """The OpenAI endpoint in front of the two pools."""
+
+    replicas: int = Field(default=1, ge=1, description="Routers, each serving the whole API.")
+    cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each router.")
+    policy: Literal["p2c", "least_work", "round_robin", "random"] = Field(
+        default="p2c",
+        description="How a replica is chosen: the one that is predicted to be done first, of all "
+        "or of 64 picked at random (`p2c`) or always of all (`least_work`), in turn, or at random. "
+        "What is cached of a prompt counts, in seconds.",
+    )
+    local_prefill: Literal["auto", "never"] = Field(
+        default="never",
+        description="Whether decode may read a prompt itself: `auto` where its second token is "
+        "predicted to come sooner that way and decode's step stays within `slo.itl_s`.",
+    )
+    admission: Literal["queue", "refuse"] = Field(
+        default="queue",
+        description="What becomes of a request that is expected to miss `slo.ttft_s`, or "
+        "`slo.itl_s` at the end of its prefill: it queues, or gets status 429 with `Retry-After`.",
+    )
+    max_queued: int | None = Field(
+        default=None,
+        ge=1,
+        description="Requests without a first token that one router holds; one more gets status "
+        "429. Any number if unset.",
+    )
+    queue_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that a request may wait for its first token; then it gets status 503. "
+        "For ever if unset.",
+    )
+    max_body_mib: float = Field(
+        default=8.0, gt=0, description="Largest request body in MiB; a larger one gets status 413."
+    )
+    frontend: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "
+        "tool_call_parser: hermes}`.",
+    )
+
+
+class RecoveryConfig(Section):
+    """What is done for requests whose engine dies, hangs or leaves."""
+
+    max_moves: int = Field(
+        default=3, ge=0, description="How often one request is moved to another engine."
+    )
+    max_wait_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds that a request waits for a pool without a live replica; then it gets "
+        "status 503.",
+    )
+    stall_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds without a sign of life after which an engine is taken for dead.",
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that a replica that leaves may take to finish what it has; what is "
+        "left then is moved, and broken off where a router leaves.",
+    )
+
+
+class SloConfig(Section):
+    """What the cluster is measured against."""
+
+    ttft_s: float = Field(
+        default=0.5, gt=0, description="Target for the time to first token, in seconds."
+    )
+    itl_s: float = Field(
+        default=0.05, gt=0, description="Target for the inter-token latency, in seconds."
+    )
+    percentile: float = Field(
+        default=90.0,
+        gt=0,
+        lt=100,
+        description="Share of requests, in percent, that must meet both.",
+    )
+
+
+class ScalingConfig(Section):
+    """When pools with `max_replicas` grow and shrink. How far is decided from the traffic."""
+
+    interval_s: float = Field(default=2.0, ge=0.5, description="Seconds between two decisions.")
+    up_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds for which more must have been needed before replicas are started.",
+    )
+    down_delay_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="Seconds for which fewer must have been enough, and since the last change, "
+        "before some go. Longer after each time that this was regretted.",
+    )
+    look_back_s: float = Field(
+        default=600.0,
+        ge=10,
+        description="Seconds of past traffic that a smaller pool must be predicted to have held.",
+    )
+    idle_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds without a request after which a pool with `min_replicas: 0` goes.",
+    )
+    expected_start_s: float = Field(
+        default=60.0, gt=0, description="Seconds that a start takes, until one was seen."
+    )
