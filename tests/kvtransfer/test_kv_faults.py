@@ -1,15 +1,23 @@
 """Prefill engines that die, come back, or stop in the midst of it: decode computes, and goes on."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import pytest_asyncio
-from kv_engines import PREFILL_ONLY, Engine, plain, random_prompt, running_engines
+from kv_engines import (
+    PREFILL_ONLY,
+    Engine,
+    handed_over,
+    plain,
+    random_prompt,
+    running_engines,
+)
 from kv_faults import FAULTY_WORKER
-from kv_scenes import dies_while_it_is_read, hands_over, hangs_while_it_is_read
 
 from engine.demo_model import resolve_model
 from kvtransfer.config import Sharing
@@ -73,7 +81,8 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
     before = num_mappings(decode)
     with ReservedPort(HOST) as reserved:
         async with running_engines(model, "prefill", side_channel_port=reserved.port) as (prefill,):
-            await hands_over(prefill, decode, "warm")
+            warm = random_prompt(300, "warm")
+            assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
             firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
             bystander = await decode.start(other, max_tokens=300)
             assert num_mappings(decode) == before + 1
@@ -105,7 +114,8 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
             assert firsts[0].token_ids + rest.token_ids == expected[0]
             peer = KVPeer(engine_id=heir.engine_id, host=HOST, port=reserved.port, tp_size=1)
             assert await warm_up(decode.core, peer) is None
-            await hands_over(heir, decode, "again")
+            again = random_prompt(300, "again")
+            assert await handed_over(heir, decode, again) == await plain(decode, again, 6)
             assert num_mappings(decode) == before + 1
             await forget(decode.core, heir.engine_id)
             assert num_mappings(decode) == before
@@ -113,11 +123,23 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
 
 @EITHER_WAY
 async def test_prefill_dies_while_it_is_read(decode: Engine, sharing: Sharing) -> None:
-    async with running_engines(resolve_model("demo"), "prefill", shared_memory=sharing) as (
-        prefill,
-    ):
-        await hands_over(prefill, decode, "warm")
-        await dies_while_it_is_read(prefill, decode)
+    """At whatever moment: its blocks are whole, or they are computed."""
+    model = resolve_model("demo")
+    prompts = [random_prompt(4000, f"while {number}") for number in range(3)]
+    expected = [await plain(decode, prompt, 6) for prompt in prompts]
+    async with running_engines(model, "prefill", shared_memory=sharing) as (prefill,):
+        warm = random_prompt(300, "warm")
+        assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+        firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
+        rests = [
+            await decode.start(prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params)
+            for prompt, first in zip(prompts, firsts, strict=True)
+        ]
+        await prefill.kill()
+        for rest in rests:
+            await asyncio.wait_for(rest.ended.wait(), 30)
+        answers = [a.token_ids + b.token_ids for a, b in zip(firsts, rests, strict=True)]
+        assert answers == expected
     await decode.until(lambda stats: stats.kv_cache_usage == 0, 5)
 
 
@@ -133,8 +155,23 @@ async def test_a_read_that_never_ends(monkeypatch: pytest.MonkeyPatch, sharing: 
         read_timeout_s=READ_TIMEOUT_S,
         shared_memory=sharing,
     ) as (prefill, decode):
-        await hands_over(prefill, decode, "warm")
-        prompt, expected = await hangs_while_it_is_read(prefill, decode)
+        warm = random_prompt(300, "warm")
+        assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+        prompt, other = random_prompt(1000, "stopped"), random_prompt(200, "other")
+        expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
+        first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+        os.kill(prefill.pid, signal.SIGSTOP)
+        try:
+            late = await decode.start(
+                prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+            )
+            bystander = await decode.generate(other, max_tokens=6)
+            assert bystander.token_ids == other_expected
+            assert not late.ended.is_set()
+            await asyncio.wait_for(late.ended.wait(), 60)
+        finally:
+            os.kill(prefill.pid, signal.SIGCONT)
+        assert first.token_ids + late.token_ids == expected
         # The peer goes on, and what it still sends reaches no block: these are used once more.
         await asyncio.sleep(1)
         again = await decode.generate(prompt, max_tokens=6)

@@ -1,11 +1,20 @@
 """The point-to-point connector when prefill dies, comes back or hangs: decode computes, goes on."""
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from kv_engines import Engine, running_engines
-from kv_scenes import dies_while_it_is_read, hands_over, hangs_while_it_is_read
+from kv_engines import (
+    PREFILL_ONLY,
+    Engine,
+    handed_over,
+    plain,
+    random_prompt,
+    running_engines,
+)
 
 from engine.demo_model import resolve_model
 from kvtransfer.peers import KVPeer, forget, warm_up
@@ -25,9 +34,17 @@ async def decode() -> AsyncIterator[Engine]:
         yield engine
 
 
+async def hands_over(prefill: Engine, decode: Engine, seed: str) -> None:
+    prompt = random_prompt(300, seed)
+    expected = await plain(decode, prompt, 6)
+    assert await handed_over(prefill, decode, prompt) == expected
+
+
 async def test_prefill_dies_while_it_is_read_and_comes_back(decode: Engine) -> None:
     port = ReservedPort(HOST)
     model = resolve_model("demo")
+    prompts = [random_prompt(4000, f"dies {number}") for number in range(3)]
+    expected = [await plain(decode, prompt, 6) for prompt in prompts]
     async with running_engines(model, "prefill", connector="nccl", side_channel_port=port.port) as (
         prefill,
     ):
@@ -35,7 +52,16 @@ async def test_prefill_dies_while_it_is_read_and_comes_back(decode: Engine) -> N
         assert await warm_up(decode.core, peer) is None
         assert await warm_up(decode.core, peer) is None
         await hands_over(prefill, decode, "before")
-        await dies_while_it_is_read(prefill, decode)
+        firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
+        rests = [
+            await decode.start(prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params)
+            for prompt, first in zip(prompts, firsts, strict=True)
+        ]
+        await prefill.kill()
+        for rest in rests:
+            await asyncio.wait_for(rest.ended.wait(), 30)
+        answers = [a.token_ids + b.token_ids for a, b in zip(firsts, rests, strict=True)]
+        assert answers == expected
         assert await warm_up(decode.core, peer) is not None
         await forget(decode.core, prefill.engine_id)
 
@@ -54,7 +80,21 @@ async def test_prefill_dies_while_it_is_read_and_comes_back(decode: Engine) -> N
 async def test_a_prefill_that_hangs_holds_up_nobody_else(decode: Engine) -> None:
     async with running_engines(resolve_model("demo"), "prefill", connector="nccl") as (prefill,):
         await hands_over(prefill, decode, "warm")
-        await hangs_while_it_is_read(prefill, decode)
+        prompt, other = random_prompt(1000, "hangs"), random_prompt(200, "other")
+        expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
+        first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+        os.kill(prefill.pid, signal.SIGSTOP)
+        try:
+            late = await decode.start(
+                prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+            )
+            bystander = await decode.generate(other, max_tokens=6)
+            assert bystander.token_ids == other_expected
+            assert not late.ended.is_set()
+            await asyncio.wait_for(late.ended.wait(), 30)
+        finally:
+            os.kill(prefill.pid, signal.SIGCONT)
+        assert first.token_ids + late.token_ids == expected
         await hands_over(prefill, decode, "goes on")
 
 
