@@ -182,8 +182,6 @@ def _environment(chosen: RayPorts, folder: Path) -> dict[str, str]:
         # `ray start`'s own default, said outright: a token file that another cluster left in the
         # home folder would turn authentication on in Ray but not in what talks to it.
         "RAY_AUTH_MODE": "disabled",
-        # Where a router dies before it has begun to answer, HAProxy asks another.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # By default these are the same for every cluster on a machine.
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_command_path()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),

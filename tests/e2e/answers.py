@@ -28,7 +28,7 @@ async def ask(
         return await _ask_stream(client, url + endpoint, body)
     response = await client.post(url + endpoint, json=body)
     assert response.status_code == 200, response.text
-    answer: dict[str, Any] = _comparable(response.json())
+    answer: dict[str, Any] = comparable(response.json())
     return answer
 
 
@@ -45,7 +45,7 @@ async def _ask_stream(
             data = line.removeprefix("data: ")
             if data == "[DONE]":
                 continue
-            chunk = _comparable(json.loads(data))
+            chunk = comparable(json.loads(data))
             assert "error" not in chunk, chunk
             for choice in chunk.pop("choices"):
                 index = choice["index"]
@@ -55,11 +55,11 @@ async def _ask_stream(
     return answer
 
 
-def _comparable(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _comparable(each) for key, each in value.items() if key not in UNIQUE_KEYS}
+        return {key: comparable(each) for key, each in value.items() if key not in UNIQUE_KEYS}
     if isinstance(value, list):
-        return [_comparable(each) for each in value]
+        return [comparable(each) for each in value]
     return value
 
 

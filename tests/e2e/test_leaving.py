@@ -1,6 +1,7 @@
 """Two routers and two decode replicas, and what becomes of answers when one of them leaves."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import psutil
 import pytest
 import pytest_asyncio
-from answers import COMPLETIONS, ask, differences
+from answers import COMPLETIONS, ask, comparable, differences
 from cases import Case, token_prompt
 from metrics import Sample, scrape, total
 from scaling import SCALING_POLL_S, until_scaled
@@ -26,6 +27,8 @@ LEFT_WITHIN_S = 20.0
 ROUTER_LEFT_WITHIN_S = 90.0
 """More than `drain_s`, and what is asked meanwhile."""
 POLL_S = 0.05
+STUCK_AFTER_S = 2.0
+"""Longer than short answers take."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -72,7 +75,7 @@ async def another_starts(api: ServeApi, known: set[str]) -> None:
         await asyncio.sleep(SCALING_POLL_S)
 
 
-def bodies(first_seed: int) -> list[dict[str, Any]]:
+def bodies(first_seed: int, *, stream: bool = True) -> list[dict[str, Any]]:
     return [
         Case(
             name="",
@@ -82,7 +85,7 @@ def bodies(first_seed: int) -> list[dict[str, Any]]:
                 "max_tokens": 400,
                 "ignore_eos": True,
             },
-        ).body(stream=True)
+        ).body(stream=stream)
         for index in range(12)
     ]
 
@@ -186,7 +189,8 @@ async def test_router_killed(
 ) -> None:
     """Its clients' connections end; the engines drop its requests; the other's are not touched."""
     victim, other = await two_routers(client, serve_api, cluster)
-    asked = bodies(first_seed=300)
+    # So many that the other router's are still under way when the engines have been looked at.
+    asked = [*bodies(first_seed=300), *bodies(first_seed=700)]
     expected = await answers(client, plain, asked)
     answering, (of_victim, _) = await decoding(client, cluster, asked, routers=(victim, other))
     psutil.Process(victim.pid).kill()
@@ -201,6 +205,40 @@ async def test_router_killed(
     assert 0 < len(broken) <= num_sent(of_victim)
     for one, answer in zip(expected, actual, strict=True):
         assert answer in broken or not differences(one, answer)
+
+
+async def test_router_killed_before_it_has_answered(
+    client: httpx.AsyncClient, serve_api: ServeApi, cluster: Server, plain: Server
+) -> None:
+    """The proxy asks the other one, also where a request's body came later than its headers."""
+    victim, _ = await two_routers(client, serve_api, cluster)
+    known = {each.replica_id for each in await serve_api.replicas()}
+    asked = [body | {"max_tokens": 4} for body in bodies(first_seed=600, stream=False)]
+    expected = await answers(client, plain, asked)
+    psutil.Process(victim.pid).suspend()
+    tasks = [asyncio.create_task(ask_slowly(client, cluster, body)) for body in asked]
+    _, stuck = await asyncio.wait(tasks, timeout=STUCK_AFTER_S)
+    assert stuck
+    psutil.Process(victim.pid).kill()
+    assert not differences(expected, await asyncio.gather(*tasks))
+    await another_starts(serve_api, known)
+
+
+async def ask_slowly(
+    client: httpx.AsyncClient, server: Server, body: dict[str, Any]
+) -> dict[str, Any]:
+    """The proxy sees the headers, and a while later the body."""
+    content = json.dumps(body).encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        await asyncio.sleep(POLL_S)
+        yield content
+
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+    response = await client.post(server.url + COMPLETIONS, content=parts(), headers=headers)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = comparable(response.json())
+    return answer
 
 
 async def test_scaled_down_under_load(
