@@ -6,6 +6,7 @@ simulator's routers keep the same ledger.
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,12 @@ class _Line:
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds by request id."""
     sent_s: float = 0.0
+    deadlines: deque[tuple[float, str]] = field(default_factory=deque)
+    """Of requests that give way once theirs has passed, in the order of sending."""
+    late: set[str] = field(default_factory=set)
+    late_s: float = 0.0
+    """Of `sent_s`: of requests that have missed their deadline. New ones do not wait for them, but
+    for those that have given way as long as they had to (`engine.lateness`): few, and not told."""
     load: ReplicaLoad = field(default=ReplicaLoad(replica_id="", work_s=0.0))
 
 
@@ -90,12 +97,22 @@ class Ledger:
             self._open[replica_id] = load
             self._total_s += load.work_s
 
-    def add(self, replica_id: str, request_id: str, work_s: float, *, now_s: float) -> None:
-        """A request was sent."""
+    def add(
+        self,
+        replica_id: str,
+        request_id: str,
+        work_s: float,
+        *,
+        now_s: float,
+        deadline_s: float | None = None,
+    ) -> None:
+        """A request was sent. From its deadline on, where it has one, it gives way to others."""
         line = self._lines[replica_id]
         line.sent[request_id] = work_s
         self._num_sent += 1
         line.sent_s += work_s
+        if deadline_s is not None:
+            line.deadlines.append((deadline_s, request_id))
         self._recent_s = self._recent(now_s) + work_s
         self._recent_until_s = now_s
         load = line.load
@@ -116,6 +133,9 @@ class Ledger:
         self._num_sent -= 1
         # Floats do not quite add up to nothing.
         line.sent_s = line.sent_s - request_s if line.sent else 0.0
+        if request_id in line.late:
+            line.late.remove(request_id)
+            line.late_s = line.late_s - request_s if line.late else 0.0
         if not (was_done and self._drains):
             load = line.load
             self._renew(
@@ -131,7 +151,8 @@ class Ledger:
         """A replica says what others have sent there and how far it is with the oldest of all."""
         line = self._lines.get(replica_id)
         if line is not None:
-            work_s = line.sent_s + others_work_s
+            _note_late(line, now_s)
+            work_s = max(0.0, line.sent_s - line.late_s) + others_work_s
             if self._drains:
                 work_s = max(0.0, work_s - progress_s)
             self._renew(line, work_s, counted_s=now_s, reported_s=now_s)
@@ -177,3 +198,12 @@ class Ledger:
         )
         if replica_id in self._open:
             self._open[replica_id] = line.load
+
+
+def _note_late(line: _Line, now_s: float) -> None:
+    """Looks at the oldest only: deadlines are nearly in the order of sending."""
+    while line.deadlines and line.deadlines[0][0] <= now_s:
+        _, request_id = line.deadlines.popleft()
+        if request_id in line.sent:
+            line.late.add(request_id)
+            line.late_s += line.sent[request_id]
