@@ -6,10 +6,10 @@ simulator's routers keep the same ledger.
 """
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from engine.lateness import PUT_BACK_S
 from router.policies import PoolSnapshot, PrefixHit, ReplicaLoad
 
 RATE_TIME_S = 30.0
@@ -21,12 +21,8 @@ class _Line:
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds by request id."""
     sent_s: float = 0.0
-    deadlines: deque[tuple[float, str]] = field(default_factory=deque)
-    """Of requests that give way once theirs has passed, in the order of sending."""
-    late: set[str] = field(default_factory=set)
-    late_s: float = 0.0
-    """Of `sent_s`: of requests that have missed their deadline. New ones do not wait for them, but
-    for those that have given way as long as they had to (`engine.lateness`): few, and not told."""
+    deadlines: dict[str, float] = field(default_factory=dict)
+    """By request id, of those that give way to others for a while once it has passed."""
     load: ReplicaLoad = field(default=ReplicaLoad(replica_id="", work_s=0.0))
 
 
@@ -106,13 +102,14 @@ class Ledger:
         now_s: float,
         deadline_s: float | None = None,
     ) -> None:
-        """A request was sent. From its deadline on, where it has one, it gives way to others."""
+        """A request was sent. Where it has a deadline, it gives way to others from then on, for as
+        long as engines put it back (`engine.lateness`)."""
         line = self._lines[replica_id]
         line.sent[request_id] = work_s
         self._num_sent += 1
         line.sent_s += work_s
         if deadline_s is not None:
-            line.deadlines.append((deadline_s, request_id))
+            line.deadlines[request_id] = deadline_s
         self._recent_s = self._recent(now_s) + work_s
         self._recent_until_s = now_s
         load = line.load
@@ -130,12 +127,10 @@ class Ledger:
         if line is None or request_id not in line.sent:
             return
         request_s = line.sent.pop(request_id)
+        line.deadlines.pop(request_id, None)
         self._num_sent -= 1
         # Floats do not quite add up to nothing.
         line.sent_s = line.sent_s - request_s if line.sent else 0.0
-        if request_id in line.late:
-            line.late.remove(request_id)
-            line.late_s = line.late_s - request_s if line.late else 0.0
         if not (was_done and self._drains):
             load = line.load
             self._renew(
@@ -151,8 +146,7 @@ class Ledger:
         """A replica says what others have sent there and how far it is with the oldest of all."""
         line = self._lines.get(replica_id)
         if line is not None:
-            _note_late(line, now_s)
-            work_s = max(0.0, line.sent_s - line.late_s) + others_work_s
+            work_s = max(0.0, line.sent_s - _late_s(line, now_s)) + others_work_s
             if self._drains:
                 work_s = max(0.0, work_s - progress_s)
             self._renew(line, work_s, counted_s=now_s, reported_s=now_s)
@@ -200,10 +194,10 @@ class Ledger:
             self._open[replica_id] = line.load
 
 
-def _note_late(line: _Line, now_s: float) -> None:
-    """Looks at the oldest only: deadlines are nearly in the order of sending."""
-    while line.deadlines and line.deadlines[0][0] <= now_s:
-        _, request_id = line.deadlines.popleft()
-        if request_id in line.sent:
-            line.late.add(request_id)
-            line.late_s += line.sent[request_id]
+def _late_s(line: _Line, now_s: float) -> float:
+    """Of what was sent there: work that new requests do not wait for."""
+    return sum(
+        line.sent[request_id]
+        for request_id, deadline_s in line.deadlines.items()
+        if deadline_s <= now_s < deadline_s + PUT_BACK_S
+    )

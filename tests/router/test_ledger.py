@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from engine.lateness import PUT_BACK_S
 from router.ledger import RATE_TIME_S, Ledger
 from router.policies import PoolSnapshot, predicted_work_s
 
@@ -129,9 +130,11 @@ def test_new_work_does_not_wait_for_what_is_late() -> None:
     assert work(ledger.snapshot(4.0)) == {"a": 7.0}
     ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=5.0)
     assert work(ledger.snapshot(5.0)) == {"a": 4.0}
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=5.0 + PUT_BACK_S)
+    assert work(ledger.snapshot(5.0 + PUT_BACK_S)) == {"a": 3.0}, "r1 is due again, r2 is late"
     ledger.settle("a", "r1")
-    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=6.0)
-    assert work(ledger.snapshot(6.0)) == {"a": 4.0}, "taken off once"
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=8.0)
+    assert work(ledger.snapshot(8.0)) == {"a": 4.0}, "taken off once"
     assert ledger.num_outstanding == 1
 
 
