@@ -55,30 +55,46 @@ class Lanes:
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
 
     def _put_back_late_prompts(self: Any) -> None:
-        """Of those that have not begun. The late ones come first, so looking at the first will do.
+        """Of those that the next step may begin: the late ones come first of all that wait.
 
         Priorities are latest starts, and arrival times on the clock that all routers share.
         """
         sample, now_s = self._sample, time.time()
+        num_step_tokens = self.max_num_scheduled_tokens
         last = LastStep()
         if sample is not None:
-            last = LastStep(seconds=sample.seconds, num_prefill_tokens=sample.num_prefill_tokens)
-        while self.waiting:
+            last = LastStep(
+                seconds=sample.seconds,
+                num_prefill_tokens=sample.num_prefill_tokens,
+                is_full=sample.num_prefill_tokens + sample.num_decodes >= num_step_tokens,
+            )
+        reading = [
+            (request.priority, request.num_tokens - request.num_computed_tokens)
+            for request in self.running
+            if request.is_prefill_chunk
+        ]
+        in_time, num_in_time = [], 0
+        while self.waiting and num_in_time < num_step_tokens:
             first = self.waiting.peek_request()
             if first.num_computed_tokens or first.num_output_tokens:
-                return
+                break
             later_ms = put_back(
                 first.priority,
                 first.num_tokens,
+                num_ahead=num_in_time + sum(n for each, n in reading if each <= first.priority),
                 arrival_s=first.arrival_time,
                 now_s=now_s,
                 last=last,
             )
-            if later_ms is None:
-                return
             self.waiting.pop_request()
-            first.priority = later_ms
-            self.waiting.add_request(first)
+            if later_ms is None:
+                in_time.append(first)
+                num_in_time += first.num_tokens
+            else:
+                first.priority = later_ms
+                self.waiting.add_request(first)
+        for request in in_time:
+            self.waiting.add_request(request)
 
     def _limit_for_long_prompts(self: Any) -> int | None:
         reading = [request.priority for request in self.running if request.is_prefill_chunk]

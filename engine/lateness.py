@@ -5,6 +5,7 @@ be read, that makes everyone late: each prompt gets its turn just after its own 
 So what is late gives way to what is not, for a while.
 """
 
+import math
 from dataclasses import dataclass
 
 PUT_BACK_S = 60.0
@@ -18,22 +19,45 @@ class LastStep:
 
     seconds: float = 0.0
     num_prefill_tokens: int = 0
+    is_full: bool = False
+    """Whether it had no room for more tokens: then the next ones will be as long."""
 
 
 def put_back(
-    latest_start_ms: int, num_tokens: int, *, arrival_s: float, now_s: float, last: LastStep
+    latest_start_ms: int,
+    num_tokens: int,
+    *,
+    num_ahead: int = 0,
+    arrival_s: float,
+    now_s: float,
+    last: LastStep,
 ) -> int | None:
-    """The new latest start of a prompt that would be late if it started now; None if it keeps its.
+    """The new latest start of a prompt that would be late if its turn came now; None if it keeps
+    its.
 
-    A latest start reckons with the prompt's own prefill. But its first token comes with the whole
-    step's, so what else is in that step must fit as well. Who has waited for as long as prompts are
-    put back has been put back, or is patient, and keeps its place. So does one that was late before
-    it came: its client has asked to go first, whatever that does.
+    A latest start reckons with the prompt's own prefill. But its first token comes with the end of
+    a step, so what goes before it and what else is in that step must fit as well: where prompts
+    start at the last moment, all that was left out of the reckoning makes each of them late. Who
+    has waited for as long as prompts are put back has been put back, or is patient, and keeps its
+    place. So does one that was late before it came: its client has asked to go first, whatever that
+    does.
+
+    Args:
+        num_ahead: tokens that the engine reads before it gets to this prompt.
     """
-    others = max(0.0, 1 - num_tokens / last.num_prefill_tokens) if last.num_prefill_tokens else 0.0
-    start_s = now_s + others * last.seconds
+    start_s = now_s + _others_s(num_tokens, num_ahead, last)
     is_late = latest_start_ms < 1000 * start_s
     has_been = start_s - arrival_s >= PUT_BACK_S
     if not is_late or has_been or latest_start_ms < 1000 * arrival_s:
         return None
     return latest_start_ms + round(1000 * PUT_BACK_S)
+
+
+def _others_s(num_tokens: int, num_ahead: int, last: LastStep) -> float:
+    """Of the whole steps until a prompt has been read, what is not its own."""
+    if not last.num_prefill_tokens:
+        return 0.0
+    if not last.is_full:
+        return last.seconds * max(0.0, 1 - num_tokens / last.num_prefill_tokens)
+    num_steps = math.ceil((num_ahead + num_tokens) / last.num_prefill_tokens)
+    return last.seconds * (num_steps - num_tokens / last.num_prefill_tokens)

@@ -210,9 +210,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             ttft_s=self._targets.admission.ttft_s,
             client_priority=request.priority,
         )
+        due_in_s = request.priority / 1000 + reader.request_s - time.time()
         state.prefill = self.prefill[reader.replica_id]
         self._enter(state, RequestPhase.PREFILLING)
-        state.prefill.add(request, reader.request_s)
+        state.prefill.add(request, reader.request_s, due_in_s=due_in_s)
         self.prefill.prefixes.add(reader.replica_id, state.chain)
 
     def _hand_over(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> None:

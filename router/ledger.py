@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from engine.lateness import PUT_BACK_S
 from router.policies import PoolSnapshot, PrefixHit, ReplicaLoad
 
 RATE_TIME_S = 30.0
@@ -20,6 +21,8 @@ class _Line:
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds by request id."""
     sent_s: float = 0.0
+    deadlines: dict[str, float] = field(default_factory=dict)
+    """By request id, of those that give way to others for a while once it has passed."""
     load: ReplicaLoad = field(default=ReplicaLoad(replica_id="", work_s=0.0))
 
 
@@ -90,12 +93,23 @@ class Ledger:
             self._open[replica_id] = load
             self._total_s += load.work_s
 
-    def add(self, replica_id: str, request_id: str, work_s: float, *, now_s: float) -> None:
-        """A request was sent."""
+    def add(
+        self,
+        replica_id: str,
+        request_id: str,
+        work_s: float,
+        *,
+        now_s: float,
+        deadline_s: float | None = None,
+    ) -> None:
+        """A request was sent. Where it has a deadline, it gives way to others from then on, for as
+        long as engines put it back (`engine.lateness`)."""
         line = self._lines[replica_id]
         line.sent[request_id] = work_s
         self._num_sent += 1
         line.sent_s += work_s
+        if deadline_s is not None:
+            line.deadlines[request_id] = deadline_s
         self._recent_s = self._recent(now_s) + work_s
         self._recent_until_s = now_s
         load = line.load
@@ -113,6 +127,7 @@ class Ledger:
         if line is None or request_id not in line.sent:
             return
         request_s = line.sent.pop(request_id)
+        line.deadlines.pop(request_id, None)
         self._num_sent -= 1
         # Floats do not quite add up to nothing.
         line.sent_s = line.sent_s - request_s if line.sent else 0.0
@@ -131,7 +146,7 @@ class Ledger:
         """A replica says what others have sent there and how far it is with the oldest of all."""
         line = self._lines.get(replica_id)
         if line is not None:
-            work_s = line.sent_s + others_work_s
+            work_s = max(0.0, line.sent_s - _late_s(line, now_s)) + others_work_s
             if self._drains:
                 work_s = max(0.0, work_s - progress_s)
             self._renew(line, work_s, counted_s=now_s, reported_s=now_s)
@@ -177,3 +192,12 @@ class Ledger:
         )
         if replica_id in self._open:
             self._open[replica_id] = line.load
+
+
+def _late_s(line: _Line, now_s: float) -> float:
+    """Of what was sent there: work that new requests do not wait for."""
+    return sum(
+        line.sent[request_id]
+        for request_id, deadline_s in line.deadlines.items()
+        if deadline_s <= now_s < deadline_s + PUT_BACK_S
+    )

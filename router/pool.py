@@ -76,10 +76,19 @@ class Replica:
         self.is_unlisted = not is_listed
         self.pool.leaving_changed(self)
 
-    def add(self, request: EngineCoreRequest, work_s: float) -> None:
+    def add(
+        self, request: EngineCoreRequest, work_s: float, *, due_in_s: float | None = None
+    ) -> None:
+        """Sends a request, which gives way to others after `due_in_s`."""
         assert self.end is not None
         now_s = time.monotonic()
-        self.pool.ledger.add(self.replica_id, request.request_id, work_s, now_s=now_s)
+        self.pool.ledger.add(
+            self.replica_id,
+            request.request_id,
+            work_s,
+            now_s=now_s,
+            deadline_s=None if due_in_s is None else now_s + due_in_s,
+        )
         self.end.send(Kind.ADD, AddRequest(request, work_s))
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:

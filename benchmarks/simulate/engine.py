@@ -178,12 +178,15 @@ class Engine:
 
     def _has_tokens_for(self, request: SimRequest) -> bool:
         """Whether the next step gets to its prompt: until then it waits without KV."""
-        ahead = (
+        return self._num_tokens_before(request) < self.profile.max_batched_tokens
+
+    def _num_tokens_before(self, request: SimRequest) -> int:
+        """Of the prompts that it reads, as far as they go before this one."""
+        return sum(
             each.num_tokens - each.num_computed
             for each in self._prefilling
             if _order(each) <= _order(request)
         )
-        return sum(ahead) < self.profile.max_batched_tokens
 
     def _fits(self, request: SimRequest) -> bool:
         room = self.profile.kv_capacity_tokens - self.kv_used
@@ -200,9 +203,10 @@ class Engine:
             else:
                 request.num_computed = min(request.num_cached, request.num_tokens - 1)
                 _queue(self._prefilling, request)
+                self._put_back_late_prompts()
 
     def _put_back_late_prompts(self) -> None:
-        """As engine.lanes does."""
+        """As engine.lanes does: until the first that is in time."""
         while self.waiting:
             first = self.waiting[0]
             if first.latest_start_ms is None or first.num_generated:
@@ -210,6 +214,7 @@ class Engine:
             later_ms = put_back(
                 first.latest_start_ms,
                 first.num_tokens,
+                num_ahead=self._num_tokens_before(first),
                 arrival_s=first.arrival.arrival_s,
                 now_s=self._agenda.now_s,
                 last=self._last_step,
@@ -263,7 +268,11 @@ class Engine:
             length_s += prefill.base_s
             self._stalled_s += length_s if self._running else 0.0
         self._doing = PromptIteration(chunks, steps_batch)
-        self._last_step = LastStep(seconds=length_s, num_prefill_tokens=num_tokens)
+        self._last_step = LastStep(
+            seconds=length_s,
+            num_prefill_tokens=num_tokens,
+            is_full=num_tokens + batch >= profile.max_batched_tokens,
+        )
         self._began_s = self._agenda.now_s
         self.busy_s += length_s
         self._plan_end(self._agenda.now_s + length_s)

@@ -124,19 +124,19 @@ class Fleet:
             return
         router = self.routers[request.router_id]
         work_s = self._prefill_s(request)
-        replica = router.pick(self.prefill, request, work_s, self.agenda.now_s)
+        request.latest_start_ms = due_s = None
+        if self.spec.ttft_s is not None:
+            request.latest_start_ms = latest_start_ms(
+                arrival_s=request.arrival.arrival_s, prefill_s=work_s, ttft_s=self.spec.ttft_s
+            )
+            due_s = request.latest_start_ms / 1000 + work_s
+        replica = router.pick(self.prefill, request, work_s, self.agenda.now_s, due_s)
         self.send_to_prefill(request, replica)
 
     def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
         """The request's prompt is to be read there."""
         request.phase = RequestPhase.PREFILLING
         request.hands_over = self.decode is not None
-        if self.spec.ttft_s is not None:
-            request.latest_start_ms = latest_start_ms(
-                arrival_s=request.arrival.arrival_s,
-                prefill_s=request.work_s,
-                ttft_s=self.spec.ttft_s,
-            )
         self._prefilled_by[request.request_id] = replica
         replica.engine.submit(request)
 

@@ -27,12 +27,25 @@ class SimRouter:
         self._policy = POLICIES[policy]
         self._rng = random.Random(f"{seed}/{router_id}")
 
-    def pick(self, pool: SimPool, request: SimRequest, work_s: float, now_s: float) -> SimReplica:
+    def pick(
+        self,
+        pool: SimPool,
+        request: SimRequest,
+        work_s: float,
+        now_s: float,
+        deadline_s: float | None = None,
+    ) -> SimReplica:
         """Picks a ready replica, of which there must be one, and enters the work."""
         ledger = self.ledgers[pool.name]
         plan = self._policy(ledger.snapshot(now_s, request_s=work_s), self._rng)
         request.work_s = work_s
-        ledger.add(plan.replica_id, str(request.request_id), work_s, now_s=now_s)
+        ledger.add(
+            plan.replica_id,
+            str(request.request_id),
+            work_s,
+            now_s=now_s,
+            deadline_s=deadline_s,
+        )
         self.sent_s[plan.replica_id] = self.sent_s.get(plan.replica_id, 0.0) + work_s
         return pool.by_id[plan.replica_id]
 

@@ -121,6 +121,8 @@ def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) 
         amount, square, seconds = _over(series, window)
         mean = amount / seconds
         slope = _slope(series, window) if seconds >= ahead_s else 0.0
+        if slope and _is_step(series, window, slope):
+            slope = 0.0
         for shorter, its_dispersion in windows[:place]:
             came, squares, over_s = _over(series, shorter)
             explained = (mean + slope * (seconds - over_s) / 2) * over_s
@@ -135,6 +137,23 @@ def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) 
         level = max(0.0, mean + believed * seconds / 2)
         best = min(MAX_GROWTH * level, max(0.0, level + believed * ahead_s))
     return best
+
+
+def _is_step(series: Series, window: int, slope: float) -> bool:
+    """Whether one step explains the amounts of a window better than its line does, by more than the
+    place that a step may choose gains by chance."""
+    start = series.size - window
+    seconds = [each - series.seconds[start] for each in series.seconds[start:]]
+    amounts = [each - series.amounts[start] for each in series.amounts[start:]]
+    whole_s, mean = seconds[-1], amounts[-1] / seconds[-1]
+    # What each takes off the squared differences from the mean.
+    by_line = slope**2 * whole_s**3 / 12
+    by_step = max(
+        (after - mean * after_s) ** 2 * whole_s / (after_s * (whole_s - after_s))
+        for after_s, after in zip(seconds[1:-1], amounts[1:-1], strict=True)
+    )
+    noise = _over(series, window)[1] / whole_s
+    return by_step - by_line > TREND_SIGNIFICANCE**2 * noise
 
 
 def _slope(series: Series, window: int) -> float:

@@ -93,16 +93,17 @@ class _Pool:
 def _pools(
     snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState
 ) -> tuple[_Pool, _Pool]:
+    prefill_need = size_prefill(snapshot, settings, state)
     return (
         _Pool(
-            need=size_prefill(snapshot, settings, state),
+            need=prefill_need,
             counts=snapshot.prefill,
             limits=settings.prefill,
             memory=state.prefill,
             attained=measured(state.history, "ttft"),
         ),
         _Pool(
-            need=size_decode(snapshot, settings, state),
+            need=size_decode(snapshot, settings, state, prefill_need),
             counts=snapshot.decode,
             limits=settings.decode,
             memory=state.decode,

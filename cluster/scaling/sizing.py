@@ -22,8 +22,8 @@ from cluster.scaling.snapshot import (
 DRAIN_STARTS = 2.0
 """Starts' times in which prompts that an overload left waiting are to be drained. They are late
 whatever is done, and give way to those that are not (`engine.lateness`), so replicas of their own
-would soon be there for nobody. But routers count them as work ahead of new prompts: as long as they
-wait, the replicas that have them get little else."""
+would soon be there for nobody. But they give way once: what is left of them by then goes before new
+prompts."""
 
 
 def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
@@ -105,14 +105,24 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     )
 
 
-def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
-    """What the ITL target and the KV cache ask of the decode pool."""
+def size_decode(
+    snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState, prefill_need: Need
+) -> Need:
+    """What the ITL target and the KV cache ask of the decode pool.
+
+    Prompts that wait for prefill reach decode as fast as all its replicas can read them.
+    """
     memory, share = state.decode, settings.targets.share
     start_s = start_seconds(memory, settings)
     series = requests(state.history)
     rate = expect(series, start_s)
     seen = _outlook(state, memory, series, rate, now_s=snapshot.now_s, start_s=start_s)
-    now = replace(seen.now, rate=rate)
+    now = until_start = replace(seen.now, rate=rate)
+    if prefill_need.is_behind and now.prefill_s:
+        work_s = now.prefill_s * state.prefill.correction
+        num_reading = max(prefill_need.replicas, _coming(snapshot.prefill))
+        now = replace(now, rate=max(rate, num_reading / work_s))
+        until_start = replace(now, rate=min(rate, snapshot.prefill.num_ready / work_s))
     past_model = _decode_model(snapshot.engines, settings, memory, seen.past)
     model = past_model
     if now.prompt_tokens:
@@ -132,7 +142,7 @@ def size_decode(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSt
             (fewest_for(steadily, share), f"answers that begin now, by {bound}"),
             (fewest_for(replayed, share), f"answers of the look-back, by {bound}"),
             (
-                _late_answers(snapshot, now, model, start_s),
+                _late_answers(snapshot, until_start, model, start_s),
                 "answers that wait longer than a start takes",
             ),
         )

@@ -409,3 +409,15 @@ def test_the_same_snapshot_gives_the_same_plan() -> None:
     )
     first, second_ = (plan_scale(snapshot, SETTINGS, cluster.state) for _ in range(2))
     assert first == second_
+
+
+def test_decode_is_ready_for_what_prefill_will_hand_over() -> None:
+    """Prompts that wait for prefill are read as fast as its new replicas can."""
+
+    def decode_target(backlog_s: float) -> int:
+        cluster = Cluster()
+        cluster.run(60, lambda: second(60))
+        waiting = Load(prefill_backlog_s=backlog_s)
+        return cluster.tick(second(60), second(60), load=waiting).decode.target
+
+    assert decode_target(400.0) > decode_target(0.0)

@@ -57,6 +57,16 @@ def test_a_step_is_seen_in_seconds_and_not_taken_for_a_trend(seconds: int, seed:
     assert 40.0 < level < 70.0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_burst_among_bursts_is_not_taken_for_a_trend(seed: int) -> None:
+    """Earlier bursts make it hard to tell noise; a step is not a line for that."""
+
+    def rate(now_s: float) -> float:
+        return 80.0 if (now_s + 28) % 300 < 60 else 27.0
+
+    assert expected(rate, seed=seed) < 95.0
+
+
 def test_a_step_down_is_seen() -> None:
     assert expected(lambda now_s: 20.0 if now_s > -60 else 60.0) < 25.0
 

@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
 from vllm import SamplingParams
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from engine.arguments import engine_args
 from engine.demo_model import resolve_model
 from engine.host import EngineHost
-from engine.lanes import most_of_one_prompt
+from engine.lanes import Lanes, most_of_one_prompt
+from engine.lateness import PUT_BACK_S
 from engine.output_tokens import with_output_tokens
 
 OPTIONS = {
@@ -52,6 +56,39 @@ def test_waiting_prompts_are_read_only_as_far_as_they_fit() -> None:
 
     assert most_of_one_prompt(1000, endless()) == 250
     assert len(seen) == 2
+
+
+@dataclass(order=True)
+class Waiting:
+    """As much of a request that has not begun as the order of prompts looks at."""
+
+    priority: int
+    num_tokens: int = field(compare=False)
+    arrival_time: float = field(compare=False)
+    num_computed_tokens: int = field(default=0, compare=False)
+    num_output_tokens: int = field(default=0, compare=False)
+    is_prefill_chunk: bool = field(default=False, compare=False)
+
+
+def test_prompts_are_put_back_that_come_too_late_behind_those_before_them() -> None:
+    """Steps of 1000 tokens take a second. The next reads the rest of a prompt and the first that
+    waits; what comes with the one after it is late by a tenth of a second."""
+    now_s = time.time()
+    prompts = [Waiting(round(1000 * (now_s + 1.5)) + place, 400, now_s - 1.0) for place in range(4)]
+    waiting = create_request_queue(SchedulingPolicy.PRIORITY)
+    for each in prompts:
+        waiting.add_request(each)
+    reading = Waiting(0, 1500, now_s - 3.0, num_computed_tokens=1000, is_prefill_chunk=True)
+    scheduler = SimpleNamespace(
+        _sample=SimpleNamespace(seconds=1.0, num_prefill_tokens=1000, num_decodes=0),
+        max_num_scheduled_tokens=1000,
+        running=[reading],
+        waiting=waiting,
+    )
+    Lanes._put_back_late_prompts(scheduler)
+    put_back = [each for each in prompts if each.priority > 1000 * (now_s + PUT_BACK_S)]
+    assert put_back == prompts[1:]
+    assert len(waiting) == 4
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

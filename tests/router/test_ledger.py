@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from engine.lateness import PUT_BACK_S
 from router.ledger import RATE_TIME_S, Ledger
 from router.policies import PoolSnapshot, predicted_work_s
 
@@ -119,3 +120,26 @@ def test_late_words_of_a_replica_that_is_gone_change_nothing() -> None:
     ledger.settle("a", "r1")
     ledger.reopen("a")
     assert work(ledger.snapshot(0.0)) == {"b": 0.0}
+
+
+def test_new_work_does_not_wait_for_what_is_late() -> None:
+    ledger = ledger_of("a")
+    ledger.add("a", "r1", 3.0, now_s=0.0, deadline_s=5.0)
+    ledger.add("a", "r2", 4.0, now_s=1.0, deadline_s=9.0)
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=4.0)
+    assert work(ledger.snapshot(4.0)) == {"a": 7.0}
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=5.0)
+    assert work(ledger.snapshot(5.0)) == {"a": 4.0}
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=5.0 + PUT_BACK_S)
+    assert work(ledger.snapshot(5.0 + PUT_BACK_S)) == {"a": 3.0}, "r1 is due again, r2 is late"
+    ledger.settle("a", "r1")
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=8.0)
+    assert work(ledger.snapshot(8.0)) == {"a": 4.0}, "taken off once"
+    assert ledger.num_outstanding == 1
+
+
+def test_what_has_no_deadline_is_never_late() -> None:
+    ledger = ledger_of("a", drains=False)
+    ledger.add("a", "r1", 0.5, now_s=0.0)
+    ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=1000.0)
+    assert work(ledger.snapshot(1000.0)) == {"a": 0.5}
