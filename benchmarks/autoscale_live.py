@@ -21,7 +21,13 @@ from benchmarks.chaos_metrics import scrape
 from benchmarks.chaos_processes import end
 from benchmarks.load import real_time_priority
 from benchmarks.machine import observe_machine
-from benchmarks.systems import RunningSystem, SystemFailedError, adopt_orphans, started
+from benchmarks.systems import (
+    RunningSystem,
+    SystemFailedError,
+    adopt_orphans,
+    launch_pdserve,
+    started,
+)
 
 START_TIMEOUT_S = 300.0
 REQUEST_TIMEOUT_S = 120.0
@@ -156,7 +162,7 @@ def main() -> int:
     adopt_orphans()
     try:
         say("starting the cluster")
-        with started("pdserve", options.config) as system:
+        with started(launch_pdserve, options.config) as system:
             with real_time_priority():
                 record = asyncio.run(LiveRun(system, seed=options.seed).run(phases))
             say("ending the cluster")

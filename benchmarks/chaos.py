@@ -22,7 +22,7 @@ from benchmarks.chaos_run import ChaosError, ChaosRun, RunOptions
 from benchmarks.chaos_verdict import Record, judge
 from benchmarks.load import real_time_priority
 from benchmarks.machine import observe_machine
-from benchmarks.systems import SystemFailedError, adopt_orphans, started
+from benchmarks.systems import SystemFailedError, adopt_orphans, launch_pdserve, started
 
 _FOLDER = Path(__file__).resolve().parent
 _START_S = time.monotonic()
@@ -42,7 +42,7 @@ def run(config: Path, options: RunOptions) -> Record:
         SystemFailedError: the cluster's own process ended.
     """
     say("starting the cluster")
-    with started("pdserve", config) as system:
+    with started(launch_pdserve, config) as system:
         with real_time_priority():
             record = asyncio.run(ChaosRun(system, options, say).run())
         say("ending the cluster")

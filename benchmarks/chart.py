@@ -24,6 +24,7 @@ _LABELS = {
     "vllm": "bare vLLM",
     "ray-llm": "Ray Serve LLM\nas shipped",
     "ray-llm-tuned": "Ray Serve LLM\ntuned",
+    "before": "pdserve\nbefore",
     SUBJECT: SUBJECT,
 }
 _SUBJECT_COLOUR, _PEER_COLOUR = "#1f6feb", "#b6bec9"

@@ -6,6 +6,8 @@ Owns the order of things and the command line. `python -m benchmarks.compare --h
 import argparse
 import sys
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from benchmarks import report
@@ -13,7 +15,14 @@ from benchmarks.chart import write_chart
 from benchmarks.load import LoadError
 from benchmarks.machine import observe_machine
 from benchmarks.measure import Metrics, measure, wait_until_ready
-from benchmarks.systems import SYSTEMS, SystemFailedError, adopt_orphans, started
+from benchmarks.systems import (
+    SYSTEMS,
+    Launcher,
+    SystemFailedError,
+    adopt_orphans,
+    launch_checkout,
+    started,
+)
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results"
@@ -27,13 +36,13 @@ def say(text: str) -> None:
     print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
 
 
-def take_turn(name: str, config: Path, *, seed: int) -> Metrics:
+def take_turn(launcher: Launcher, config: Path, *, seed: int) -> Metrics:
     """Starts, measures and stops one system.
 
     Raises:
         SystemFailedError: it did not start, ended, or failed a request.
     """
-    with started(name, config) as system:
+    with started(launcher, config) as system:
         try:
             say(f"    ready after {wait_until_ready(system):.0f} s, warming up")
             return measure(system, seed=seed, report=lambda line: say(f"    {line}"))
@@ -42,7 +51,9 @@ def take_turn(name: str, config: Path, *, seed: int) -> Metrics:
             raise SystemFailedError(f"{error}; the end of its log:\n{system.log_tail()}") from error
 
 
-def compare(systems: list[str], config: Path, *, num_rounds: int) -> dict[str, list[Metrics]]:
+def compare(
+    systems: Mapping[str, Launcher], config: Path, *, num_rounds: int
+) -> dict[str, list[Metrics]]:
     """All rounds. The same round puts the same prompts on each system.
 
     Raises:
@@ -50,10 +61,10 @@ def compare(systems: list[str], config: Path, *, num_rounds: int) -> dict[str, l
     """
     rounds: dict[str, list[Metrics]] = {name: [] for name in systems}
     for index in range(num_rounds):
-        for name in systems:
+        for name, launcher in systems.items():
             say(f"round {index + 1} of {num_rounds}: {name}")
             try:
-                rounds[name].append(take_turn(name, config, seed=index))
+                rounds[name].append(take_turn(launcher, config, seed=index))
             except SystemFailedError as failure:
                 raise SystemFailedError(f"{name}: {failure}") from failure
     return rounds
@@ -84,11 +95,20 @@ def main() -> int:
         default=_ROOT / "cluster" / "configs" / "demo.yaml",
         help="the file for pdserve, which must serve the demo model under its own name",
     )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="another checkout of this project, to be measured as well: what has a change cost?",
+    )
     options = parser.parse_args()
+    systems = {name: SYSTEMS[name] for name in options.systems}
+    if options.before:
+        systems["before"] = partial(launch_checkout, checkout=options.before.resolve())
 
     adopt_orphans()
     try:
-        rounds = compare(options.systems, options.config, num_rounds=options.rounds)
+        rounds = compare(systems, options.config, num_rounds=options.rounds)
     except SystemFailedError as failure:
         print(f"no comparison: {failure}", file=sys.stderr)
         return 1

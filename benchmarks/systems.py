@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -117,7 +117,16 @@ def launch_pdserve(folder: Path, config: Path) -> Launch:
     return Launch(command=command, port=options.get("port", 8000))
 
 
-SYSTEMS: Mapping[str, Callable[[Path, Path], Launch]] = {
+def launch_checkout(folder: Path, config: Path, *, checkout: Path) -> Launch:
+    """Another checkout of this project, with this one's dependencies and the same config."""
+    launch = launch_pdserve(folder, config)
+    return replace(launch, environment={"PYTHONPATH": str(checkout)})
+
+
+Launcher = Callable[[Path, Path], Launch]
+"""From a folder for its files and pdserve's config, how a system is to be started."""
+
+SYSTEMS: Mapping[str, Launcher] = {
     "vllm": launch_vllm,
     "ray-llm": launch_ray_llm,
     "ray-llm-tuned": launch_ray_llm_tuned,
@@ -143,7 +152,7 @@ def adopt_orphans() -> None:
 
 
 @contextmanager
-def started(name: str, config: Path) -> Iterator[RunningSystem]:
+def started(launcher: Launcher, config: Path) -> Iterator[RunningSystem]:
     """Starts a system and, at the end, stops it with all that it started.
 
     It does not wait until the system is ready. Needs `adopt_orphans` before.
@@ -153,7 +162,7 @@ def started(name: str, config: Path) -> Iterator[RunningSystem]:
     """
     # Short, because Ray puts sockets under it, and their paths may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        launch = SYSTEMS[name](Path(folder), config)
+        launch = launcher(Path(folder), config)
         if _is_listening(launch.port):
             raise SystemFailedError(f"port {launch.port} is taken: stop what listens there")
         log = Path(folder) / "log"

@@ -33,6 +33,7 @@ from benchmarks.systems import (
     RunningSystem,
     SystemFailedError,
     adopt_orphans,
+    launch_pdserve,
     started,
 )
 from router.costs import DecodeCost, PrefillCost
@@ -61,7 +62,7 @@ def measure_live(*, config: Path, duration_s: float, seed: int, say: Say) -> Liv
         SystemFailedError: it did not start, ended, or failed a request.
     """
     adopt_orphans()
-    with started("pdserve", config) as system:
+    with started(launch_pdserve, config) as system:
         try:
             say(f"ready after {wait_until_ready(system):.0f} s")
             return _measure(system, duration_s=duration_s, rng=random.Random(seed), say=say)

@@ -50,6 +50,7 @@ ROUNDS = {
     "vllm": [FAST, FAST, FAST],
     "ray-llm": [SLOW, SLOW, SLOW],
     "ray-llm-tuned": [SLOW, SLOW, SLOW],
+    "before": [SLOW, SLOW, SLOW],
     "pdserve": [FAST, replace(FAST, ttft_s_p50_20=0.018), FAST],
 }
 
