@@ -112,7 +112,8 @@ def test_json() -> None:
 
 
 def test_markdown() -> None:
-    lines = compare_markdown(ROUNDS, MACHINE).splitlines()
+    rounds = {system: of_system for system, of_system in ROUNDS.items() if system != "before"}
+    lines = compare_markdown(rounds, MACHINE).splitlines()
     text = "\n".join(lines)
 
     own = "its own mean ITL, one client = 1"
