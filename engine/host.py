@@ -59,9 +59,13 @@ class EngineHost:
         config = args.create_engine_config()
         use_resuming_scheduler(config)
         inlet = Inlet(config)
-        core = EngineCoreClient.make_async_mp_client(
-            vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
-        )
+        try:
+            core = EngineCoreClient.make_async_mp_client(
+                vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
+            )
+        except BaseException:
+            inlet.close()
+            raise
         return cls(core, config, inlet)
 
     def facts(self) -> EngineFacts:
