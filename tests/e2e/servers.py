@@ -52,15 +52,38 @@ class Server:
         return found
 
 
-@contextlib.contextmanager
-def running_servers(folder: Path) -> Iterator[tuple[Server, Server]]:
-    """The cluster and the plain server, started side by side; their logs go to `folder`."""
-    cluster_log, plain_log = folder / "cluster.log", folder / "plain.log"
-    with _cluster(cluster_log) as cluster, _plain(plain_log) as plain:
+class Servers(contextlib.ExitStack):
+    """The cluster and the plain server. Owns both from start to end; their logs go to `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __enter__(self) -> "Servers":
+        """Starts them side by side and waits for neither."""
+        with contextlib.ExitStack() as stack:
+            # This one first: it sees to the demo model, which both would otherwise do at once.
+            self._plain = stack.enter_context(_plain(self._folder / "plain.log"))
+            self._cluster = stack.enter_context(_cluster(self._folder / "cluster.log"))
+            self.push(stack.pop_all())
+        return self
+
+    def ready(self) -> tuple[Server, Server]:
+        """The cluster and the plain server, once they can be asked.
+
+        Raises:
+            RuntimeError: one of them does not start; with the end of what it says.
+        """
         # The last line of what it says when it is ready: tests read those before it.
-        _await_line(cluster, "  try  ")
-        _await_line(plain, "Application startup complete")
-        yield cluster, plain
+        _await_line(self._cluster, "  try  ")
+        _await_line(self._plain, "Application startup complete")
+        return self._cluster, self._plain
+
+    def end_soon(self) -> None:
+        """Tells both to end; leaving the context waits for it."""
+        for server in (self._cluster, self._plain):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server.process.send_signal(signal.SIGINT)
 
 
 def _cluster(log: Path) -> contextlib.AbstractContextManager[Server]:

@@ -18,7 +18,6 @@ from kvtransfer.config import Role, kv_transfer_config, side_channel_env
 from kvtransfer.stats import PairDelta, pair_deltas
 
 ENGINE_ENV = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -181,17 +180,18 @@ async def handed_over(prefill: Engine, decode: Engine, prompt: list[int]) -> lis
 
 @contextlib.asynccontextmanager
 async def running_engines(
-    model: str, *roles: Role, **overrides: Any
+    model: str, *roles: Role | tuple[Role, dict[str, Any]], **overrides: Any
 ) -> AsyncIterator[list[Engine]]:
     """Engine cores of these roles, started side by side.
 
-    `overrides` are vLLM's, but for TRANSFER_OPTIONS.
+    `overrides` are vLLM's, but for TRANSFER_OPTIONS; a role may bring some that only it has.
     """
+    own = [(role, {}) if isinstance(role, str) else role for role in roles]
     os.environ.update(ENGINE_ENV)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vllm.v1.engine.utils.get_mp_context", forked_context)
         engines = await asyncio.gather(
-            *(asyncio.to_thread(_start_core, model, role, overrides) for role in roles)
+            *(asyncio.to_thread(_start_core, model, role, overrides | more) for role, more in own)
         )
     running = [Engine(core, engine_id) for core, engine_id in engines]
     try:
@@ -210,6 +210,8 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
     options: dict[str, Any] = {
         "dtype": "float32",
         "max_model_len": 4096,
+        # Room for sixty thousand tokens; several engines run at once.
+        "kv_cache_memory_bytes": 2**28,
         "enforce_eager": True,
         "distributed_executor_backend": "engine.executor.InlineExecutor",
         "worker_extension_cls": "kvtransfer.extension.WorkerExtension",

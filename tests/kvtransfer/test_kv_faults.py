@@ -1,9 +1,11 @@
 """Prefill engines that die, come back, or stop in the midst of it: decode computes, and goes on."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -33,15 +35,39 @@ EITHER_WAY = pytest.mark.parametrize("sharing", get_args(Sharing))
 """Whether decode copies the memory of a prefill on its host, or NIXL reads it."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def decode() -> AsyncIterator[Engine]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """One decode, and a prefill for each way in which it gets at the blocks."""
+
+    decode: Engine
+    prefills: dict[Sharing, Engine]
+
+
+@contextlib.asynccontextmanager
+async def faulty_engines() -> AsyncIterator[Engines]:
+    ways: tuple[Sharing, ...] = get_args(Sharing)
     async with running_engines(
         resolve_model("demo"),
         "decode",
+        *(("prefill", {"shared_memory": way}) for way in ways),
         worker_extension_cls=FAULTY_WORKER,
         read_timeout_s=READ_TIMEOUT_S,
-    ) as (engine,):
-        yield engine
+    ) as (decode, *prefills):
+        yield Engines(decode=decode, prefills=dict(zip(ways, prefills, strict=True)))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines() -> AsyncIterator[Engines]:
+    async with faulty_engines() as engines:
+        yield engines
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines_over_tcp() -> AsyncIterator[Engines]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UCX_TLS", "tcp")
+        async with faulty_engines() as engines:
+            yield engines
 
 
 async def known_peers(decode: Engine) -> list[str]:
@@ -55,26 +81,24 @@ def num_mappings(decode: Engine) -> int:
 
 
 @EITHER_WAY
-async def test_a_read_that_fails_once_is_tried_again(decode: Engine, sharing: Sharing) -> None:
-    model = resolve_model("demo")
-    async with running_engines(model, "prefill", shared_memory=sharing) as (prefill,):
-        for num_failures, num_external_tokens in ((1, 300), (2, 0)):
-            prompt = random_prompt(300, f"fails {num_failures}")
-            expected = await plain(decode, prompt, 6)
-            first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
-            await decode.core.collective_rpc_async("fail_reads", args=(num_failures,))
-            before = decode.num_bytes_read
-            rest = await decode.generate(
-                prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
-            )
-            assert first.token_ids + rest.token_ids == expected
-            assert (decode.num_bytes_read > before) == (num_external_tokens > 0)
+async def test_a_read_that_fails_once_is_tried_again(engines: Engines, sharing: Sharing) -> None:
+    prefill, decode = engines.prefills[sharing], engines.decode
+    for num_failures, num_external_tokens in ((1, 300), (2, 0)):
+        prompt = random_prompt(300, f"fails {num_failures}")
+        expected = await plain(decode, prompt, 6)
+        first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+        await decode.core.collective_rpc_async("fail_reads", args=(num_failures,))
+        before = decode.num_bytes_read
+        rest = await decode.generate(
+            prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+        )
+        assert first.token_ids + rest.token_ids == expected
+        assert (decode.num_bytes_read > before) == (num_external_tokens > 0)
 
 
-@pytest.mark.parametrize("num_waiting", [4])
-async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_waiting: int) -> None:
-    model = resolve_model("demo")
-    prompts = [random_prompt(1000, f"dies {number}") for number in range(num_waiting)]
+async def test_prefill_dies_and_comes_back_at_its_address(engines: Engines) -> None:
+    model, decode = resolve_model("demo"), engines.decode
+    prompts = [random_prompt(1000, f"dies {number}") for number in range(4)]
     expected = [await plain(decode, prompt, 6) for prompt in prompts]
     other = random_prompt(200, "other")
     other_expected = await plain(decode, other, 300)
@@ -122,58 +146,52 @@ async def test_prefill_dies_and_comes_back_at_its_address(decode: Engine, num_wa
 
 
 @EITHER_WAY
-async def test_prefill_dies_while_it_is_read(decode: Engine, sharing: Sharing) -> None:
-    """At whatever moment: its blocks are whole, or they are computed."""
-    model = resolve_model("demo")
+async def test_prefill_dies_while_it_is_read(engines: Engines, sharing: Sharing) -> None:
+    """At whatever moment: its blocks are whole, or they are computed.
+
+    Last of those with these engines: the prefills are dead from here on.
+    """
+    prefill, decode = engines.prefills[sharing], engines.decode
     prompts = [random_prompt(4000, f"while {number}") for number in range(3)]
     expected = [await plain(decode, prompt, 6) for prompt in prompts]
-    async with running_engines(model, "prefill", shared_memory=sharing) as (prefill,):
-        warm = random_prompt(300, "warm")
-        assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
-        firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
-        rests = [
-            await decode.start(prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params)
-            for prompt, first in zip(prompts, firsts, strict=True)
-        ]
-        await prefill.kill()
-        for rest in rests:
-            await asyncio.wait_for(rest.ended.wait(), 30)
-        answers = [a.token_ids + b.token_ids for a, b in zip(firsts, rests, strict=True)]
-        assert answers == expected
+    warm = random_prompt(300, "warm")
+    assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+    firsts = [await prefill.generate(prompt, kv=dict(PREFILL_ONLY)) for prompt in prompts]
+    rests = [
+        await decode.start(prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params)
+        for prompt, first in zip(prompts, firsts, strict=True)
+    ]
+    await prefill.kill()
+    for rest in rests:
+        await asyncio.wait_for(rest.ended.wait(), 30)
+    answers = [a.token_ids + b.token_ids for a, b in zip(firsts, rests, strict=True)]
+    assert answers == expected
     await decode.until(lambda stats: stats.kv_cache_usage == 0, 5)
 
 
 @EITHER_WAY
-async def test_a_read_that_never_ends(monkeypatch: pytest.MonkeyPatch, sharing: Sharing) -> None:
+async def test_a_read_that_never_ends(engines_over_tcp: Engines, sharing: Sharing) -> None:
     """Over TCP a read needs the peer's help, that of its lease at least, and it is stopped."""
-    monkeypatch.setenv("UCX_TLS", "tcp")
-    async with running_engines(
-        resolve_model("demo"),
-        "prefill",
-        "decode",
-        worker_extension_cls=FAULTY_WORKER,
-        read_timeout_s=READ_TIMEOUT_S,
-        shared_memory=sharing,
-    ) as (prefill, decode):
-        warm = random_prompt(300, "warm")
-        assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
-        prompt, other = random_prompt(1000, "stopped"), random_prompt(200, "other")
-        expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
-        first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
-        os.kill(prefill.pid, signal.SIGSTOP)
-        try:
-            late = await decode.start(
-                prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
-            )
-            bystander = await decode.generate(other, max_tokens=6)
-            assert bystander.token_ids == other_expected
-            assert not late.ended.is_set()
-            await asyncio.wait_for(late.ended.wait(), 60)
-        finally:
-            os.kill(prefill.pid, signal.SIGCONT)
-        assert first.token_ids + late.token_ids == expected
-        # The peer goes on, and what it still sends reaches no block: these are used once more.
-        await asyncio.sleep(1)
-        again = await decode.generate(prompt, max_tokens=6)
-        assert again.token_ids == expected
-        assert again.prefill_stats.num_local_cached_tokens > 0
+    prefill, decode = engines_over_tcp.prefills[sharing], engines_over_tcp.decode
+    warm = random_prompt(300, "warm")
+    assert await handed_over(prefill, decode, warm) == await plain(decode, warm, 6)
+    prompt, other = random_prompt(1000, "stopped"), random_prompt(200, "other")
+    expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
+    first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
+    os.kill(prefill.pid, signal.SIGSTOP)
+    try:
+        late = await decode.start(
+            prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+        )
+        bystander = await decode.generate(other, max_tokens=6)
+        assert bystander.token_ids == other_expected
+        assert not late.ended.is_set()
+        await asyncio.wait_for(late.ended.wait(), 60)
+    finally:
+        os.kill(prefill.pid, signal.SIGCONT)
+    assert first.token_ids + late.token_ids == expected
+    # The peer goes on, and what it still sends reaches no block: these are used once more.
+    await asyncio.sleep(1)
+    again = await decode.generate(prompt, max_tokens=6)
+    assert again.token_ids == expected
+    assert again.prefill_stats.num_local_cached_tokens > 0

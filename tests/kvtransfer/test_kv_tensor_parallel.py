@@ -17,16 +17,14 @@ async def test_one_decode_worker_reads_two_of_prefill() -> None:
     model = resolve_model("demo")
     small = {"lease_s": LEASE_S, "max_model_len": 1024, "num_gpu_blocks_override": 12}
     with ReservedPort(HOST) as port:
-        async with (
-            running_engines(
-                model,
-                "prefill",
-                side_channel_port=port.port,
-                tensor_parallel_size=2,
-                distributed_executor_backend="mp",
-                **small,
-            ) as (prefill,),
-            running_engines(model, "decode", **small) as (decode,),
+        both_workers = {
+            "side_channel_port": port.port,
+            "tensor_parallel_size": 2,
+            "distributed_executor_backend": "mp",
+        }
+        async with running_engines(model, ("prefill", both_workers), "decode", **small) as (
+            prefill,
+            decode,
         ):
             peer = KVPeer(engine_id=prefill.engine_id, host=HOST, port=port.port, tp_size=2)
             assert await warm_up(decode.core, peer) is None

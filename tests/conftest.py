@@ -1,0 +1,81 @@
+"""What takes long to start is started once per run, and while tests run that do not need it.
+
+Owns the order of the tests and the servers of the end-to-end tests.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+from servers import Server, Servers, new_client
+
+LAST = ("e2e", "engine", "kvtransfer")
+"""The folders whose tests need the servers, then those whose tests need engines of their own."""
+
+RUNNING = pytest.StashKey[Servers]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LAST.index(folder) + 1 if folder in LAST else 0
+
+    items.sort(key=place)
+
+
+def those_with_servers(session: pytest.Session) -> list[pytest.Item]:
+    """Of the tests that were selected, in their order."""
+    return [item for item in session.items if "servers" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def started_early(request: pytest.FixtureRequest) -> None:
+    """The servers start with the first test of all, if there is one that needs them."""
+    if those_with_servers(request.session):
+        # What goes wrong is kept, and raised again in every test that needs them.
+        with contextlib.suppress(Exception):
+            request.getfixturevalue("servers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """They end after the last of those tests, while others run."""
+    yield
+    if item in those_with_servers(item.session)[-1:] and RUNNING in item.session.stash:
+        item.session.stash[RUNNING].end_soon()
+
+
+@pytest.fixture(scope="session")
+def servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
+    with Servers(tmp_path_factory.mktemp("servers")) as servers:
+        request.session.stash[RUNNING] = servers
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def both_servers(servers: Servers) -> tuple[Server, Server]:
+    """The cluster and the plain server, ready."""
+    return servers.ready()
+
+
+@pytest.fixture
+def cluster(both_servers: tuple[Server, Server]) -> Server:
+    """The cluster under test."""
+    return both_servers[0]
+
+
+@pytest.fixture
+def plain(both_servers: tuple[Server, Server]) -> Server:
+    """One vLLM server with the same model and options."""
+    return both_servers[1]
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with new_client() as client:
+        yield client
