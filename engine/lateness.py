@@ -8,9 +8,10 @@ So what is late gives way to what is not, for a while.
 import math
 from dataclasses import dataclass
 
-PUT_BACK_S = 60.0
+PUT_BACK_S = 180.0
 """By which the latest start of a late prompt becomes later: about as long as a replica takes to
-start, so an overload should be over then. Nothing starves: it happens once (see `put_back`)."""
+start, and then the pool to drain. What is due again while the overload lasts makes new prompts late
+in its stead. Nothing starves: it happens once (see `put_back`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

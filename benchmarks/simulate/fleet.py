@@ -130,7 +130,8 @@ class Fleet:
                 arrival_s=request.arrival.arrival_s, prefill_s=work_s, ttft_s=self.spec.ttft_s
             )
             due_s = request.latest_start_ms / 1000 + work_s
-        replica = router.pick(self.prefill, request, work_s, self.agenda.now_s, due_s)
+        now_s = self.agenda.now_s
+        replica = router.pick(self.prefill, request, work_s, now_s, deadline_s=due_s)
         self.send_to_prefill(request, replica)
 
     def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:

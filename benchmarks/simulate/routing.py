@@ -33,6 +33,7 @@ class SimRouter:
         request: SimRequest,
         work_s: float,
         now_s: float,
+        *,
         deadline_s: float | None = None,
     ) -> SimReplica:
         """Picks a ready replica, of which there must be one, and enters the work."""

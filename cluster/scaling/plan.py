@@ -103,7 +103,7 @@ def _pools(
             attained=measured(state.history, "ttft"),
         ),
         _Pool(
-            need=size_decode(snapshot, settings, state, prefill_need),
+            need=size_decode(snapshot, settings, state, prefill_need=prefill_need),
             counts=snapshot.decode,
             limits=settings.decode,
             memory=state.decode,

@@ -106,23 +106,21 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
 
 
 def size_decode(
-    snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState, prefill_need: Need
+    snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState, *, prefill_need: Need
 ) -> Need:
-    """What the ITL target and the KV cache ask of the decode pool.
-
-    Prompts that wait for prefill reach decode as fast as all its replicas can read them.
-    """
+    """What the ITL target and the KV cache ask of the decode pool."""
     memory, share = state.decode, settings.targets.share
     start_s = start_seconds(memory, settings)
     series = requests(state.history)
     rate = expect(series, start_s)
     seen = _outlook(state, memory, series, rate, now_s=snapshot.now_s, start_s=start_s)
-    now = until_start = replace(seen.now, rate=rate)
-    if prefill_need.is_behind and now.prefill_s:
-        work_s = now.prefill_s * state.prefill.correction
-        num_reading = max(prefill_need.replicas, _coming(snapshot.prefill))
-        now = replace(now, rate=max(rate, num_reading / work_s))
-        until_start = replace(now, rate=min(rate, snapshot.prefill.num_ready / work_s))
+    now, until_start = _handed_over(
+        replace(seen.now, rate=rate),
+        snapshot.prefill,
+        prefill_need,
+        most=settings.prefill.max_replicas,
+        correction=state.prefill.correction,
+    )
     past_model = _decode_model(snapshot.engines, settings, memory, seen.past)
     model = past_model
     if now.prompt_tokens:
@@ -204,6 +202,24 @@ def _enough(
         fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
         fewest_for(partial(steadily, margin=MARGIN, rate=likely_rate), stricter(share)),
         fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
+    )
+
+
+def _handed_over(
+    now: Demand, prefill_counts: PoolCounts, prefill_need: Need, *, most: int, correction: float
+) -> tuple[Demand, Demand]:
+    """What decode gets once what starts now is ready, and what until then.
+
+    Prompts that wait for prefill reach decode as fast as the replicas there, `most` of them, can
+    read them.
+    """
+    if not (prefill_need.is_behind and now.prefill_s):
+        return now, now
+    prompt_s = now.prefill_s * correction
+    num_reading = max(min(prefill_need.replicas, most), _coming(prefill_counts))
+    return (
+        replace(now, rate=max(now.rate, num_reading / prompt_s)),
+        replace(now, rate=min(now.rate, prefill_counts.num_ready / prompt_s)),
     )
 
 

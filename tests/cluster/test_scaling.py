@@ -411,13 +411,18 @@ def test_the_same_snapshot_gives_the_same_plan() -> None:
     assert first == second_
 
 
+def decode_target(backlog_s: float, *, max_prefill: int = 20) -> int:
+    """Where so much waits for prefill."""
+    cluster = Cluster(settings=replace(SETTINGS, prefill=replace(POOL, max_replicas=max_prefill)))
+    cluster.run(60, lambda: second(60))
+    waiting = Load(prefill_backlog_s=backlog_s)
+    return cluster.tick(second(60), second(60), load=waiting).decode.target
+
+
 def test_decode_is_ready_for_what_prefill_will_hand_over() -> None:
     """Prompts that wait for prefill are read as fast as its new replicas can."""
-
-    def decode_target(backlog_s: float) -> int:
-        cluster = Cluster()
-        cluster.run(60, lambda: second(60))
-        waiting = Load(prefill_backlog_s=backlog_s)
-        return cluster.tick(second(60), second(60), load=waiting).decode.target
-
     assert decode_target(400.0) > decode_target(0.0)
+
+
+def test_decode_is_not_made_ready_for_prefill_replicas_that_there_cannot_be() -> None:
+    assert decode_target(4000.0, max_prefill=8) < decode_target(4000.0)

@@ -50,7 +50,7 @@ def test_once_is_enough() -> None:
         later_ms = put_back(latest_start_ms, 10, arrival_s=ARRIVAL_S, now_s=now_s, last=FULL)
         if later_ms is None:
             continue
-        for waited_s in (1.0, 59.9, 60.5, 1000.0):
+        for waited_s in (1.0, PUT_BACK_S - 0.1, PUT_BACK_S + 0.5, 1000.0):
             now_s = ARRIVAL_S + waited_s
             assert put_back(later_ms, 10, arrival_s=ARRIVAL_S, now_s=now_s, last=FULL) is None
 
