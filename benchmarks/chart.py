@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.report import SHOWN, SUBJECT, Rounds, values_of
+from benchmarks.report import BEFORE, SHOWN, SUBJECT, Rounds, values_of
 
 _PANELS = {
     "ttft_s_p50_20": "TTFT p50, 20-token prompt",
@@ -24,7 +24,7 @@ _LABELS = {
     "vllm": "bare vLLM",
     "ray-llm": "Ray Serve LLM\nas shipped",
     "ray-llm-tuned": "Ray Serve LLM\ntuned",
-    "before": "pdserve\nbefore",
+    BEFORE: "pdserve\nbefore",
     SUBJECT: SUBJECT,
 }
 _SUBJECT_COLOUR, _PEER_COLOUR = "#1f6feb", "#b6bec9"

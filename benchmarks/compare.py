@@ -70,8 +70,40 @@ def compare(
     return rounds
 
 
+def write(rounds: dict[str, list[Metrics]], folder: Path) -> None:
+    """The result files; with the default folder the README's tables as well."""
+    report.write(rounds, observe_machine(), folder)
+    write_chart(rounds, folder / "compare.png")
+    if folder == _RESULTS:
+        # What a change has cost is for those who made it.
+        systems = {name: of_system for name, of_system in rounds.items() if name != report.BEFORE}
+        _README.write_text(report.embed(_README.read_text(), systems))
+
+
 def main() -> int:
     """The command line."""
+    options = _parser().parse_args()
+    systems = {name: SYSTEMS[name] for name in options.systems}
+    if options.before:
+        systems[report.BEFORE] = partial(launch_checkout, checkout=options.before.resolve())
+    adopt_orphans()
+    try:
+        rounds = compare(systems, options.config, num_rounds=options.rounds)
+    except SystemFailedError as failure:
+        print(f"no comparison: {failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what was started has been stopped", file=sys.stderr)
+        return 130
+    write(rounds, options.out)
+    print(f"\n{report.median_table(rounds)}\n")
+    if verdicts := report.judge(rounds):
+        print(f"{report.ratio_table(verdicts)}\n")
+    say(f"written to {options.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description="Measures pdserve beside bare vLLM and Ray Serve LLM's prefill/decode app, one"
@@ -101,29 +133,7 @@ def main() -> int:
         metavar="CHECKOUT",
         help="another checkout of this project, to be measured as well: what has a change cost?",
     )
-    options = parser.parse_args()
-    systems = {name: SYSTEMS[name] for name in options.systems}
-    if options.before:
-        systems["before"] = partial(launch_checkout, checkout=options.before.resolve())
-
-    adopt_orphans()
-    try:
-        rounds = compare(systems, options.config, num_rounds=options.rounds)
-    except SystemFailedError as failure:
-        print(f"no comparison: {failure}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: what was started has been stopped", file=sys.stderr)
-        return 130
-    report.write(rounds, observe_machine(), options.out)
-    write_chart(rounds, options.out / "compare.png")
-    if options.out == _RESULTS:
-        _README.write_text(report.embed(_README.read_text(), rounds))
-    print(f"\n{report.median_table(rounds)}\n")
-    if verdicts := report.judge(rounds):
-        print(f"{report.ratio_table(verdicts)}\n")
-    say(f"written to {options.out}")
-    return 0
+    return parser
 
 
 def positive(text: str) -> int:

@@ -55,11 +55,13 @@ SHOWN: Mapping[str, Shown] = {
 }
 
 SUBJECT = "pdserve"
+BEFORE = "before"
+"""Another checkout of it."""
 PEER_TITLES: Mapping[str, str] = {
     "vllm": "bare vLLM",
     "ray-llm": "Ray Serve LLM P/D",
     "ray-llm-tuned": "tuned Ray Serve LLM P/D",
-    "before": "pdserve before",
+    BEFORE: "pdserve before",
 }
 
 
@@ -92,11 +94,11 @@ TARGETS = (
     Target(metric="tokens_per_s_c32", over="vllm", bound="at least", limit=0.75),
     Target(metric="tokens_per_s_c32", over="ray-llm-tuned", bound="at least", limit=1.6),
     Target(metric="handover_s_p50", over="itl_s_mean", bound="at most", limit=3.0),
-    Target(metric="ttft_s_p50_20", over="before", bound="at most", limit=1.02),
-    Target(metric="ttft_s_p50_500", over="before", bound="at most", limit=1.02),
-    Target(metric="itl_s_mean", over="before", bound="at most", limit=1.02),
-    Target(metric="tokens_per_s_c8", over="before", bound="at least", limit=0.98),
-    Target(metric="tokens_per_s_c32", over="before", bound="at least", limit=0.98),
+    Target(metric="ttft_s_p50_20", over=BEFORE, bound="at most", limit=1.02),
+    Target(metric="ttft_s_p50_500", over=BEFORE, bound="at most", limit=1.02),
+    Target(metric="itl_s_mean", over=BEFORE, bound="at most", limit=1.02),
+    Target(metric="tokens_per_s_c8", over=BEFORE, bound="at least", limit=0.98),
+    Target(metric="tokens_per_s_c32", over=BEFORE, bound="at least", limit=0.98),
 )
 
 
