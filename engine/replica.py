@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd, listen
@@ -160,6 +161,10 @@ class EngineReplica:
     async def _add(self, router: RouterEnd, request: EngineCoreRequest) -> None:
         try:
             await self.host.core.add_request_async(request)
+        except EngineDeadError:
+            # Not the request's fault. The relay is about to notice it and to end the connections,
+            # and routers move what the engine had: this one as well.
+            pass
         except Exception as error:
             # Whatever is wrong with this request must not reach the others: it alone is refused.
             logger.exception("the engine did not take request %s", request.request_id)

@@ -321,6 +321,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._metrics.queued(state, output)
         state.prefill_stats = output.prefill_stats
         self._learn_cached(state, self.prefill, output)
+        if state.death is not None and state.death.was_reading:
+            # What an engine may have died of, another one has read.
+            state.death = None
+            self._acquit(state)
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
         kv_transfer_params = output.kv_transfer_params
@@ -355,9 +359,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             output.prefill_stats = state.prefill_stats if is_first else None
         forwarded = self._forward(state, output)
         if not state.is_suspect:
-            for freed in self._trial.acquit(state):
-                self._route(freed)
+            self._acquit(state)
         return forwarded
+
+    def _acquit(self, state: RequestState) -> None:
+        for freed in self._trial.acquit(state):
+            self._route(freed)
 
     def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
         """The output as the client's front end gets it; ends the request if it is the last."""
@@ -400,7 +407,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             if state.replica is replica:
                 if state.phase is RequestPhase.TRANSFERRING:
                     self._release_handover(state)
-                death = Death(num_tokens=state.num_output_tokens, was_alone=max(had, has) <= 1)
+                death = Death(
+                    num_tokens=state.num_output_tokens,
+                    was_alone=max(had, has) <= 1,
+                    was_reading=state.phase is RequestPhase.PREFILLING,
+                )
                 outputs += self._move(state, cause, death if how == "died" else None)
             elif state.prefill is replica and state.phase is RequestPhase.TRANSFERRING:
                 # Its blocks went with prefill. A decode that has pulled them loses little.

@@ -29,6 +29,8 @@ class Death:
     """Output tokens that the request had by then, from whatever engine."""
     was_alone: bool
     """Whether the engine had no other request."""
+    was_reading: bool
+    """Whether the engine read its prompt for another that was to write the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ class MovePlan:
 def is_suspect(death: Death | None, num_tokens: int) -> bool:
     """Whether a request that has `num_tokens` output tokens now may have caused that death.
 
-    It is cleared once another engine has taken it past the place where the first one died.
+    It is cleared once another engine has taken it past the place where the first one died, or has
+    read what the first one was reading (then the death is forgotten).
     """
     return death is not None and num_tokens <= death.num_tokens + IN_FLIGHT_TOKENS
 
@@ -57,7 +60,8 @@ def plan_move(
         before: the last death of an engine with it, before this one.
         death: this one; None where the engine has not died but drains, hangs or was stopped.
     """
-    if before is not None and death is not None:
+    # An engine that reads and one that writes do not die of the same.
+    if before is not None and death is not None and before.was_reading == death.was_reading:
         if is_suspect(before, death.num_tokens):
             return MovePlan(moves=False, reason="two engines died with it at the same place")
         if before.was_alone and death.was_alone:

@@ -118,6 +118,12 @@ class Running:
                 self.hooks.reported.clear()
                 await self.hooks.reported.wait()
 
+    async def has_taken(self) -> None:
+        """Returns once it holds a request."""
+        async with asyncio.timeout(10):
+            while not self.replica.num_requests:
+                await asyncio.sleep(0.01)  # noqa: ASYNC110 - the replica tells nobody
+
     async def join(self, name: str) -> tuple[ReplicaEnd, Recorder]:
         assert self.replica.address is not None
         recorder = Recorder()
@@ -199,9 +205,16 @@ async def test_life_of_an_engine(running: Running) -> None:
     core.resume()
     await running.replica.host.check(timeout_s=10)
 
-    # A dead one closes the channel at once and fails the health check.
+    # A dead one closes the channel at once and fails the health check. A request that came when it
+    # was known to be dead is not refused: its router is to take it elsewhere.
+    resources = running.replica.host.core.resources
+    resources.engine_dead = True
+    two.send(Kind.ADD, AddRequest(request("late"), 1.0))
+    await running.has_taken()
+    resources.engine_dead = False
     core.kill()
     await asyncio.wait_for(second.gone.wait(), 10)
+    assert second.rejections.empty()
     with pytest.raises(EngineDeadError):
         await running.replica.host.check(timeout_s=10)
     assert running.replica.host.is_dead

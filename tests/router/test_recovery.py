@@ -10,8 +10,8 @@ ALONE = "two engines died that had nothing else"
 MOVED = "its engine is gone"
 
 
-def death(num_tokens: int, *, was_alone: bool = False) -> Death:
-    return Death(num_tokens=num_tokens, was_alone=was_alone)
+def death(num_tokens: int, *, was_alone: bool = False, was_reading: bool = False) -> Death:
+    return Death(num_tokens=num_tokens, was_alone=was_alone, was_reading=was_reading)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,20 @@ def death(num_tokens: int, *, was_alone: bool = False) -> Death:
         pytest.param(None, death(0), 0, MOVED, id="first death"),
         pytest.param(death(5), None, 1, MOVED, id="drained after a death"),
         pytest.param(death(0), death(0), 1, SAME_PLACE, id="at the prompt, twice"),
+        pytest.param(
+            death(0, was_reading=True),
+            death(0, was_reading=True),
+            1,
+            SAME_PLACE,
+            id="reading the prompt, twice",
+        ),
+        pytest.param(
+            death(5, was_alone=True),
+            death(5, was_alone=True, was_reading=True),
+            1,
+            MOVED,
+            id="writing, then reading for the next",
+        ),
         pytest.param(death(40), death(40), 1, SAME_PLACE, id="at the same token, twice"),
         pytest.param(
             death(40), death(40 + IN_FLIGHT_TOKENS), 1, SAME_PLACE, id="the first was ahead"
