@@ -121,8 +121,8 @@ class Running:
     async def has_taken(self) -> None:
         """Returns once it holds a request."""
         async with asyncio.timeout(10):
-            while not self.replica.num_requests:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - the replica tells nobody
+            while not self.replica.num_requests:  # noqa: ASYNC110 - the replica tells nobody
+                await asyncio.sleep(0.01)
 
     async def join(self, name: str) -> tuple[ReplicaEnd, Recorder]:
         assert self.replica.address is not None
