@@ -218,7 +218,7 @@ class ScalingConfig(Section):
         description="Seconds for which more must have been needed before replicas are started.",
     )
     down_delay_s: float = Field(
-        default=60.0,
+        default=30.0,
         ge=0,
         description="Seconds for which fewer must have been enough, and since the last change, "
         "before some go. Longer after each time that this was regretted.",

@@ -47,7 +47,7 @@ class ScaleSettings:
     """GPUs that both pools may use together, or no such limit."""
     up_delay_s: float = 0.0
     """How long more must have been wanted before more are started."""
-    down_delay_s: float = 60.0
+    down_delay_s: float = 30.0
     """How long fewer must have been enough, and how long after any change, before one goes."""
     look_back_s: float = 600.0
     """The traffic that a smaller pool must be predicted to have held."""
