@@ -118,8 +118,8 @@ def launch_pdserve(folder: Path, config: Path) -> Launch:
 
 
 def launch_checkout(folder: Path, config: Path, *, checkout: Path) -> Launch:
-    """Another checkout of this project, with this one's dependencies and the same config."""
-    launch = launch_pdserve(folder, config)
+    """Another checkout of this project with its own demo, and with this one's dependencies."""
+    launch = launch_pdserve(folder, checkout / "cluster" / "configs" / "demo.yaml")
     return replace(launch, environment={"PYTHONPATH": str(checkout)})
 
 
