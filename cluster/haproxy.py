@@ -9,7 +9,7 @@ It becomes the bundled HAProxy with what Serve has no setting for, or another de
 - Where a router dies before it has begun to answer, another one is asked. HAProxy can repeat only a
   request that it had whole when it sent it on; clients send headers and body one after the other,
   so it waits for the body. One longer than its buffer (`RAY_SERVE_HAPROXY_TUNE_BUFSIZE`, 16 KiB) it
-  does not repeat.
+  does not repeat. `RAY_SERVE_HAPROXY_RETRY_ON` has no effect.
 """
 
 import os

@@ -60,7 +60,8 @@ def plan_move(
         before: the last death of an engine with it, before this one.
         death: this one; None where the engine has not died but drains, hangs or was stopped.
     """
-    # An engine that reads and one that writes do not die of the same.
+    # An engine that reads and one that writes seldom die of the same; a request that kills now one,
+    # now the other is bounded by `max_moves`.
     if before is not None and death is not None and before.was_reading == death.was_reading:
         if is_suspect(before, death.num_tokens):
             return MovePlan(moves=False, reason="two engines died with it at the same place")
