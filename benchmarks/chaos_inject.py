@@ -19,6 +19,7 @@ from benchmarks.chaos_processes import (
     send,
     signal_process,
     still_stopped,
+    suspend,
 )
 from benchmarks.chaos_routers import Routers
 from benchmarks.chaos_verdict import RouterDeath
@@ -108,7 +109,7 @@ class Injector:
     def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str | None:
         victim = rng.choice(self._routers.live)
         # Stopped first, so that no request comes between the count and the end.
-        if not signal_process(victim.pid, signal.SIGSTOP):
+        if not suspend(victim.pid):
             return None
         num_connections = count_connections(victim)
         at_s = time.monotonic()

@@ -5,6 +5,7 @@ Owns the knowledge of which process is what. It starts none and decides nothing.
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ _ROUTER_PORTS = range(30_000, 31_000)
 _ESTABLISHED = "01"
 """In /proc/net/tcp."""
 
+_STOPPED_OR_ENDED = frozenset("TZX")
+"""A thread's states in /proc/PID/task/TID/stat."""
+
+_SUSPEND_POLL_S = 0.001
 _END_TIMEOUT_S = 45.0
 _GRACE_S = 5.0
 
@@ -148,6 +153,27 @@ def signal_process(pid: int, number: signal.Signals) -> bool:
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def suspend(pid: int) -> bool:
+    """Stops a process, and returns when none of its threads runs; false if the process was gone.
+
+    The signal alone does not do: threads go on until the kernel gets to them, milliseconds on busy
+    cores.
+    """
+    if not signal_process(pid, signal.SIGSTOP):
+        return False
+    while _runs(pid):
+        time.sleep(_SUSPEND_POLL_S)
+    return True
+
+
+def _runs(pid: int) -> bool:
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return True  # A thread ended meanwhile: look again.
+    return any(stat.rpartition(")")[2].split()[0] not in _STOPPED_OR_ENDED for stat in stats)
 
 
 def still_stopped(pids: Iterable[int]) -> list[int]:

@@ -1,8 +1,6 @@
 """Which fault comes next, and whom it may hit."""
 
-import os
 import random
-import socket
 from collections import Counter
 
 import pytest
@@ -16,7 +14,6 @@ from benchmarks.chaos_faults import (
     PoolName,
     live_members,
 )
-from benchmarks.chaos_processes import RouterProcess, count_connections
 
 BOTH: dict[PoolName, int] = {"prefill": 2, "decode": 2}
 NONE: dict[PoolName, int] = {"prefill": 0, "decode": 0}
@@ -119,11 +116,3 @@ def test_live_members(
     found = live_members(members, num_live=num_live, already_hit=frozenset(already_hit))
 
     assert found == expected
-
-
-def test_connections_count_before_they_are_accepted() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        router = RouterProcess(pid=os.getpid(), port=server.getsockname()[1])
-        assert count_connections(router) == 0
-        with socket.create_connection(server.getsockname()):
-            assert count_connections(router) == 1

@@ -16,7 +16,12 @@ from metrics import Sample, scrape, total
 from scaling import SCALING_POLL_S, until_scaled
 from servers import CONFIG, Server, new_client
 
-from benchmarks.chaos_processes import RouterProcess, count_connections, find_routers
+from benchmarks.chaos_processes import (
+    RouterProcess,
+    count_connections,
+    find_routers,
+    suspend,
+)
 from benchmarks.serve_api import ServeApi
 
 ONE_EACH = {"router": 1, "decode": 1}
@@ -199,7 +204,7 @@ async def test_router_killed(
     expected = await answers(client, plain, asked)
     answering, _ = await decoding(client, cluster, asked, routers=(victim, other))
     # Between a look and the kill it could get more.
-    psutil.Process(victim.pid).suspend()
+    suspend(victim.pid)
     num_connections = count_connections(victim)
     psutil.Process(victim.pid).kill()
     deadline_s = time.monotonic() + FREE_WITHIN_S
@@ -223,7 +228,7 @@ async def test_router_killed_before_it_has_answered(
     known = {each.replica_id for each in await serve_api.replicas()}
     asked = [body | {"max_tokens": 4} for body in bodies(first_seed=600, stream=False)]
     expected = await answers(client, plain, asked)
-    psutil.Process(victim.pid).suspend()
+    suspend(victim.pid)
     tasks = [asyncio.create_task(ask_slowly(client, cluster, body)) for body in asked]
     _, stuck = await asyncio.wait(tasks, timeout=STUCK_AFTER_S)
     assert stuck

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import SchedulerStats
 
+from benchmarks.chaos_processes import suspend
 from engine.arguments import engine_args
 from engine.channel import ReplicaEnd, RouterEnd, connect
 from engine.demo_model import resolve_model
@@ -199,7 +199,7 @@ async def test_life_of_an_engine(running: Running) -> None:
     # A stopped engine core is noticed, a continued one is well again.
     await running.replica.host.check(timeout_s=10)
     core = engine_core()
-    core.suspend()
+    suspend(core.pid)
     with pytest.raises(EngineStalled):
         await running.replica.host.check(timeout_s=0.2)
     core.resume()
@@ -242,7 +242,7 @@ def test_nothing_of_an_engine_outlives_its_replica() -> None:
         assert engine
         # The hardest case: the engine cannot even notice.
         for pid in engine:
-            os.kill(pid, signal.SIGSTOP)
+            suspend(pid)
     finally:
         replica.kill()
         replica.wait()

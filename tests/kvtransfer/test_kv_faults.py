@@ -21,6 +21,7 @@ from kv_engines import (
 )
 from kv_faults import FAULTY_WORKER
 
+from benchmarks.chaos_processes import suspend
 from engine.demo_model import resolve_model
 from kvtransfer.config import Sharing
 from kvtransfer.peers import KVPeer, forget, warm_up
@@ -178,7 +179,7 @@ async def test_a_read_that_never_ends(engines_over_tcp: Engines, sharing: Sharin
     prompt, other = random_prompt(1000, "stopped"), random_prompt(200, "other")
     expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
     first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
-    os.kill(prefill.pid, signal.SIGSTOP)
+    suspend(prefill.pid)
     try:
         late = await decode.start(
             prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params

@@ -17,6 +17,7 @@ from kv_engines import (
     running_engines,
 )
 
+from benchmarks.chaos_processes import suspend
 from engine.demo_model import resolve_model
 from kvtransfer.peers import KVPeer, forget, warm_up
 from kvtransfer.side_channel import ReservedPort
@@ -85,7 +86,7 @@ async def test_a_prefill_that_hangs_holds_up_nobody_else(engines: Engines) -> No
     prompt, other = random_prompt(1000, "hangs"), random_prompt(200, "other")
     expected, other_expected = await plain(decode, prompt, 6), await plain(decode, other, 6)
     first = await prefill.generate(prompt, kv=dict(PREFILL_ONLY))
-    os.kill(prefill.pid, signal.SIGSTOP)
+    suspend(prefill.pid)
     try:
         late = await decode.start(
             prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params

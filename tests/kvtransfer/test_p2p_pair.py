@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from p2p_prefill import HOST, NUM_BLOCKS, PAGE_BYTES, TIMEOUT_S, Prefill, layout, new_pages
 from p2p_prefill import start_process as start_prefill_process
 
+from benchmarks.chaos_processes import suspend
 from kvtransfer.p2p_errors import FetchRefused, PairBroken, PairError, PairMismatch, PairTimeout
 from kvtransfer.p2p_fetch import FetchJob, HeartbeatJob, Local, Outcome, PairClient, Remote
 from kvtransfer.p2p_handshake import KVLayout
@@ -237,7 +237,8 @@ def test_a_prefill_that_hangs_is_given_up(stack: ExitStack) -> None:
     client.submit(job((0,), (0,)))
     assert decode.outcome().error is None
 
-    psutil.Process(process.pid).suspend()
+    assert process.pid is not None
+    suspend(process.pid)
     for _ in range(3):
         client.submit(job((1,), (1,)))
     assert all(isinstance(decode.outcome().error, PairTimeout) for _ in range(3))
