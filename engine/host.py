@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
 
 from engine.errors import EngineStalled
 from engine.guardian import start_guardian
 from engine.internals import check_internals
-from engine.outlet import Inlet
+from engine.line import HostEnd
 from engine.resume import use_resuming_scheduler
 
 logger = logging.getLogger(__name__)
@@ -33,10 +35,10 @@ class EngineFacts:
 class EngineHost:
     """Runs one engine core in processes of its own. Owns them: `stop` or our death ends them."""
 
-    def __init__(self, core: AsyncMPClient, config: VllmConfig, inlet: Inlet) -> None:
+    def __init__(self, core: AsyncMPClient, config: VllmConfig, line: HostEnd) -> None:
         self.core = core
         self.config = config
-        self._inlet = inlet
+        self._line = line
 
     @classmethod
     async def start(cls, args: AsyncEngineArgs) -> "EngineHost":
@@ -50,7 +52,7 @@ class EngineHost:
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
         host = await asyncio.to_thread(cls._start, args)
-        await host._inlet.open(host.core)
+        await host._line.open(host.core)
         await host.core.collective_rpc_async("accept_output_tokens")
         return host
 
@@ -58,15 +60,15 @@ class EngineHost:
     def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
         config = args.create_engine_config()
         use_resuming_scheduler(config)
-        inlet = Inlet(config)
+        line = HostEnd(config)
         try:
             core = EngineCoreClient.make_async_mp_client(
                 vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
             )
         except BaseException:
-            inlet.close()
+            line.close()
             raise
-        return cls(core, config, inlet)
+        return cls(core, config, line)
 
     def facts(self) -> EngineFacts:
         cache = self.config.cache_config
@@ -75,6 +77,21 @@ class EngineHost:
             block_size=cache.block_size,
             num_kv_blocks=cache.num_gpu_blocks or 0,
         )
+
+    def add(self, request: EngineCoreRequest) -> None:
+        """Gives the engine a request.
+
+        Raises:
+            EngineDeadError: one of the engine's processes has ended.
+            TypeError, ValueError, ProtocolError: this request cannot be sent to it.
+        """
+        if self.is_dead:
+            raise EngineDeadError
+        self._line.add(request)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends these of the requests that were added; one that has ended is no error."""
+        self._line.abort(request_ids)
 
     @property
     def is_dead(self) -> bool:
@@ -95,5 +112,5 @@ class EngineHost:
 
     def stop(self) -> None:
         """Ends the engine's processes; whatever is still running in them is lost."""
-        self._inlet.close()
+        self._line.close()
         self.core.shutdown(timeout=0)
