@@ -9,15 +9,13 @@ from dataclasses import dataclass
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
-from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
-from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
 
 from engine.errors import EngineStalled
 from engine.guardian import start_guardian
 from engine.internals import check_internals
-from engine.line import HostEnd
+from engine.outlet import Inlet
 from engine.resume import use_resuming_scheduler
 
 logger = logging.getLogger(__name__)
@@ -35,10 +33,10 @@ class EngineFacts:
 class EngineHost:
     """Runs one engine core in processes of its own. Owns them: `stop` or our death ends them."""
 
-    def __init__(self, core: AsyncMPClient, config: VllmConfig, line: HostEnd) -> None:
+    def __init__(self, core: AsyncMPClient, config: VllmConfig, inlet: Inlet) -> None:
         self.core = core
         self.config = config
-        self._line = line
+        self._inlet = inlet
 
     @classmethod
     async def start(cls, args: AsyncEngineArgs) -> "EngineHost":
@@ -52,7 +50,7 @@ class EngineHost:
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
         host = await asyncio.to_thread(cls._start, args)
-        await host._line.open(host.core)
+        await host._inlet.open(host.core)
         await host.core.collective_rpc_async("accept_output_tokens")
         return host
 
@@ -60,15 +58,15 @@ class EngineHost:
     def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
         config = args.create_engine_config()
         use_resuming_scheduler(config)
-        line = HostEnd(config)
+        inlet = Inlet(config)
         try:
             core = EngineCoreClient.make_async_mp_client(
                 vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
             )
         except BaseException:
-            line.close()
+            inlet.close()
             raise
-        return cls(core, config, line)
+        return cls(core, config, inlet)
 
     def facts(self) -> EngineFacts:
         cache = self.config.cache_config
@@ -77,21 +75,6 @@ class EngineHost:
             block_size=cache.block_size,
             num_kv_blocks=cache.num_gpu_blocks or 0,
         )
-
-    def add(self, request: EngineCoreRequest) -> None:
-        """Gives the engine a request.
-
-        Raises:
-            EngineDeadError: one of the engine's processes has ended.
-            TypeError, ValueError, ProtocolError: this request cannot be sent to it.
-        """
-        if self.is_dead:
-            raise EngineDeadError
-        self._line.add(request)
-
-    def abort(self, request_ids: list[str]) -> None:
-        """Ends these of the requests that were added; one that has ended is no error."""
-        self._line.abort(request_ids)
 
     @property
     def is_dead(self) -> bool:
@@ -112,5 +95,5 @@ class EngineHost:
 
     def stop(self) -> None:
         """Ends the engine's processes; whatever is still running in them is lost."""
-        self._line.close()
+        self._inlet.close()
         self.core.shutdown(timeout=0)

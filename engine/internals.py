@@ -12,6 +12,8 @@ PINS = "vLLM 0.32.0 and Ray 2.60.0"
 RELIED_ON = {
     "vllm.v1.engine.core_client:EngineCoreClient": ("make_async_mp_client",),
     "vllm.v1.engine.core_client:AsyncMPClient": (
+        "abort_requests_async",
+        "add_request_async",
         "collective_rpc_async",
         "get_output_async",
         "is_scheduler_paused_async",
@@ -22,12 +24,6 @@ RELIED_ON = {
     "vllm.v1.serial_utils:MsgpackEncoder": ("encode",),
     "vllm.v1.serial_utils:MsgpackDecoder": ("decode",),
     "vllm.v1.engine.core:time": ("sleep",),
-    "vllm.v1.engine.core:EngineCoreProc": (
-        "_handle_request_preproc_error",
-        "preprocess_add_request",
-        "process_input_sockets",
-    ),
-    "vllm.v1.engine:EngineCoreRequestType": ("ABORT", "ADD", "EXECUTOR_FAILED"),
     "vllm.v1.core.sched.scheduler:Scheduler": (
         "_handle_blocked_waiting_request",
         "add_request",

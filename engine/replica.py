@@ -94,8 +94,9 @@ class EngineReplica:
         self._load_changed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.AbstractServer | None = None
-        self._calls: set[asyncio.Task[None]] = set()
-        """To the engine core, under way."""
+        # The engine core takes messages in the order they were sent; tasks that are kept here are
+        # only those that still wait for the socket to take their message.
+        self._sends: set[asyncio.Task[None]] = set()
 
     async def open(self, host_ip: str, secret: str) -> tuple[str, int]:
         """Starts relaying and lets routers in; returns the address they connect to."""
@@ -155,8 +156,11 @@ class EngineReplica:
         self._running[request.request_id] = _Running(router, work_s)
         self._load.work_s[router] += work_s
         self._load_changed = True
+        self._send(self._add(router, request))
+
+    async def _add(self, router: RouterEnd, request: EngineCoreRequest) -> None:
         try:
-            self.host.add(request)
+            await self.host.core.add_request_async(request)
         except EngineDeadError:
             # Not the request's fault. The relay is about to notice it and to end the connections,
             # and routers move what the engine had: this one as well.
@@ -170,10 +174,10 @@ class EngineReplica:
     def abort(self, router: RouterEnd, request_ids: list[str]) -> None:
         running = [request_id for request_id in request_ids if self._forget(request_id)]
         if running:
-            self.host.abort(running)
+            self._send(self.host.core.abort_requests_async(running))
 
     def warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
-        self._call(self._warm_up(router, peer))
+        self._send(self._warm_up(router, peer))
 
     async def _warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
         problem = await warm_up(self.host.core, peer)
@@ -181,7 +185,7 @@ class EngineReplica:
 
     def forget(self, engine_ids: list[str]) -> None:
         for engine_id in engine_ids:
-            self._call(forget(self.host.core, engine_id))
+            self._send(forget(self.host.core, engine_id))
 
     def release(self, router: RouterEnd, request_ids: list[str]) -> None:
         self._hooks.released(request_ids)
@@ -194,10 +198,10 @@ class EngineReplica:
         self._hooks.router_gone(router)
         self._load.work_s.pop(router, None)
 
-    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _send(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
 
     def _forget(self, request_id: str) -> bool:
         running = self._running.pop(request_id, None)

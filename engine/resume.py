@@ -17,7 +17,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
 from engine.lanes import Lanes
-from engine.line import CoreEnd
+from engine.outlet import Outlet
 from engine.output_tokens import output_tokens
 from engine.pacing import sleep_only_if
 from engine.steps import Measuring
@@ -50,12 +50,12 @@ class _Resuming:
         return True
 
 
-class ResumingScheduler(_Resuming, CoreEnd, Lanes, Measuring, Scheduler):  # type: ignore[misc]
+class ResumingScheduler(_Resuming, Outlet, Lanes, Measuring, Scheduler):  # type: ignore[misc]
     """vLLM's scheduler, for requests with output tokens. It measures its steps, keeps lanes and
     sends what it puts out."""
 
 
-class ResumingAsyncScheduler(_Resuming, CoreEnd, Lanes, Measuring, AsyncScheduler):  # type: ignore[misc]
+class ResumingAsyncScheduler(_Resuming, Outlet, Lanes, Measuring, AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler for engines that schedule one step ahead."""
 
 

@@ -1,0 +1,127 @@
+"""The socket that carries an engine's steps: who is let in, and what becomes of what it says."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.engine.core_client import AsyncMPClient
+
+from engine.errors import EngineInternalsChanged, ProtocolError
+from engine.outlet import Inlet, Outlet
+from engine.wire import Kind, pack_frame
+
+
+class Scheduler:
+    """Stands where vLLM's does; every step puts out what it is given as the step's computation."""
+
+    def __init__(self, config: Any) -> None:
+        self.vllm_config = config
+
+    def update_from_output(self, scheduled: Any, computed: Any) -> Any:
+        return computed
+
+    def shutdown(self) -> None:
+        pass
+
+
+class Sending(Outlet, Scheduler):
+    pass
+
+
+class Core:
+    """An engine core's client, of which nothing but its queue is used."""
+
+    def __init__(self) -> None:
+        self.outputs_queue: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
+
+    async def next(self) -> EngineCoreOutputs | Exception:
+        return await asyncio.wait_for(self.outputs_queue.get(), 10)
+
+
+def step(*request_ids: str) -> EngineCoreOutputs:
+    return EngineCoreOutputs(outputs=[EngineCoreOutput(key, [7]) for key in request_ids])
+
+
+Ends = tuple[Inlet, Sending, Core]
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    config = SimpleNamespace()
+    inlet, core = Inlet(config), Core()
+    sending = Sending(config)
+    await inlet.open(as_client(core))
+    yield inlet, sending, core
+    sending.shutdown()
+    inlet.close()
+
+
+def as_client(core: object) -> AsyncMPClient:
+    client: Any = core
+    return client
+
+
+async def test_steps_arrive_in_their_order_and_vllm_gets_none(ends: Ends) -> None:
+    _, sending, core = ends
+    for number in range(100):
+        assert sending.update_from_output(None, {0: step(f"r{number}")}) == {}
+    for number in range(100):
+        arrived = await core.next()
+        assert isinstance(arrived, EngineCoreOutputs)
+        assert [output.request_id for output in arrived.outputs] == [f"r{number}"]
+
+
+async def test_a_step_that_says_nothing_wakes_nobody(ends: Ends) -> None:
+    _, sending, core = ends
+    sending.update_from_output(None, {0: EngineCoreOutputs(finished_requests={"r"})})
+    sending.update_from_output(None, {0: step("next")})
+    arrived = await core.next()
+    assert isinstance(arrived, EngineCoreOutputs)
+    assert arrived.outputs[0].request_id == "next"
+
+
+def test_without_an_inlet_vllm_passes_the_steps_on() -> None:
+    steps = {0: step("r")}
+    assert Sending(SimpleNamespace()).update_from_output(None, steps) is steps
+
+
+async def test_an_engine_whose_replica_is_gone_ends(ends: Ends) -> None:
+    inlet, sending, _ = ends
+    inlet.close()
+    await asyncio.sleep(0)
+    with pytest.raises(BrokenPipeError):
+        sending.update_from_output(None, {0: step("r")})
+
+
+async def test_bytes_that_are_no_step_reach_who_waits_for_one() -> None:
+    config = SimpleNamespace()
+    inlet, core = Inlet(config), Core()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.connect(config.pdserve_outlet)
+        await inlet.open(as_client(core))
+        other.sendall(pack_frame(Kind.STEP, [b"no step"]))
+        assert isinstance(await core.next(), Exception)
+    inlet.close()
+
+
+async def test_another_user_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace()
+    inlet = Inlet(config)
+    sending = Sending(config)
+    nobody = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: nobody)
+    with pytest.raises(ProtocolError, match="has connected in the engine core's place"):
+        await inlet.open(as_client(Core()))
+    sending.shutdown()
+
+
+async def test_a_client_that_keeps_its_steps_elsewhere_is_refused_by_name() -> None:
+    inlet = Inlet(SimpleNamespace())
+    with pytest.raises(EngineInternalsChanged, match="outputs_queue"):
+        await inlet.open(as_client(object()))
+    inlet.close()
