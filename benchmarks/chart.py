@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.report import BEFORE, SHOWN, SUBJECT, Rounds, values_of
+from benchmarks.report import BEFORE, SHOWN, SPLIT, SUBJECT, SUBJECT_TITLES, Rounds, values_of
 
 _PANELS = {
     "ttft_s_p50_20": "TTFT p50, 20-token prompt",
@@ -26,6 +26,7 @@ _LABELS = {
     "ray-llm-tuned": "Ray Serve LLM\ntuned",
     BEFORE: "pdserve\nbefore",
     SUBJECT: SUBJECT,
+    SPLIT: "pdserve\nalways split",
 }
 _SUBJECT_COLOUR, _PEER_COLOUR = "#1f6feb", "#b6bec9"
 _INK, _FAINT_INK = "#24292f", "#6e7781"
@@ -58,7 +59,7 @@ def _draw_panel(axis: Axes, rounds: Rounds, metric: str) -> None:
         range(len(systems)),
         medians,
         height=0.62,
-        color=[_SUBJECT_COLOUR if system == SUBJECT else _PEER_COLOUR for system in systems],
+        color=[_SUBJECT_COLOUR if system in SUBJECT_TITLES else _PEER_COLOUR for system in systems],
     )
     axis.hlines(
         range(len(systems)),

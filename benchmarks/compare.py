@@ -97,8 +97,8 @@ def main() -> int:
         return 130
     write(rounds, options.out)
     print(f"\n{report.median_table(rounds)}\n")
-    if verdicts := report.judge(rounds):
-        print(f"{report.ratio_table(verdicts)}\n")
+    if ratios := report.ratio_tables(rounds):
+        print(f"{ratios}\n")
     say(f"written to {options.out}")
     return 0
 
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.compare",
         description="Measures pdserve beside bare vLLM and Ray Serve LLM's prefill/decode app, one"
         " at a time on this machine, and writes compare.md, compare.json and compare.png."
-        " Takes about five minutes a round; use the machine for nothing else meanwhile.",
+        " Takes about six minutes a round; use the machine for nothing else meanwhile.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--rounds", type=positive, default=3, help="turns of each system")
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         type=Path,
-        default=_ROOT / "cluster" / "configs" / "demo.yaml",
+        default=_ROOT / "benchmarks" / "configs" / "defaults.yaml",
         help="the file for pdserve, which must serve the demo model under its own name",
     )
     parser.add_argument(

@@ -55,8 +55,12 @@ SHOWN: Mapping[str, Shown] = {
 }
 
 SUBJECT = "pdserve"
+"""With its defaults: decode reads a prompt itself where that is predicted to be sooner."""
+SPLIT = "pdserve-split"
+"""Its demo: prefill reads every prompt, and every block travels by NIXL."""
+SUBJECT_TITLES: Mapping[str, str] = {SUBJECT: "pdserve", SPLIT: "pdserve, always split"}
 BEFORE = "before"
-"""Another checkout of it."""
+"""Another checkout's demo."""
 PEER_TITLES: Mapping[str, str] = {
     "vllm": "bare vLLM",
     "ray-llm": "Ray Serve LLM P/D",
@@ -130,29 +134,38 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     )
 
 
-def judge(rounds: Rounds) -> tuple[Verdict, ...]:
-    """The verdict on each target whose systems were measured."""
+def judge(rounds: Rounds, subject: str = SUBJECT) -> tuple[Verdict, ...]:
+    """The verdict on each target whose systems were measured; none on what was not."""
     return tuple(
         Verdict(
             target=target,
             ratio=median_ratio(
-                values_of(rounds, SUBJECT, target.metric),
+                values_of(rounds, subject, target.metric),
                 values_of(rounds, target.over, target.metric)
                 if target.over_peer
-                else values_of(rounds, SUBJECT, target.over),
+                else values_of(rounds, subject, target.over),
             ),
         )
         for target in TARGETS
-        if SUBJECT in rounds and (target.over in rounds or not target.over_peer)
+        if subject in rounds and (target.over in rounds or not target.over_peer)
+        if target.over != BEFORE or subject == SPLIT  # Like with like.
     )
 
 
-def ratio_table(verdicts: Sequence[Verdict]) -> str:
-    """What was measured, the target, and whether it is met, a column for each 1; Markdown."""
+def ratio_tables(rounds: Rounds) -> str:
+    """What was measured, the target, and whether it is met, a column for each 1; Markdown.
+
+    A table for each way that this project was run, none where nothing is to be judged.
+    """
+    judged = {title: judge(rounds, subject) for subject, title in SUBJECT_TITLES.items()}
+    return "\n\n".join(_ratio_table(title, each) for title, each in judged.items() if each)
+
+
+def _ratio_table(title: str, verdicts: Sequence[Verdict]) -> str:
     cells = {(verdict.target.metric, verdict.target.over): verdict for verdict in verdicts}
     overs = tuple(dict.fromkeys(over for _, over in cells))
     ones = {**PEER_TITLES, **{metric: f"its own {shown.title}" for metric, shown in SHOWN.items()}}
-    rows = [[SUBJECT, *(f"{ones[over]} = 1" for over in overs)]]
+    rows = [[title, *(f"{ones[over]} = 1" for over in overs)]]
     rows += [
         [SHOWN[metric].title, *(_verdict_cell(cells.get((metric, over))) for over in overs)]
         for metric in dict.fromkeys(metric for metric, _ in cells)
@@ -162,7 +175,8 @@ def ratio_table(verdicts: Sequence[Verdict]) -> str:
 
 def median_table(rounds: Rounds) -> str:
     """Each metric's median for each system, with the range over the rounds; Markdown."""
-    rows = [["", *(PEER_TITLES.get(system, system) for system in rounds)]]
+    titles = {**PEER_TITLES, **SUBJECT_TITLES}
+    rows = [["", *(titles[system] for system in rounds)]]
     rows += [
         [
             f"{shown.title}, {shown.unit}",
@@ -189,10 +203,10 @@ def compare_json(rounds: Rounds) -> str:
 def compare_markdown(rounds: Rounds, machine: Machine) -> str:
     """The whole report."""
     num_rounds = min(len(metrics) for metrics in rounds.values())
-    verdicts = judge(rounds)
+    ratios = ratio_tables(rounds)
     sections = [
         "# Comparison\n\nWritten by `make bench`; do not edit.",
-        f"## Ratios, and what they must be\n\n{ratio_table(verdicts)}" if verdicts else None,
+        f"## Ratios, and what they must be\n\n{ratios}" if ratios else None,
         f"## Medians of {num_rounds} rounds (lowest to highest)\n\n{median_table(rounds)}",
         "![The same as a chart](compare.png)",
         f"## How it was measured\n\n{_METHOD.rstrip()}",
@@ -221,7 +235,7 @@ def embed(text: str, rounds: Rounds) -> str:
     tables = "\n\n".join(
         [
             "Ratios within a round, and what they must be:",
-            ratio_table(judge(rounds)),
+            ratio_tables(rounds),
             f"Medians of {num_rounds} rounds (lowest to highest):",
             median_table(rounds),
         ]
@@ -242,6 +256,11 @@ In each round every system in turn is started, alone on the machine, warmed up, 
 loads, and stopped. A ratio is taken within a round; the tables show the median over the rounds. All
 serve the demo model (eager, in the dtype vLLM picks, {MAX_MODEL_LEN} positions) with one thread an
 engine and 1 GiB of KV cache; the split systems have one prefill and one decode engine.
+
+pdserve is measured twice. With its defaults decode reads a prompt itself where that is predicted to
+be sooner, which with little to do it mostly is (`router.local_prefill: auto`), and copies what
+prefill has read out of shared memory. "Always split" is the demo: prefill reads every prompt, and
+every block travels by NIXL, as in the peers' apps.
 
 - Requests: streamed completions of random token prompts, so that no prefix cache answers; greedy,
   and going on past an end of sequence, so that all answers have the same length. Each client sends

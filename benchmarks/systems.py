@@ -30,6 +30,8 @@ _ENGINE_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+_ROOT = Path(__file__).resolve().parent.parent
+_DEMO = Path("cluster", "configs", "demo.yaml")
 _STOP_TIMEOUT_S = 45.0
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -117,9 +119,14 @@ def launch_pdserve(folder: Path, config: Path) -> Launch:
     return Launch(command=command, port=options.get("port", 8000))
 
 
+def launch_pdserve_split(folder: Path, config: Path) -> Launch:
+    """The same with every prompt read by prefill and every block moved by NIXL: its demo."""
+    return launch_pdserve(folder, _ROOT / _DEMO)
+
+
 def launch_checkout(folder: Path, config: Path, *, checkout: Path) -> Launch:
     """Another checkout of this project with its own demo, and with this one's dependencies."""
-    launch = launch_pdserve(folder, checkout / "cluster" / "configs" / "demo.yaml")
+    launch = launch_pdserve(folder, checkout / _DEMO)
     return replace(launch, environment={"PYTHONPATH": str(checkout)})
 
 
@@ -131,6 +138,7 @@ SYSTEMS: Mapping[str, Launcher] = {
     "ray-llm": launch_ray_llm,
     "ray-llm-tuned": launch_ray_llm_tuned,
     "pdserve": launch_pdserve,
+    "pdserve-split": launch_pdserve_split,
 }
 
 

@@ -135,9 +135,10 @@ class RouterConfig(Section):
         "What is cached of a prompt counts, in seconds.",
     )
     local_prefill: Literal["auto", "never"] = Field(
-        default="never",
+        default="auto",
         description="Whether decode may read a prompt itself: `auto` where its second token is "
-        "predicted to come sooner that way and decode's step stays within `slo.itl_s`.",
+        "predicted to come sooner that way and decode's step stays within `slo.itl_s`. `never`, as "
+        "in the demo, has prefill read all that it can.",
     )
     admission: Literal["queue", "refuse"] = Field(
         default="queue",

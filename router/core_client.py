@@ -196,6 +196,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             replica = self.decode[placement.reader.replica_id]
             work_s = self._placer.local_share_s(state, placement)
             self._to_decode(state, replica, decode_request(state, None), work_s)
+            replica.reading[state.engine_request_id] = placement.reader.request_s
         else:
             self._to_prefill(state, placement.reader)
 
@@ -301,6 +302,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         outputs = []
         for output in step.outputs:
             state = self._in_engines.get(output.request_id)
+            if output.new_token_ids:
+                replica.reading.pop(output.request_id, None)
             if output.finished:
                 replica.settle(output.request_id)
             if state is None or state.replica is not replica:

@@ -64,7 +64,8 @@ class LocalPrefill:
     wait_s: float
     """Until that step begins: at most the step before it."""
     step_s: float
-    """That step: the prompt's uncached part, and a token for each of the others."""
+    """That step: the uncached part of this prompt and of those that came just before, and a token
+    for each of the others."""
     has_room: bool
     """Nothing waits there for KV blocks or a place in the batch."""
     is_cached: bool

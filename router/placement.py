@@ -93,10 +93,11 @@ class Placer:
         return self.decode_share_s(state) + placement.reader.request_s / num_output
 
     def _local(self, reader: RoutePlan) -> LocalPrefill:
+        replica = self._decode[reader.replica_id]
         return LocalPrefill(
             wait_s=self._decode.cost.decode.base_s + reader.wait_s,
-            step_s=reader.wait_s + reader.request_s,
-            has_room=self._decode[reader.replica_id].load.num_waiting == 0,
+            step_s=reader.wait_s + replica.reading_s + reader.request_s,
+            has_room=replica.load.num_waiting == 0,
             is_cached=reader.num_cached_tokens > 0,
         )
 

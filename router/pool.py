@@ -57,6 +57,8 @@ class Replica:
     load: LoadReport = field(default_factory=LoadReport)
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
+    reading: dict[str, float] = field(default_factory=dict)
+    """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
     is_unlisted: bool = False
     """Serve no longer lists it."""
     heard_s: float = field(default_factory=time.monotonic)
@@ -70,6 +72,10 @@ class Replica:
     @property
     def work_s(self) -> float:
         return self.pool.ledger.work_s(self.replica_id)
+
+    @property
+    def reading_s(self) -> float:
+        return sum(self.reading.values())
 
     def set_listed(self, is_listed: bool) -> None:
         """Serve lists it, or does no longer."""
@@ -93,6 +99,7 @@ class Replica:
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
+        self.reading.pop(request_id, None)
         self.pool.ledger.settle(self.replica_id, request_id, was_done=was_done)
 
     def abort(self, request_id: str) -> None:

@@ -13,6 +13,7 @@ from benchmarks.measure import Metrics
 from benchmarks.report import (
     METRICS,
     SHOWN,
+    SPLIT,
     TARGETS,
     Target,
     Verdict,
@@ -52,6 +53,7 @@ ROUNDS = {
     "ray-llm-tuned": [SLOW, SLOW, SLOW],
     "before": [SLOW, SLOW, SLOW],
     "pdserve": [FAST, replace(FAST, ttft_s_p50_20=0.018), FAST],
+    "pdserve-split": [FAST, FAST, FAST],
 }
 
 
@@ -82,7 +84,7 @@ def test_verdict(bound: Literal["at most", "at least"], ratio: float, met: bool)
 
 
 def test_judge_every_target() -> None:
-    ratios = {(v.target.metric, v.target.over): v.ratio for v in judge(ROUNDS)}
+    ratios = {(v.target.metric, v.target.over): v.ratio for v in judge(ROUNDS, SPLIT)}
 
     assert len(ratios) == len(TARGETS)
     assert ratios["ttft_s_p50_20", "vllm"] == 1.0
@@ -96,6 +98,7 @@ def test_judge_every_target() -> None:
     [
         pytest.param(["vllm", "ray-llm"], 0, id="without this project"),
         pytest.param(["vllm", "pdserve"], 5, id="with one peer"),
+        pytest.param(["before", "pdserve"], 1, id="another checkout is split, this is not"),
         pytest.param(["pdserve"], 1, id="alone: against itself"),
     ],
 )
@@ -117,7 +120,8 @@ def test_markdown() -> None:
     text = "\n".join(lines)
 
     own = "its own mean ITL, one client = 1"
-    assert f"| pdserve | bare vLLM = 1 | tuned Ray Serve LLM P/D = 1 | {own} |" in lines
+    for subject in ("pdserve", "pdserve, always split"):
+        assert f"| {subject} | bare vLLM = 1 | tuned Ray Serve LLM P/D = 1 | {own} |" in lines
     assert (
         "| TTFT p50, one client, 20-token prompt | 1.00 (≤ 1.5: yes) | 0.10 (≤ 0.3: yes) |  |"
         in lines

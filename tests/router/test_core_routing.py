@@ -164,6 +164,24 @@ async def test_decode_reads_a_short_prompt_if_it_may(local_prefill: bool) -> Non
     assert list(cluster.asked()) == ["d0" if local_prefill else "p0"]
 
 
+async def test_prompts_that_come_at_once_do_not_all_stall_decode() -> None:
+    """Each would fit into a step of decode's; together they would not, until it has read them."""
+    cluster = Cluster(Targets(local_prefill=True, admission=AdmissionLimits(itl_s=0.05)))
+    for number in range(40):
+        await cluster.core.add_request_async(prompt(f"r{number}", 400, first=number))
+    asked = cluster.asked()
+    read_by_decode = {key: asked[key] for key in ("d0", "d1")}
+    for replica in cluster.decode:
+        request_ids = read_by_decode[replica.replica_id]
+        assert 1 <= len(request_ids) < 10
+        assert 0.02 < replica.reading_s <= 0.05
+        for request_id in request_ids:
+            step(replica, decoded(7, request_id=request_id))
+        assert replica.reading_s == 0
+    await cluster.core.add_request_async(prompt("next", 400, first=99))
+    assert "next" in {*cluster.asked()["d0"], *cluster.asked()["d1"]}
+
+
 REFUSES = Targets(admission=AdmissionLimits(ttft_s=0.5, itl_s=0.05, refuses=True))
 BOUNDED = Targets(admission=AdmissionLimits(max_queued=2))
 
