@@ -212,7 +212,7 @@ class SloConfig(Section):
 class ScalingConfig(Section):
     """When pools with `max_replicas` grow and shrink. How far is decided from the traffic."""
 
-    interval_s: float = Field(default=2.0, ge=0.5, description="Seconds between two decisions.")
+    interval_s: float = Field(default=5.0, ge=0.5, description="Seconds between two decisions.")
     up_delay_s: float = Field(
         default=0.0,
         ge=0,

@@ -21,6 +21,7 @@ from cluster.scaling import (
     Traffic,
     plan_scale,
 )
+from cluster.sections import ScalingConfig
 
 BUCKET_S = 2.0
 SHARE = 0.995
@@ -58,7 +59,12 @@ class OurAutoscaler:
     """Owns the plan's state and the readers of what routers would report."""
 
     def __init__(
-        self, spec: FleetSpec, slo: Slo, *, gpu_budget: int, period_s: float = 5.0
+        self,
+        spec: FleetSpec,
+        slo: Slo,
+        *,
+        gpu_budget: int,
+        period_s: float = ScalingConfig().interval_s,
     ) -> None:
         assert spec.decode is not None
         self.period_s = period_s
