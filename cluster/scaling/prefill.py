@@ -59,7 +59,7 @@ def wait_tail_within(
     waits: float = utilisation ** (math.sqrt(2 * (n + 1)) - 1)
     # Of the wait, in seconds per second: n replicas work it off together.
     drift = 1 - utilisation
-    variance = utilisation * demand.prefill_s / n * (1 + demand.prefill_variation)
+    variance = demand.prefill_s / n * (1 + demand.prefill_variation)
     gone, spread = drift * duration_s, math.sqrt(variance * duration_s)
     return waits * (
         _NORMAL.cdf(-(wait_s + gone) / spread)
