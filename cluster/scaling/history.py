@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from cluster.scaling.snapshot import Traffic
 
@@ -10,7 +11,13 @@ PRIOR_OUTPUT_TOKENS = 128.0
 """Of an answer, until one has ended."""
 
 RECENT_S = 30.0
-"""Over which the present requests are measured: their lengths, and a rate that is likely."""
+"""Over which a rate is measured that is likely to stay."""
+
+MIN_SAMPLES = 30
+"""Lengths whose mean tells something."""
+
+SHIFT_SIGNIFICANCE = 3.0
+"""Standard errors by which the latest lengths must differ from those before to have shifted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +66,28 @@ def latest(history: Sequence[Traffic], seconds: float) -> tuple[Traffic, ...]:
         start -= 1
         covered_s += history[start].duration_s
     return tuple(history[start:])
+
+
+def unshifted(history: Sequence[Traffic]) -> tuple[Traffic, ...]:
+    """The end of `history` that has prompts like the latest: of its last 1, 2, 4, ... buckets as
+    many as have a mean that those of all fewer buckets agree with, within noise."""
+    nums = tuple(accumulate((each.num_arrivals for each in history), initial=0))
+    sums = tuple(accumulate((each.prefill_s for each in history), initial=0.0))
+    squares = tuple(accumulate((each.prefill_squared_s2 for each in history), initial=0.0))
+    fewer: list[tuple[int, float]] = []
+    end, size, found = len(history), 1, len(history)
+    while end and size < 2 * end:
+        start = max(0, end - size)
+        num = nums[-1] - nums[start]
+        if num >= MIN_SAMPLES:
+            mean = (sums[-1] - sums[start]) / num
+            variance = max(0.0, (squares[-1] - squares[start]) / num - mean**2)
+            if any(
+                abs(each - mean) > SHIFT_SIGNIFICANCE * math.sqrt(variance / of)
+                for of, each in fewer
+            ):
+                break
+            fewer.append((num, mean))
+            found = end - start
+        size *= 2
+    return tuple(history[end - found :])

@@ -7,21 +7,23 @@ prompts takes as long as its prompts one by one once they fill the GPU.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import NormalDist
 
 from cluster.scaling.history import Demand
 from cluster.scaling.snapshot import Traffic
 
-_SERVICE_POINTS = tuple(NormalDist().inv_cdf((i + 0.5) / 10) for i in range(10))
+_NORMAL = NormalDist()
+
+_SERVICE_POINTS = tuple(_NORMAL.inv_cdf((i + 0.5) / 10) for i in range(10))
 """Of a standard normal, with equal weights: prompts' work is near enough lognormal."""
 
 _STEPS = 50
 """In which a replay tells utilisations, and queues of the target's length, apart."""
 
 UTILISATION_PROMPTS = 10
-MAX_UTILISATION = 0.95
-"""Within a replay: beyond it the queue itself grows, and is replayed."""
+"""Of a replay: over fewer prompts' work, it is chance that tells how busy replicas are."""
 
 
 def wait_tail(n: int, demand: Demand, utilisation: float, wait_s: float) -> float:
@@ -38,6 +40,31 @@ def wait_tail(n: int, demand: Demand, utilisation: float, wait_s: float) -> floa
     waits: float = utilisation ** (math.sqrt(2 * (n + 1)) - 1)
     mean_s = demand.prefill_s / n / (1 - utilisation) * (1 + demand.prefill_variation) / 2
     return waits * math.exp(-wait_s / mean_s)
+
+
+def wait_tail_within(
+    n: int, demand: Demand, utilisation: float, wait_s: float, *, duration_s: float
+) -> float:
+    """The same where `utilisation` lasts for `duration_s` only, from an empty queue; it may be 1.
+
+    Of the work that comes as Brownian motion, against what is done of it: the chance that so much
+    has gathered by then (inverse Gaussian, Harrison, Brownian Motion and Stochastic Flow Systems,
+    1.8), which goes to the exponential of `wait_tail` with time.
+    """
+    if wait_s < 0:
+        return 1.0
+    if utilisation <= 0.0 or demand.prefill_s == 0:
+        return 0.0
+    utilisation = min(1.0, utilisation)
+    waits: float = utilisation ** (math.sqrt(2 * (n + 1)) - 1)
+    # Of the wait, in seconds per second: n replicas work it off together.
+    drift = 1 - utilisation
+    variance = demand.prefill_s / n * (1 + demand.prefill_variation)
+    gone, spread = drift * duration_s, math.sqrt(variance * duration_s)
+    return waits * (
+        _NORMAL.cdf(-(wait_s + gone) / spread)
+        + math.exp(-2 * drift * wait_s / variance) * _NORMAL.cdf((gone - wait_s) / spread)
+    )
 
 
 def service_times(demand: Demand) -> tuple[float, ...]:
@@ -83,12 +110,13 @@ def replay_share(
 
     `loads` multiply the history's buckets, one each.
 
-    A fluid queue from bucket to bucket, and on it the wait that the chance within a bucket adds, at
-    the utilisation of the last few prompts: at most the bucket's own length, as what lasts longer
-    is in the fluid queue already.
+    A fluid queue from bucket to bucket, and on it the wait that chance adds within the time over
+    which the utilisation is taken, a bucket's or that of a few prompts: what lasts longer is in the
+    fluid queue already.
     """
     if n == 0:
         return 0.0 if demand.rate else 1.0
+    few_prompts_s = UTILISATION_PROMPTS * demand.prefill_s
     services = attainable_services(demand, patience_s)
     shares: dict[tuple[int, int], float] = {}
 
@@ -97,12 +125,15 @@ def replay_share(
         key = (round(_STEPS * utilisation), round(_STEPS * queued_s / patience_s))
         if key not in shares:
             shares[key] = _share_in_time(
-                demand,
-                n,
-                min(key[0] / _STEPS, MAX_UTILISATION),
+                partial(
+                    wait_tail_within,
+                    n,
+                    demand,
+                    key[0] / _STEPS,
+                    duration_s=max(history[0].duration_s, few_prompts_s),
+                ),
                 services,
                 patience_s * (1 - key[1] / _STEPS),
-                longest_s=history[0].duration_s,
             )
         return shares[key]
 
@@ -111,7 +142,7 @@ def replay_share(
         work_s = bucket.prefill_s * correction * load
         capacity_s = n * bucket.duration_s
         after_s = max(0.0, backlog_s + work_s - capacity_s)
-        memory = min(1.0, bucket.duration_s / (UTILISATION_PROMPTS * demand.prefill_s or 1.0))
+        memory = min(1.0, bucket.duration_s / (few_prompts_s or 1.0))
         utilisation += memory * (work_s / capacity_s - utilisation)
         if bucket.num_arrivals:
             queued_s = (backlog_s + after_s) / 2 / n
@@ -129,27 +160,16 @@ def steady_share(demand: Demand, n: int, *, patience_s: float) -> float:
     if n <= load:
         return 0.0
     services = attainable_services(demand, patience_s)
-    return _share_in_time(demand, n, load / n, services, patience_s)
+    return _share_in_time(partial(wait_tail, n, demand, load / n), services, patience_s)
 
 
 def _share_in_time(
-    demand: Demand,
-    n: int,
-    utilisation: float,
-    services: Sequence[float],
-    patience_s: float,
-    *,
-    longest_s: float = math.inf,
+    tail: Callable[[float], float], services: Sequence[float], patience_s: float
 ) -> float:
-    if patience_s - services[-1] > longest_s:
+    longest_wait_s = patience_s - services[-1]
+    if longest_wait_s > 0 and tail(longest_wait_s) < 1e-4:
         return 1.0
-    if patience_s > services[-1] and wait_tail(
-        n, demand, utilisation, patience_s - services[-1]
-    ) < 1e-4:  # fmt: skip
-        return 1.0
-    spare_s = (patience_s - each for each in services)
-    tails = (wait_tail(n, demand, utilisation, s) for s in spare_s if s <= longest_s)
-    return 1.0 - sum(tails) / len(services)
+    return 1.0 - sum(tail(patience_s - each) for each in services) / len(services)
 
 
 def late_backlog(backlog_s: float, arriving: float, n: int, *, start_s: float) -> float:

@@ -7,7 +7,7 @@ from functools import partial
 
 from cluster.scaling import decode, prefill
 from cluster.scaling.forecast import Series, expect, prefill_work, requests
-from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand
+from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand, unshifted
 from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
 from cluster.scaling.replay import expected_again
 from cluster.scaling.snapshot import (
@@ -175,15 +175,15 @@ def _outlook(
     now_s: float,
     start_s: float,
 ) -> _Outlook:
-    recent = latest(state.history, RECENT_S)
-    now = measure_demand(recent, output_tokens=state.output_tokens)
+    like_now = unshifted(state.history)
+    recent = measure_demand(latest(state.history, RECENT_S), output_tokens=None)
     return _Outlook(
-        now=now,
+        now=measure_demand(like_now, output_tokens=state.output_tokens),
         past=measure_demand(state.history, output_tokens=state.output_tokens),
         loads=expected_again(
             series.loads, memory.forecasts, forecast, now_s=now_s, ahead_s=start_s
         ),
-        likely_rate=now.rate,
+        likely_rate=recent.rate,
         forecast=forecast,
     )
 
