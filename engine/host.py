@@ -28,6 +28,7 @@ class EngineFacts:
     max_model_len: int
     block_size: int
     num_kv_blocks: int
+    max_num_seqs: int
 
 
 class EngineHost:
@@ -74,6 +75,7 @@ class EngineHost:
             max_model_len=self.config.model_config.max_model_len,
             block_size=cache.block_size,
             num_kv_blocks=cache.num_gpu_blocks or 0,
+            max_num_seqs=self.config.scheduler_config.max_num_seqs,
         )
 
     @property

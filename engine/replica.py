@@ -141,6 +141,7 @@ class EngineReplica:
             max_model_len=facts.max_model_len,
             block_size=facts.block_size,
             num_kv_blocks=facts.num_kv_blocks,
+            max_num_seqs=facts.max_num_seqs,
         )
 
     def router_joined(self, router: RouterEnd) -> None:

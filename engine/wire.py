@@ -75,6 +75,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     max_model_len: int
     block_size: int
     num_kv_blocks: int
+    max_num_seqs: int
+    """Requests that it runs at once at most."""
 
 
 class AddRequest(msgspec.Struct, frozen=True):

@@ -116,6 +116,7 @@ class TrafficMeter:
             "num_kv_tokens": max(
                 (each.num_kv_blocks * each.block_size for each in facts), default=0
             ),
+            "max_batch": max((each.max_num_seqs for each in facts), default=0),
             **{f"decode_{name}": value for name, value in asdict(decode.cost.decode).items()},
             **asdict(self._counters),
         }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.reports import STALE_S, Report, Reports
+from cluster.reports import STALE_S, UNKNOWN_ENGINES, Report, Reports
 
 EMPTY = {
     "prefill_backlog_s": 0.0, "num_decoding": 0.0, "kv_usage_fraction": 0.0,
@@ -67,3 +67,18 @@ def test_a_router_that_comes_back_does_not_count_all_it_ever_saw() -> None:
 @pytest.mark.parametrize("reports", [[], [look("a", 0.0)]], ids=["none", "stale"])
 def test_silence_is_no_traffic_of_zero(reports: list[Report]) -> None:
     assert Reports().observe(reports, STALE_S + 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("reported", "max_batch"),
+    [
+        pytest.param({"max_batch": 4.0}, 4, id="said"),
+        pytest.param({"max_batch": 0.0}, UNKNOWN_ENGINES.max_batch, id="no-decode-engine-yet"),
+    ],
+)
+def test_the_batch_that_a_decode_engine_runs_at_most(
+    reported: dict[str, float], max_batch: int
+) -> None:
+    observed = Reports().observe([look("a", 10.0, **reported)], 10.0)
+    assert observed is not None
+    assert observed.engines.max_batch == max_batch

@@ -27,7 +27,9 @@ from engine.wire import (
 from kvtransfer.peers import KVPeer
 
 KV = KVPeer(engine_id="e", host="127.0.0.1", port=1, tp_size=1)
-FACTS = ReplicaFacts(engine_id="e", kv=KV, max_model_len=8, block_size=2, num_kv_blocks=4)
+FACTS = ReplicaFacts(
+    engine_id="e", kv=KV, max_model_len=8, block_size=2, num_kv_blocks=4, max_num_seqs=2
+)
 
 
 @dataclass(eq=False)

@@ -53,6 +53,7 @@ class Cluster:
             max_model_len=100_000,
             block_size=BLOCK,
             num_kv_blocks=1000,
+            max_num_seqs=64,
         )
         pool.insert(replica)
         return replica

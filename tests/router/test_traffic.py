@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from engine.wire import ReplicaFacts
+from kvtransfer.peers import KVPeer
 from router.costs import DecodeCost, PrefillCost
 from router.policies import POLICIES
-from router.pool import Pool, PoolEvents
+from router.pool import Pool, PoolEvents, Replica
 from router.traffic import ENOUGH_MEASURED, WARM_UP_S, TrafficMeter
 
 
@@ -50,6 +52,23 @@ def test_counts_arrivals_and_targets_met() -> None:
     assert (seen["ended"], seen["output_tokens"]) == (2, 22)
     assert seen["num_decoding"] == 3
     assert {type(value) for value in seen.values()} == {float}
+
+
+def test_says_what_a_decode_engine_holds() -> None:
+    decode = empty_pool("decode")
+    member = Replica("d", decode, on_gone=lambda _: None)
+    member.facts = ReplicaFacts(
+        engine_id="d",
+        kv=KVPeer(engine_id="d", host="h", port=1, tp_size=1),
+        max_model_len=100,
+        block_size=16,
+        num_kv_blocks=10,
+        max_num_seqs=4,
+    )
+    decode.insert(member)
+    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    seen = meter.report(prefill=empty_pool("prefill"), decode=decode, requests=(), num_held=0)
+    assert (seen["num_kv_tokens"], seen["max_batch"]) == (160, 4)
 
 
 @pytest.mark.parametrize("is_gone", [False, True], ids=["warming-up", "gone"])
