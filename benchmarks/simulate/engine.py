@@ -8,7 +8,7 @@ is `profiles`' business.
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,8 @@ class Engine:
         """For KV, by latest start, then in order of arrival."""
         self.gaps: list[tuple[int, float]] | None = None
         """Inter-token latencies as (tokens, seconds), where somebody set a list and empties it."""
+        self.on_busy_changed: Callable[[], None] | None = None
+        """Told when it begins after it had nothing to do, and when it has nothing to do again."""
         self.busy_s = 0.0
         self.kv_used = 0
         self._agenda = agenda
@@ -57,12 +59,19 @@ class Engine:
         self._stalled_s = 0.0
         self._doing: DecodeRun | PromptIteration | None = None
         self._event = 0
+        self._end_s = 0.0
+        """When what it does ends, as planned."""
+        self._slowdown = 1.0
         self._began_s = 0.0
         self._oldest_since_s = 0.0
         self._link_free_s = 0.0
         self._last_step = LastStep()
 
     # What an owner asks.
+
+    @property
+    def is_busy(self) -> bool:
+        return self._doing is not None
 
     @property
     def num_running(self) -> int:
@@ -114,6 +123,17 @@ class Engine:
         self.kv_used -= num_tokens
         self._look()
 
+    def slow_down(self, factor: float) -> None:
+        """From now on, or from a decode step's end on, all takes `factor` times as long."""
+        if factor == self._slowdown:
+            return
+        if isinstance(self._doing, DecodeRun):
+            self._cut_short(self._doing)
+        elif self._doing is not None:
+            left_s = self._end_s - self._agenda.now_s
+            self._plan_end(self._agenda.now_s + left_s * factor / self._slowdown)
+        self._slowdown = factor
+
     def fail(self) -> list[SimRequest]:
         """Dies at once; returns the requests it had, with the tokens they got so far."""
         self._settle_run()
@@ -137,15 +157,20 @@ class Engine:
         """Something came or became free: goes on where idle, cuts a run short where it may join."""
         if self._doing is None:
             self._next()
+            if self._doing is not None:
+                self._tell_busy()
         elif isinstance(self._doing, DecodeRun) and (self._joining or self._may_admit()):
-            run = self._doing
-            num_steps = run.steps_begun(self._agenda.now_s - run.start_s)
-            if num_steps < run.num_steps:
-                run.num_steps = num_steps
-                self._plan_end(run.start_s + run.length_s(num_steps))
+            self._cut_short(self._doing)
+
+    def _cut_short(self, run: DecodeRun) -> None:
+        num_steps = run.steps_begun(self._agenda.now_s - run.start_s)
+        if num_steps < run.num_steps:
+            run.num_steps = num_steps
+            self._plan_end(run.start_s + run.length_s(num_steps))
 
     def _plan_end(self, time_s: float) -> None:
         self._event += 1
+        self._end_s = time_s
         self._agenda.at(time_s, _Ending(self, self._event).run)
 
     def ended(self, event: int) -> None:
@@ -159,6 +184,12 @@ class Engine:
             self._end_iteration(doing)
         if self._doing is None and self.is_alive:
             self._next()
+            if self._doing is None:
+                self._tell_busy()
+
+    def _tell_busy(self) -> None:
+        if self.on_busy_changed is not None:
+            self.on_busy_changed()
 
     def _next(self) -> None:
         self._admit()
@@ -263,10 +294,13 @@ class Engine:
             cost = profile.decode_cost(batch)
             length_s += max(cost.base_s, prefill.base_s)
             length_s += cost.per_request_s * batch + cost.per_context_token_s * self._context
-            self._note_gap(batch, length_s)
         else:
             length_s += prefill.base_s
-            self._stalled_s += length_s if self._running else 0.0
+        length_s *= self._slowdown
+        if steps_batch:
+            self._note_gap(batch, length_s)
+        elif self._running:
+            self._stalled_s += length_s
         self._doing = PromptIteration(chunks, steps_batch)
         self._last_step = LastStep(
             seconds=length_s,
@@ -352,8 +386,8 @@ class Engine:
         run = DecodeRun(
             start_s=self._agenda.now_s,
             num_steps=self._running[0][0] - self._step,
-            fixed_s=self.profile.step_s(batch, 0),
-            per_context_token_s=cost.per_context_token_s,
+            fixed_s=self.profile.step_s(batch, 0) * self._slowdown,
+            per_context_token_s=cost.per_context_token_s * self._slowdown,
             context=self._context,
             batch=batch,
         )

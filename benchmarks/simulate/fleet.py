@@ -17,6 +17,7 @@ from benchmarks.simulate.pools import ReplicaState, SimPool, SimReplica
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import Arrival, SimRequest
 from benchmarks.simulate.routing import SimRouter, report_load
+from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.lanes import latest_start_ms
 from router.phases import RequestPhase
 
@@ -40,6 +41,8 @@ class FleetSpec:
     ttft_s: float | None = None
     """The target that prefill engines order prompts by, as production does; None for engines that
     take them as they come, as plain vLLM does."""
+    contention: Contention | None = None
+    """Of one prefill and one decode engine on the same cores; None for engines of their own."""
     seed: int = 0
 
 
@@ -265,6 +268,10 @@ def run_fixed(
     for _ in range(num_decode if fleet.decode else 0):
         assert fleet.decode is not None
         fleet.decode.start(is_ready=True)
+    if spec.contention is not None:
+        assert fleet.decode is not None
+        (prefill,), (decode,) = fleet.prefill.present, fleet.decode.present
+        share_cores(prefill.engine, decode.engine, spec.contention)
     feed(fleet, workload)
     fleet.agenda.run_until(workload[-1].arrival_s + drain_s)
     return fleet

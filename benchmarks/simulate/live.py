@@ -26,7 +26,7 @@ from benchmarks.load import (
 )
 from benchmarks.machine import observe_machine
 from benchmarks.measure import wait_until_ready
-from benchmarks.simulate.live_record import LiveLoad, LiveRecord, LiveRequest, Single
+from benchmarks.simulate.live_record import Beside, LiveLoad, LiveRecord, LiveRequest, Single
 from benchmarks.simulate.requests import Arrival
 from benchmarks.systems import (
     SERVED_NAME,
@@ -50,6 +50,12 @@ _PER_SINGLE = 24
 _CLIENTS = (1, 2, 4, 8)
 _PER_CLIENTS = 48
 _ROUNDS = 2
+_ANSWERS_AT_ONCE = (1, 2, 4)
+_ANSWER = Arrival(0.0, 64, 800)
+_BESIDE_PROMPT_TOKENS = 1024
+_BESIDE_AT_S = tuple(0.2 + 0.15 * number for number in range(6))
+"""Apart enough that each has been read when the next comes, and the answers not ended."""
+_PER_BESIDE = 6
 _METRICS_TIMEOUT_S = 10.0
 
 Say = Callable[[str], None]
@@ -124,6 +130,29 @@ def summarise_single(prompt_tokens: int, traces: Sequence[RequestTrace]) -> Sing
     )
 
 
+def summarise_beside(
+    alone: Sequence[Sequence[RequestTrace]],
+    beside: Sequence[tuple[Sequence[RequestTrace], Sequence[RequestTrace]]],
+) -> Beside:
+    """Medians of runs of long answers alone, and of runs of answers and the prompts beside them.
+
+    Some tokens come together: what answers take while a prompt is being read follows from the
+    number of their tokens and how long prompts were read, not from single gaps.
+    """
+    itl_s = median(fmean(map(_itl_s, answers)) for answers in alone)
+    return Beside(
+        num_answers=len(alone[0]),
+        context_tokens=_ANSWER.prompt_tokens + _ANSWER.output_tokens / 2,
+        itl_s=itl_s,
+        reading_itl_s=median(
+            fmean(_reading_itl_s(each, prompts, itl_s) for each in answers)
+            for answers, prompts in beside
+        ),
+        prompt_tokens=_BESIDE_PROMPT_TOKENS,
+        ttft_s=median(trace.ttft_s for _, prompts in beside for trace in prompts),
+    )
+
+
 def summarise_load(
     rate: float, arrivals: Sequence[Arrival], traces: Sequence[RequestTrace], *, start_s: float
 ) -> LiveLoad:
@@ -134,7 +163,7 @@ def summarise_load(
             prompt_tokens=arrival.prompt_tokens,
             output_tokens=trace.num_output_tokens,
             ttft_s=trace.ttft_s,
-            itl_s=sum(trace.gaps_s) / (trace.num_output_tokens - 1),
+            itl_s=_itl_s(trace),
         )
         for arrival, trace in zip(arrivals, traces, strict=True)
     ]
@@ -198,6 +227,12 @@ def _measure(
             f"alone, {num_tokens} tokens: TTFT {1e3 * single.ttft_s:.1f} ms, handover"
             f" {1e3 * single.handover_s:.1f} ms, ITL {1e3 * single.itl_s:.2f} ms"
         )
+    besides = [_measure_beside(system, num_answers, rng) for num_answers in _ANSWERS_AT_ONCE]
+    for each in besides:
+        say(
+            f"{each.num_answers} answers at once: ITL {1e3 * each.itl_s:.2f} ms, while a prompt is"
+            f" read {1e3 * each.reading_itl_s:.2f} ms; TTFT beside them {1e3 * each.ttft_s:.1f} ms"
+        )
     # Batches of all sizes last: the router's fit forgets what was long ago.
     for _ in range(_ROUNDS):
         _mix(system, rng)
@@ -218,8 +253,35 @@ def _measure(
         prefill=prefill,
         decode=decode,
         singles=tuple(singles),
+        besides=tuple(besides),
         loads=tuple(loads),
     )
+
+
+def _measure_beside(system: RunningSystem, num_answers: int, rng: random.Random) -> Beside:
+    answers = [_ANSWER] * num_answers
+    prompts = [Arrival(at_s, _BESIDE_PROMPT_TOKENS, 1) for at_s in _BESIDE_AT_S]
+    alone, beside = [], []
+    for _ in range(_PER_BESIDE):
+        alone.append(asyncio.run(run_open_loop(system.url, answers, rng))[0])
+        traces = asyncio.run(run_open_loop(system.url, [*answers, *prompts], rng))[0]
+        beside.append((traces[:num_answers], traces[num_answers:]))
+    return summarise_beside(alone, beside)
+
+
+def _itl_s(trace: RequestTrace) -> float:
+    """The mean over its tokens."""
+    return sum(trace.gaps_s) / (trace.num_output_tokens - 1)
+
+
+def _reading_itl_s(
+    answer: RequestTrace, prompts: Sequence[RequestTrace], otherwise_s: float
+) -> float:
+    """What each token took while one of the prompts was being read."""
+    whole_s = sum(answer.gaps_s)
+    reading_s = sum(prompt.ttft_s for prompt in prompts)
+    num_otherwise = (whole_s - reading_s) / otherwise_s
+    return reading_s / max(answer.num_output_tokens - 1 - num_otherwise, 1)
 
 
 def _mix(system: RunningSystem, rng: random.Random) -> None:

@@ -1,21 +1,21 @@
 """What was measured on the live two-core cluster, and what the simulator says of the same requests.
 
-Owns the record's JSON, the engine profile that follows from it, and the comparison. The profile is
-fitted where it is used: both engines, the router and the clients share the machine's cores, so what
-they take from each other is in the costs as it was while they were fitted. A load under which they
-take much more from each other than then is predicted too fast.
+Owns the record's JSON, the engine profile that follows from it, and the comparison. Both engines,
+the router and the clients share the machine's cores: what prompts and answers take from each other
+is measured with one beside the other, before the loads that are predicted.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, linear_regression, median
 
 import msgspec
 
 from benchmarks.simulate.fleet import FleetSpec, run_fixed
 from benchmarks.simulate.profiles import DecodeRegime, EngineProfile
 from benchmarks.simulate.requests import Arrival
+from benchmarks.simulate.shared_cores import Contention
 from router.costs import DecodeCost, PrefillCost
 
 TOLERANCE = 0.20
@@ -40,6 +40,23 @@ class Single:
     """From the first token, which is prefill's, to the second."""
     itl_s: float
     """From there on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Long answers, alone and with one prompt after the other read beside them. In seconds."""
+
+    num_answers: int
+    """At once."""
+    context_tokens: float
+    """Of each, on average."""
+    itl_s: float
+    """Of the answers alone."""
+    reading_itl_s: float
+    """Of the answers, while a prompt is being read."""
+    prompt_tokens: int
+    ttft_s: float
+    """Of a prompt beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +94,7 @@ class LiveRecord:
     decode: DecodeCost
     """The same of the decode pool."""
     singles: tuple[Single, ...]
+    besides: tuple[Beside, ...]
     loads: tuple[LiveLoad, ...]
 
 
@@ -120,7 +138,8 @@ def read_record(path: Path) -> LiveRecord:
         record = msgspec.json.decode(path.read_bytes(), type=LiveRecord)
     except msgspec.DecodeError as error:
         raise LiveRecordError(f"{path}: {error}") from None
-    if not record.singles or not record.loads or not all(load.requests for load in record.loads):
+    measured = record.singles and record.besides and record.loads
+    if not measured or not all(load.requests for load in record.loads):
         raise LiveRecordError(f"{path}: nothing was measured")
     return record
 
@@ -130,21 +149,31 @@ def fit_spec(record: LiveRecord) -> FleetSpec:
 
     Engine steps cost what the router had fitted. What a single request takes beyond them is split
     by where it shows: between tokens it is what surrounds each step; before the first token, the
-    way there; between the first and the second, the handover.
+    way there; between the first and the second, the handover. What several answers at once take
+    beyond one is added to each request's part of a step.
     """
-    singles = record.singles
+    singles, besides = record.singles, record.besides
+
+    def beyond_s(each: Beside) -> float:
+        context = round(each.num_answers * each.context_tokens)
+        return each.itl_s - record.decode.step_s(batch=each.num_answers, num_context_tokens=context)
 
     def step_s(single: Single) -> float:
         tokens = single.prompt_tokens + single.output_tokens // 2
-        return record.decode.step_s(batch=1, num_context_tokens=tokens)
+        return decode.step_s(batch=1, num_context_tokens=tokens)
 
+    batches = [each.num_answers for each in besides]
+    per_request_s = linear_regression(batches, [beyond_s(each) for each in besides]).slope
+    decode = replace(
+        record.decode, per_request_s=max(0.0, record.decode.per_request_s + per_request_s)
+    )
     overhead_s = _excess(each.itl_s - step_s(each) for each in singles)
     profile = EngineProfile(
         name="demo-cpu",
         source="the live cluster, fitted by its router",
         gpus=1,
         prefill=record.prefill,
-        decode=(DecodeRegime(from_batch=0, cost=record.decode),),
+        decode=(DecodeRegime(from_batch=0, cost=decode),),
         kv_capacity_tokens=_KV_CAPACITY_TOKENS,
         kv_bytes_per_token=0,  # a transfer's time is in the handover
         max_batched_tokens=MAX_BATCHED_TOKENS,
@@ -153,11 +182,18 @@ def fit_spec(record: LiveRecord) -> FleetSpec:
         prefill_overhead_s=0.0,
         link_latency_s=0.0,
     )
+    edge_s = _excess(each.ttft_s - profile.idle_ttft_s(each.prompt_tokens) for each in singles)
     return FleetSpec(
         prefill=profile,
         decode=profile,
-        edge_s=_excess(each.ttft_s - profile.idle_ttft_s(each.prompt_tokens) for each in singles),
+        edge_s=edge_s,
         handover_s=_excess(each.handover_s - step_s(each) - overhead_s for each in singles),
+        contention=Contention(
+            prefill=_factor(
+                (each.ttft_s - edge_s) / profile.idle_ttft_s(each.prompt_tokens) for each in besides
+            ),
+            decode=_factor(each.reading_itl_s / each.itl_s for each in besides),
+        ),
     )
 
 
@@ -213,6 +249,11 @@ def _compare(load: LiveLoad, spec: FleetSpec) -> LivePoint:
 def _excess(seconds: Iterable[float]) -> float:
     """The median, as a time that has to pass: none where the parts already take longer."""
     return max(0.0, median(seconds))
+
+
+def _factor(factors: Iterable[float]) -> float:
+    """The mean: nothing gets faster by company."""
+    return max(1.0, fmean(factors))
 
 
 def _known(seconds: float | None) -> float:

@@ -83,15 +83,17 @@ class EngineProfile:
         return self.link_latency_s + num_tokens * self.kv_bytes_per_token / self.link_bytes_per_s
 
 
-# DistServe (OSDI 24) publishes its profiles under Apache-2.0, fitted on A100-80G with OPT.
+# DistServe (OSDI 24) publishes its profiles under Apache-2.0, fitted on A100-80G with OPT. Batches
+# and memory are limited as in its measurements' scripts.
 _OPT_13B_KV_BYTES = 40 * 2 * 5120 * 2
 _OPT_13B_WEIGHT_BYTES = 26e9
 _A100_BYTES = 85.0e9
-_MEMORY_FRACTION = 0.9
+_A100_MEMORY_FRACTION = 0.95
 
 
 def _opt_13b_kv_tokens(gpus: int) -> int:
-    return int((_MEMORY_FRACTION * _A100_BYTES * gpus - _OPT_13B_WEIGHT_BYTES) / _OPT_13B_KV_BYTES)
+    free_bytes = _A100_MEMORY_FRACTION * _A100_BYTES * gpus - _OPT_13B_WEIGHT_BYTES
+    return int(free_bytes / _OPT_13B_KV_BYTES)
 
 
 def _decode_ms(
@@ -124,7 +126,8 @@ OPT_13B_VLLM = EngineProfile(
     decode=_decode_ms((23.48, 5.93e-4, 0.0607), (20.21, 4.91e-4, 0.1200)),
     kv_capacity_tokens=_opt_13b_kv_tokens(1),
     kv_bytes_per_token=_OPT_13B_KV_BYTES,
-    max_batched_tokens=2048,
+    max_batched_tokens=16_384,
+    max_num_seqs=1024,
     chunks_prefill=False,
     max_paddings=256,
 )
@@ -136,7 +139,8 @@ OPT_13B_DISTSERVE_PREFILL = EngineProfile(
     decode=_decode_ms((19.93, 6.27e-4, 0.0385), (7.17, 5.80e-4, 0.1583)),
     kv_capacity_tokens=_opt_13b_kv_tokens(2),
     kv_bytes_per_token=_OPT_13B_KV_BYTES,
-    max_batched_tokens=2048,
+    max_batched_tokens=8192,
+    max_num_seqs=128,
     chunks_prefill=False,
     link_bytes_per_s=300e9,
 )
@@ -146,11 +150,13 @@ OPT_13B_DISTSERVE_DECODE = replace(
     source="DistServe's profile of its own engine, OPT-13B, TP1, A100-80G",
     gpus=1,
     kv_capacity_tokens=_opt_13b_kv_tokens(1),
+    max_num_seqs=1024,
 )
 
 # Efficiencies reached in print: prefill 56-66 % of peak FLOP/s, decode 53-64 % of bandwidth.
 _PREFILL_EFFICIENCY = 0.61
 _DECODE_EFFICIENCY = 0.58
+_MEMORY_FRACTION = 0.9
 _H100_FLOPS = 989.4e12
 _H100_BYTES_PER_S = 3.35e12
 _H100_BYTES = 80e9

@@ -1,19 +1,23 @@
 """DistServe's published measurements, met by the simulator: OPT-13B on ShareGPT lengths.
 
-Owns the published points, the lengths that are assumed, and the comparison. The sample of ShareGPT
-is not public: the two numbers of the prompts' distribution and the mean of the answers' were fitted
-to the points. Chosen with the points in view, too: both distributions' families, the answers'
-sigma, the runs' length, and DistServe's ratio of engines. Engines, targets and batching rules are
+Owns the published points, the lengths that are assumed, and the comparison. Each point is one run
+of a hundred requests a GPU. DistServe's scripts seed the generators (`--seed 0`), so that every
+rate has the same requests in the same order, at the same arrivals but for their scale: these
+arrivals are made again here. The requests' lengths are not public. The two numbers of the prompts'
+distribution were fitted to vLLM's points and knee; both distributions' families and the answers'
+sigma were chosen with the points in view. Engines, their settings, targets and batching rules are
 as published.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+
+import numpy as np
 
 from benchmarks.simulate.fleet import FleetSpec, run_fixed
-from benchmarks.simulate.lengths import Lognormal, Normal, poisson
+from benchmarks.simulate.lengths import Lognormal, Normal
 from benchmarks.simulate.profiles import (
     OPT_13B_DISTSERVE_DECODE,
     OPT_13B_DISTSERVE_PREFILL,
@@ -29,10 +33,15 @@ VLLM_KNEE, DISTSERVE_KNEE = 0.50, 2.30
 POINT_TOLERANCE, KNEE_TOLERANCE = 0.03, 0.20
 
 CONTEXT_TOKENS = 2048
-PROMPTS = Normal(mean=800, sigma=425, least=4, most=CONTEXT_TOKENS)
-ANSWERS = Lognormal(mean=190, sigma=0.9, least=2, most=CONTEXT_TOKENS)
-NUM_RUNS, NUM_REQUESTS = 10, 1000
-"""Runs as a benchmark makes them, each from an idle engine; their length is not published."""
+"""DistServe's samples have fewer, prompt and answer together."""
+PROMPTS = Normal(mean=720, sigma=500, least=4, most=CONTEXT_TOKENS)
+ANSWERS = Lognormal(mean=220, sigma=0.9, least=2, most=CONTEXT_TOKENS)
+REQUESTS_PER_GPU = 100
+ARRIVALS_SEED = 0
+NUM_RUNS = 60
+"""Each with lengths of its own, as those that were measured are not known."""
+DISTSERVE_GPUS = 3
+"""One prefill engine on two, one decode engine on one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,32 +74,33 @@ class Knee:
 
 
 def make_workload(rate: float, *, num_requests: int, seed: int) -> list[Arrival]:
-    """Poisson arrivals whose prompt and answer fit OPT's context between them."""
+    """The published run's arrivals at `rate` a second, with lengths by `seed`."""
+    rng = random.Random(seed)
+    return [
+        Arrival(arrival_s, *_draw_lengths(rng))
+        for arrival_s in published_arrivals_s(rate, num_requests)
+    ]
 
-    def lengths(time_s: float, rng: random.Random) -> tuple[int, int]:
-        while True:
-            prompt, answer = PROMPTS.draw(rng), ANSWERS.draw(rng)
-            if prompt + answer <= CONTEXT_TOKENS:
-                return prompt, answer
 
-    return poisson(
-        lambda time_s: rate, most=rate, duration_s=num_requests / rate, lengths=lengths, seed=seed
-    )
+def published_arrivals_s(rate: float, num_requests: int) -> list[float]:
+    """When DistServe's load generator sends: the first request at once.
+
+    Its generator is numpy's old one, which NEP 19 freezes.
+    """
+    gaps_s = np.random.RandomState(ARRIVALS_SEED).gamma(1.0, 1 / rate, size=num_requests)
+    return list(accumulate(gaps_s[:-1].tolist(), initial=0.0))
 
 
 def vllm_attainment(rate: float) -> list[float]:
     """Of vLLM on one GPU, both phases in one engine; by run."""
     spec = FleetSpec(prefill=OPT_13B_VLLM, decode=None)
-    return _attainment(spec, rate, num_prefill=1, num_decode=0)
+    return _attainment(spec, rate, num_gpus=1, num_decode=0)
 
 
 def distserve_attainment(rate: float) -> list[float]:
-    """Of DistServe, one prefill engine on two GPUs and two decode engines on one each; by run.
-
-    DistServe replicates each phase by its own goodput: with these profiles two to one.
-    """
+    """Of DistServe on its three GPUs; by run."""
     spec = FleetSpec(prefill=OPT_13B_DISTSERVE_PREFILL, decode=OPT_13B_DISTSERVE_DECODE)
-    return _attainment(spec, 4 * rate, num_prefill=1, num_decode=2)
+    return _attainment(spec, rate, num_gpus=DISTSERVE_GPUS, num_decode=1)
 
 
 def find_knee(rates: Sequence[float], attainments: Sequence[float]) -> float:
@@ -105,11 +115,20 @@ def find_knee(rates: Sequence[float], attainments: Sequence[float]) -> float:
     return knee
 
 
-def _attainment(spec: FleetSpec, rate: float, *, num_prefill: int, num_decode: int) -> list[float]:
+def _draw_lengths(rng: random.Random) -> tuple[int, int]:
+    while True:
+        prompt, answer = PROMPTS.draw(rng), ANSWERS.draw(rng)
+        if prompt + answer < CONTEXT_TOKENS:
+            return prompt, answer
+
+
+def _attainment(spec: FleetSpec, rate: float, *, num_gpus: int, num_decode: int) -> list[float]:
     shares = []
     for seed in range(NUM_RUNS):
-        workload = make_workload(rate, num_requests=NUM_REQUESTS, seed=seed)
-        fleet = run_fixed(spec, workload, num_prefill=num_prefill, num_decode=num_decode)
+        workload = make_workload(
+            rate * num_gpus, num_requests=REQUESTS_PER_GPU * num_gpus, seed=seed
+        )
+        fleet = run_fixed(spec, workload, num_prefill=1, num_decode=num_decode)
         num_met = sum(SLO.is_met_by(request) for request in fleet.requests)
         shares.append(num_met / len(fleet.requests))
     return shares

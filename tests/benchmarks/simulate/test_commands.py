@@ -10,7 +10,12 @@ import pytest
 from benchmarks.simulate.cli import main
 from benchmarks.simulate.internet_scale import measure_scale
 from benchmarks.simulate.profiles import LLAMA_8B_H100
-from benchmarks.simulate.published import VLLM_POINTS, find_knee, make_workload
+from benchmarks.simulate.published import (
+    VLLM_POINTS,
+    find_knee,
+    make_workload,
+    published_arrivals_s,
+)
 from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.routing_study import OLD, PROFILES, REPORTS, study_routing
 from benchmarks.simulate.sizing import fewest, plan_fleet
@@ -42,7 +47,14 @@ def test_a_knee_lies_between_its_rates(
 
 def test_published_lengths_fit_the_context() -> None:
     workload = make_workload(max(VLLM_POINTS), num_requests=500, seed=0)
-    assert all(each.prompt_tokens + each.output_tokens <= 2048 for each in workload)
+    assert all(each.prompt_tokens + each.output_tokens < 2048 for each in workload)
+
+
+def test_published_arrivals_are_those_of_the_published_runs() -> None:
+    fast, slow = (published_arrivals_s(rate, 100) for rate in (2.0, 1.0))
+    # What numpy's generator gives after seed(0): -log(1 - 0.5488135), -log(1 - 0.71518937).
+    assert slow[:3] == pytest.approx([0.0, 0.79587451, 2.05180552])
+    assert fast == pytest.approx([each / 2 for each in slow])
 
 
 @pytest.mark.parametrize("needed", [1, 2, 3, 7, 8, 33])

@@ -8,6 +8,7 @@ from benchmarks.simulate.agenda import Agenda
 from benchmarks.simulate.engine import Engine
 from benchmarks.simulate.profiles import DecodeRegime, EngineProfile
 from benchmarks.simulate.requests import Arrival, SimRequest
+from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.costs import DecodeCost, PrefillCost
 
 PROFILE = EngineProfile(
@@ -223,3 +224,49 @@ def test_prompts_hold_no_kv_before_a_step_gets_to_them() -> None:
     agenda.run_until(0.05)
     assert engine.kv_used == 1000
     assert len(engine.waiting) == 4
+
+
+EVEN = replace(
+    PROFILE,
+    decode=(
+        DecodeRegime(
+            from_batch=0,
+            cost=DecodeCost(base_s=0.01, per_request_s=0.001, per_context_token_s=0.0),
+        ),
+    ),
+)
+"""Steps of 11 ms alone, whatever the context."""
+
+
+@pytest.mark.parametrize(
+    ("slow_s", "first_s", "end_s"),
+    [
+        pytest.param(0.05, 0.17, 0.39, id="in-the-prompt"),
+        pytest.param(0.148, 0.11, 0.286, id="in-the-fourth-step"),
+        pytest.param(0.5, 0.11, 0.22, id="after-all"),
+    ],
+)
+def test_what_is_left_takes_longer_once_the_engine_is_slowed_down(
+    slow_s: float, first_s: float, end_s: float
+) -> None:
+    agenda, engine, _ = made(EVEN)
+    one = request(0, 1000, 11)
+    engine.submit(one)
+    agenda.at(slow_s, lambda: engine.slow_down(2.0))
+    agenda.run_until(1.0)
+    assert one.first_token_s == pytest.approx(first_s)
+    assert one.ended_s == pytest.approx(end_s)
+    assert not engine.is_busy
+
+
+def test_engines_on_the_same_cores_slow_each_other_down_while_both_are_busy() -> None:
+    agenda, listener = Agenda(), Listener()
+    prefill, decode = Engine(agenda, EVEN, listener), Engine(agenda, EVEN, listener)
+    share_cores(prefill, decode, Contention(prefill=2.0, decode=1.5))
+    prompt, answer = request(0, 1000, 1), request(1, 200, 1)
+    prefill.submit(prompt)
+    agenda.at(0.05, lambda: decode.submit(answer))
+    agenda.run_until(1.0)
+    # The answer's 30 ms take 45, in which the prompt gets as far as in 22.5 ms alone.
+    assert answer.ended_s == pytest.approx(0.095)
+    assert prompt.ended_s == pytest.approx(0.1325)

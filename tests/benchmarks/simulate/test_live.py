@@ -15,10 +15,12 @@ from benchmarks.simulate.live import (
     draw_arrivals,
     read_costs,
     run_open_loop,
+    summarise_beside,
     summarise_load,
     summarise_single,
 )
 from benchmarks.simulate.live_record import (
+    Beside,
     LiveLoad,
     LiveRecord,
     LiveRecordError,
@@ -31,24 +33,44 @@ from benchmarks.simulate.live_record import (
     write_record,
 )
 from benchmarks.simulate.requests import Arrival
+from benchmarks.simulate.shared_cores import Contention
 from benchmarks.simulate.validate import check_live
 from router.costs import DecodeCost, PrefillCost
 
 PREFILL = PrefillCost(base_s=3e-3, per_token_s=4e-5, per_token_squared_s=2e-9)
 DECODE = DecodeCost(base_s=1.5e-3, per_request_s=3e-4, per_context_token_s=1e-7)
 EDGE_S, HANDOVER_S, OVERHEAD_S = 5e-3, 4e-3, 5e-4
+PER_ANSWER_S = 2e-4
+"""Beyond the engine's step, for each answer in it."""
+CONTENTION = Contention(prefill=1.5, decode=1.2)
 
 
 def single(prompt_tokens: int) -> Single:
     """As a cluster with exactly these costs would show it."""
     prompt_s = PREFILL.seconds(num_uncached=prompt_tokens, num_tokens=prompt_tokens)
-    step_s = DECODE.step_s(batch=1, num_context_tokens=prompt_tokens + 12) + OVERHEAD_S
+    context = prompt_tokens + 12
+    step_s = DECODE.step_s(batch=1, num_context_tokens=context) + OVERHEAD_S + PER_ANSWER_S
     return Single(
         prompt_tokens=prompt_tokens,
         output_tokens=24,
         ttft_s=EDGE_S + OVERHEAD_S + prompt_s,
         handover_s=HANDOVER_S + step_s,
         itl_s=step_s,
+    )
+
+
+def beside(num_answers: int) -> Beside:
+    """As that cluster would show it."""
+    prompt_s = PREFILL.seconds(num_uncached=1000, num_tokens=1000) + OVERHEAD_S
+    step_s = DECODE.step_s(batch=num_answers, num_context_tokens=500 * num_answers) + OVERHEAD_S
+    itl_s = step_s + PER_ANSWER_S * num_answers
+    return Beside(
+        num_answers=num_answers,
+        context_tokens=500,
+        itl_s=itl_s,
+        reading_itl_s=CONTENTION.decode * itl_s,
+        prompt_tokens=1000,
+        ttft_s=EDGE_S + CONTENTION.prefill * prompt_s,
     )
 
 
@@ -78,6 +100,7 @@ def make_record() -> LiveRecord:
         prefill=PREFILL,
         decode=DECODE,
         singles=tuple(single(each) for each in (64, 256, 1024)),
+        besides=tuple(beside(each) for each in (1, 2, 4)),
         loads=(),
     )
     spec = fit_spec(empty)
@@ -90,6 +113,11 @@ def test_what_a_single_request_takes_is_split_into_its_parts() -> None:
     assert spec.edge_s == pytest.approx(EDGE_S)
     assert spec.handover_s == pytest.approx(HANDOVER_S)
     assert spec.prefill.overhead_s == pytest.approx(OVERHEAD_S)
+    (regime,) = spec.prefill.decode
+    assert regime.cost.per_request_s == pytest.approx(DECODE.per_request_s + PER_ANSWER_S)
+    assert spec.contention is not None
+    assert spec.contention.prefill == pytest.approx(CONTENTION.prefill)
+    assert spec.contention.decode == pytest.approx(CONTENTION.decode)
 
 
 def test_parts_that_take_longer_than_the_whole_leave_nothing_over() -> None:
@@ -202,6 +230,17 @@ def test_single_requests_are_told_apart_by_token() -> None:
     found = summarise_single(64, traces)
     assert (found.ttft_s, found.handover_s) == pytest.approx((1.1, 0.6))
     assert found.itl_s == pytest.approx(0.1)
+
+
+def test_what_answers_take_while_a_prompt_is_read_follows_from_their_tokens() -> None:
+    alone = trace(0.0, *(0.1 + 0.01 * number for number in range(11)))
+    # 0.05 s without a prompt are five tokens, so 0.1 s with one are the other five.
+    company = trace(0.0, 0.1, *(0.12 + 0.013 * number for number in range(9)), 0.25)
+    found = summarise_beside([[alone]], [([company], [trace(0.11, 0.21)])])
+    assert found.num_answers == 1
+    assert found.itl_s == pytest.approx(0.01)
+    assert found.reading_itl_s == pytest.approx(0.02)
+    assert found.ttft_s == pytest.approx(0.1)
 
 
 def test_a_load_is_in_order_of_arrival_since_its_start() -> None:
