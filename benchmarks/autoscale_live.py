@@ -203,14 +203,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Puts long prompts on a cluster of one and one, then many long answers, and"
         " watches each pool grow for its own load and shrink again. The exit status is 0 only if"
         " the right pool and no other grew each time, both went back and no request failed. Takes"
-        " about seven minutes.",
+        " about six minutes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--long-prompt", type=int, default=1500, help="tokens of a long prompt")
     parser.add_argument("--prompt-rate", type=float, default=9.0, help="long prompts a second")
-    parser.add_argument("--long-answer", type=int, default=100, help="tokens of a long answer")
-    parser.add_argument("--answer-rate", type=float, default=16.0, help="long answers a second")
-    parser.add_argument("--step-s", type=float, default=120.0, help="how long each step lasts")
+    parser.add_argument("--long-answer", type=int, default=300, help="tokens of a long answer")
+    parser.add_argument("--answer-rate", type=float, default=6.0, help="long answers a second")
+    parser.add_argument("--step-s", type=float, default=90.0, help="how long each step lasts")
     parser.add_argument("--calm-s", type=float, default=120.0, help="longest wait to shrink")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and prompts")
     parser.add_argument(
