@@ -137,7 +137,7 @@ def main() -> int:
     """The command line."""
     options = _parser().parse_args()
     phases = (
-        Phase(name="calm", prompt_tokens=100, output_tokens=20, rate=0.5, least_s=20, most_s=20),
+        Phase(name="calm", prompt_tokens=100, output_tokens=8, rate=0.5, least_s=20, most_s=20),
         Phase(
             name="long prompts",
             prompt_tokens=options.long_prompt,
@@ -189,7 +189,7 @@ def _calm(name: str, most_s: float) -> Phase:
     return Phase(
         name=name,
         prompt_tokens=100,
-        output_tokens=20,
+        output_tokens=8,
         rate=0.5,
         least_s=10,
         most_s=most_s,
