@@ -125,6 +125,8 @@ def size_decode(
     model = past_model
     if now.prompt_tokens:
         model = _decode_model(snapshot.engines, settings, memory, now)
+    tokens = max(now.output_tokens, _tokens_under_way(snapshot, state, model, start_s))
+    now, until_start = (replace(each, output_tokens=tokens) for each in (now, until_start))
 
     def replayed(n: int, *, margin: float = 1.0) -> float:
         loads = [margin * each for each in seen.loads]
@@ -237,6 +239,30 @@ def _decode_model(
 def _late_prompts(load: float, late_s: float, drain_s: float) -> int:
     """Replicas that drain in `drain_s` what ready ones cannot."""
     return math.ceil(load + late_s / drain_s) if late_s > 0 else 0
+
+
+def _tokens_under_way(
+    snapshot: ScaleSnapshot, state: ScaleState, model: decode.DecodeModel, start_s: float
+) -> float:
+    """Tokens that answers have at least, where replicas have been full of them for a while; else 0.
+
+    Only answers that have ended tell their length, so longer ones are heard of late. Meanwhile
+    replicas that are as many as before, and full, have written so many tokens, for no more answers
+    than have ended and are under way.
+    """
+    recent = latest(state.history, RECENT_S)
+    duration_s = sum(each.duration_s for each in recent)
+    changed_s = state.decode.changed_s
+    if changed_s is not None and snapshot.now_s - changed_s < start_s + duration_s:
+        return 0.0
+    num_ended = sum(each.num_ended for each in recent)
+    num_now = snapshot.load.num_decoding
+    num_before = num_now + num_ended - sum(each.num_arrivals for each in recent)
+    full = snapshot.decode.num_ready * model.max_batch
+    if not full or min(num_now, num_before) < full:
+        return 0.0
+    num_steps = duration_s / model.step_s(model.max_batch)
+    return full * num_steps / (num_ended + full)
 
 
 def _late_answers(

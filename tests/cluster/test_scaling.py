@@ -131,6 +131,27 @@ def poisson(rate: float, rng: random.Random) -> Iterator[int]:
         yield num
 
 
+@pytest.mark.parametrize(
+    ("num_decoding", "grows"),
+    [
+        pytest.param(lambda elapsed_s: 5 * elapsed_s, True, id="full for a while"),
+        pytest.param(lambda elapsed_s: 5 * min(elapsed_s, 11), False, id="not quite full"),
+    ],
+)
+def test_decode_that_is_full_grows_before_the_longer_answers_end(
+    num_decoding: Callable[[float], float], grows: bool
+) -> None:
+    """What has ended was short; a replica takes 60 requests."""
+    cluster = Cluster()
+    cluster.run(200, lambda: second(5, output_tokens=10))
+    assert cluster.ready["decode"] == 1
+    for elapsed_s in range(0, 60, 2):
+        began = replace(second(5), num_ended=0, num_output_tokens=0, itl=Attainment())
+        cluster.tick(began, began, load=Load(num_decoding=round(num_decoding(elapsed_s))))
+    assert cluster.plan is not None
+    assert (cluster.plan.decode.target > 1) is grows
+
+
 @pytest.mark.parametrize(("rate", "share"), [(3, 0.9), (12, 0.99), (45, 0.9)])
 def test_constant_load_does_not_flap(rate: float, share: float) -> None:
     arrivals = poisson(rate, random.Random(f"{rate} {share}"))
