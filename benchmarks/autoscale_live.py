@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt-rate", type=float, default=9.0, help="long prompts a second")
     parser.add_argument("--long-answer", type=int, default=300, help="tokens of a long answer")
     parser.add_argument("--answer-rate", type=float, default=6.0, help="long answers a second")
-    parser.add_argument("--step-s", type=float, default=150.0, help="how long each step lasts")
+    parser.add_argument("--step-s", type=float, default=90.0, help="how long each step lasts")
     parser.add_argument("--calm-s", type=float, default=120.0, help="longest wait to shrink")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and prompts")
     parser.add_argument(
