@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.compare",
         description="Measures pdserve beside bare vLLM and Ray Serve LLM's prefill/decode app, one"
         " at a time on this machine, and writes compare.md, compare.json and compare.png."
-        " Takes about six minutes a round; use the machine for nothing else meanwhile.",
+        " Takes about seven minutes a round; use the machine for nothing else meanwhile.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--rounds", type=positive, default=3, help="turns of each system")

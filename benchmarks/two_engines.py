@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import SplitResult, urlsplit
 
+from benchmarks.compare import positive
 from benchmarks.http_stream import StreamConnection
 from benchmarks.load import Load, LoadError, real_time_priority, request_bodies, trace_request
 from benchmarks.machine import observe_machine
@@ -146,7 +147,7 @@ def main() -> int:
         " Takes two minutes; use the machine for nothing else meanwhile.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of either way")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of either way")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="the folder for the report")
     options = parser.parse_args()
     adopt_orphans()
