@@ -6,7 +6,7 @@ Works on a series of amounts that come in random portions: requests, or engine s
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise, takewhile
 from statistics import fmean
 
 from cluster.scaling.snapshot import Traffic
@@ -82,6 +82,14 @@ def expect(series: Series, ahead_s: float) -> float:
     young = [each for each, _ in windows[1:] if _over(series, each)[2] <= ahead_s]
     certain = max(_certain(series, each) for each in (windows[0][0], *young))
     return max(certain, _line(series, windows, ahead_s))
+
+
+def surprises(series: Series, foretold: float, within_s: float) -> bool:
+    """Whether for certain more came lately, over whatever is no longer than `within_s`, than was
+    foretold of it at most."""
+    sizes = takewhile(lambda size: size <= series.size, (2**i for i in count(1)))
+    recent = takewhile(lambda size: _over(series, size)[2] <= within_s, sizes)
+    return any(_certain(series, each) > foretold for each in recent)
 
 
 def _windows(series: Series) -> list[tuple[int, float]]:

@@ -28,6 +28,9 @@ CORRECTION_WINDOW_S = 60.0
 CORRECTION_DECAY_S = 600.0
 CORRECTION_MIN_SAMPLES = 30
 
+SEASON_LOOK_BACKS = 3.0
+"""Look-backs that are remembered, so that more than two of a long period are seen."""
+
 MAX_DOWN_FACTOR = 8.0
 """By which regret makes `down_delay_s` longer."""
 
@@ -44,8 +47,12 @@ def remember(state: ScaleState, snapshot: ScaleSnapshot, settings: ScaleSettings
                 mean if output_tokens is None else output_tokens + weight * (mean - output_tokens)
             )
     arrived = any(each.num_arrivals for each in traffic)
+    all_traffic = (*state.older, *state.history, *traffic)
+    history = latest(all_traffic, settings.look_back_s)
+    older = latest(all_traffic, SEASON_LOOK_BACKS * settings.look_back_s)[: -len(history) or None]
     return ScaleState(
-        history=latest((*state.history, *traffic), settings.look_back_s),
+        history=history,
+        older=older,
         output_tokens=output_tokens,
         last_arrival_s=snapshot.now_s if arrived else state.last_arrival_s,
         reported_s=snapshot.now_s if snapshot.traffic is not None else state.reported_s,
@@ -122,11 +129,14 @@ def correct(
     return correction
 
 
-def act(memory: PoolMemory, target: int, now_s: float, *, regret_s: float) -> PoolMemory:
+def act(
+    memory: PoolMemory, target: int, now_s: float, *, regret_s: float, is_foretold: bool
+) -> PoolMemory:
     """The memory after `target` was decided.
 
     A pool that grows within `regret_s` of having shrunk regrets it: each time it waits twice as
-    long before it shrinks again. A shrinking that lasted halves that.
+    long before it shrinks again. A shrinking that lasted halves that. What a season foretold is no
+    surprise, so no regret.
     """
     if target == memory.target:
         return memory
@@ -135,7 +145,7 @@ def act(memory: PoolMemory, target: int, now_s: float, *, regret_s: float) -> Po
         if shrunk_s is not None and now_s - shrunk_s > 2 * regret_s:
             factor = max(1.0, factor / 2)
         shrunk_s = now_s
-    elif shrunk_s is not None and now_s - shrunk_s < regret_s:
+    elif shrunk_s is not None and now_s - shrunk_s < regret_s and not is_foretold:
         factor, shrunk_s = min(MAX_DOWN_FACTOR, 2 * factor), None
     return replace(
         memory,

@@ -22,6 +22,8 @@ class Need:
     long as predicted: what they miss, they do not miss for want of replicas."""
     forecast: float
     """The load that is expected when a replica that is started now is ready."""
+    is_foretold: bool
+    """Whether that is known from a season: less needs not have been enough for a while."""
     inputs: tuple[tuple[str, float], ...]
 
 

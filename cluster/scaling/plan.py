@@ -64,7 +64,7 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
             )
         )
         memory = _learned(replace(pool, memory=memory), wish, settings, now_s, elapsed_s=elapsed_s)
-        memories.append(act(memory, target, now_s, regret_s=settings.look_back_s))
+        memories.append(act(memory, target, now_s, regret_s=settings.look_back_s, is_foretold=pool.need.is_foretold))
     return ScalePlan(
         prefill=plans[0],
         decode=plans[1],
@@ -178,6 +178,8 @@ def _in_time(
         held_by = HELD_BY_MISSES
     if held_by is not None:
         return replace(memory, fewer_do_since_s=None), current, held_by
+    if pool.need.is_foretold:
+        return memory, wish.shrink_to, None
     since_s = now_s if memory.fewer_do_since_s is None else memory.fewer_do_since_s
     memory = replace(memory, fewer_do_since_s=since_s)
     # What was started last must have been there for a while before it can be too much.

@@ -10,6 +10,7 @@ from cluster.scaling.forecast import Series, expect, prefill_work, requests
 from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand, unshifted
 from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
 from cluster.scaling.replay import expected_again
+from cluster.scaling.season import Season, find_season, is_surprised
 from cluster.scaling.snapshot import (
     Engines,
     PoolCounts,
@@ -52,10 +53,12 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
     start_s = start_seconds(memory, settings)
     series = prefill_work(state.history)
-    work = expect(series, start_s)
-    seen = _outlook(state, memory, series, work, now_s=snapshot.now_s, start_s=start_s)
+    ahead = _look_ahead(series, find_season(prefill_work((*state.older, *state.history))), settings, start_s)
+    seen = _outlook(state, memory, series, ahead, now_s=snapshot.now_s, start_s=start_s)
     if seen.now.prefill_s:
-        seen = replace(seen, now=replace(seen.now, rate=work / seen.now.prefill_s))
+        rate = ahead.forecast / seen.now.prefill_s
+        likely = seen.likely_rate if ahead.kept is None else ahead.kept / seen.now.prefill_s
+        seen = replace(seen, now=replace(seen.now, rate=rate), likely_rate=likely)
     now, past = (_corrected(each, memory.correction) for each in (seen.now, seen.past))
     backlog_s = snapshot.load.prefill_backlog_s * memory.correction
     load = now.rate * now.prefill_s
@@ -94,6 +97,7 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
         is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / memory.correction)
         >= share,
         forecast=seen.forecast,
+        is_foretold=ahead.season is not None,
         inputs=(
             ("requests_per_s", now.rate),
             ("prefill_s", now.prefill_s),
@@ -101,6 +105,7 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
             ("late_backlog_s", late_s),
             ("start_s", start_s),
             ("correction", memory.correction),
+            *ahead.season_input,
         ),
     )
 
@@ -112,8 +117,11 @@ def size_decode(
     memory, share = state.decode, settings.targets.share
     start_s = start_seconds(memory, settings)
     series = requests(state.history)
-    rate = expect(series, start_s)
-    seen = _outlook(state, memory, series, rate, now_s=snapshot.now_s, start_s=start_s)
+    ahead = _look_ahead(series, find_season(requests((*state.older, *state.history))), settings, start_s)
+    rate = ahead.forecast
+    seen = _outlook(state, memory, series, ahead, now_s=snapshot.now_s, start_s=start_s)
+    if ahead.kept is not None:
+        seen = replace(seen, likely_rate=ahead.kept)
     now, until_start = _handed_over(
         replace(seen.now, rate=rate),
         snapshot.prefill,
@@ -156,6 +164,7 @@ def size_decode(
         is_ample=snapshot.load.num_decoding
         <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
         forecast=seen.forecast,
+        is_foretold=ahead.season is not None,
         inputs=(
             ("requests_per_s", now.rate),
             ("output_tokens", now.output_tokens),
@@ -164,15 +173,48 @@ def size_decode(
             ("most_per_replica", float(model.max_batch)),
             ("start_s", start_s),
             ("correction", memory.correction),
+            *ahead.season_input,
         ),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ahead:
+    usual: float
+    forecast: float
+    kept: float | None = None
+    season: Season | None = None
+
+    @property
+    def season_input(self) -> tuple[tuple[str, float], ...]:
+        return (("season_s", self.season.period_s),) if self.season else ()
+
+
+def _look_ahead(
+    series: Series, season: Season | None, settings: ScaleSettings, start_s: float
+) -> _Ahead:
+    usual = expect(series, start_s)
+    if season is None or is_surprised(series, season, start_s):
+        return _Ahead(usual=usual, forecast=usual)
+    return _Ahead(
+        usual=usual,
+        forecast=season.peak(0, start_s),
+        kept=season.peak(0, start_s + settings.down_delay_s),
+        season=season,
+    )
+
+
+def _foretold(series: Series, season: Season | None) -> list[float]:
+    if season is None:
+        return [0.0] * series.size
+    return [season.foretold(series.seconds[-1] - each) for each in series.seconds[1:]]
 
 
 def _outlook(
     state: ScaleState,
     memory: PoolMemory,
     series: Series,
-    forecast: float,
+    ahead: _Ahead,
     *,
     now_s: float,
     start_s: float,
@@ -183,10 +225,15 @@ def _outlook(
         now=measure_demand(like_now, output_tokens=state.output_tokens),
         past=measure_demand(state.history, output_tokens=state.output_tokens),
         loads=expected_again(
-            series.loads, memory.forecasts, forecast, now_s=now_s, ahead_s=start_s
+            series.loads,
+            memory.forecasts,
+            ahead.forecast,
+            _foretold(series, ahead.season),
+            now_s=now_s,
+            ahead_s=start_s,
         ),
         likely_rate=recent.rate,
-        forecast=forecast,
+        forecast=ahead.usual,
     )
 
 

@@ -167,6 +167,8 @@ class ScaleState:
 
     history: tuple[Traffic, ...] = ()
     """Of the look-back, oldest first."""
+    older: tuple[Traffic, ...] = ()
+    """Before the look-back: for what comes back periodically."""
     output_tokens: float | None = None
     """Of an answer, a moving mean; None until one has ended."""
     last_arrival_s: float | None = None
