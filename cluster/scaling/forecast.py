@@ -84,12 +84,11 @@ def expect(series: Series, ahead_s: float) -> float:
     return max(certain, _line(series, windows, ahead_s))
 
 
-def surprises(series: Series, foretold: float, within_s: float) -> bool:
-    """Whether for certain more came lately, over whatever is no longer than `within_s`, than was
-    foretold of it at most."""
+def exceeds(series: Series, load: float, within_s: float) -> bool:
+    """Whether more than `load` came lately for certain, over any time up to `within_s`."""
     sizes = takewhile(lambda size: size <= series.size, (2**i for i in count(1)))
     recent = takewhile(lambda size: _over(series, size)[2] <= within_s, sizes)
-    return any(_certain(series, each) > foretold for each in recent)
+    return any(_certain(series, each) > load for each in recent)
 
 
 def _windows(series: Series) -> list[tuple[int, float]]:

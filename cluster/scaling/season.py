@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from cluster.scaling.forecast import Series, surprises
+from cluster.scaling.forecast import Series, exceeds
 
 BLOCK_S = 10.0
 """In which periods are compared: what comes back may come so much earlier or later."""
@@ -21,7 +21,7 @@ MIN_BLOCKS = 6
 MAX_PERIODS = 4
 """That are compared."""
 
-MAX_UNEXPLAINED = 0.15
+MAX_UNEXPLAINED = 0.3
 """Of the load's variance, noise taken off, that two periods of a season may not share."""
 
 MIN_VARIATION = 0.2
@@ -33,35 +33,55 @@ MIN_SIGNAL = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Season:
-    """Amounts per second of the last two periods, in as many blocks each, the last ending now."""
+    """Amounts per second in the periods that are alike."""
 
     period_s: float
-    earlier: tuple[float, ...]
-    latest: tuple[float, ...]
+    periods: tuple[tuple[float, ...], ...]
+    """Latest first, each in as many blocks, oldest first; the last ends now."""
 
-    def foretold_peak(self, within_s: float) -> float:
-        """The most that the earlier period said of the last `within_s`."""
-        return self._peak(self.earlier, -within_s, 0.0)
+    def peak(self, until_s: float) -> float:
+        """The most that any period says of the time from now to `until_s` from now."""
+        return _peak(self._envelope(self.periods), 0.0, until_s / self._block_s)
 
-    def peak(self, begin_s: float, end_s: float) -> float:
-        """The most that is foretold from `begin_s` to `end_s` from now, each not before now."""
-        mean = [(a + b) / 2 for a, b in zip(self.earlier, self.latest, strict=True)]
-        return self._peak(mean, begin_s, end_s)
+    def is_surprised(self, series: Series, within_s: float) -> bool:
+        """Whether more came within the last `within_s` than earlier periods say, for certain."""
+        before = self._envelope(self.periods[1:])
+        return exceeds(series, _peak(before, -within_s / self._block_s, 0.0), within_s)
 
-    def foretold(self, age_s: float) -> float:
-        """What the one period says of the other, `age_s` ago."""
-        other = self.earlier if age_s < self.period_s else self.latest
-        return self._peak(other, -age_s, -age_s)
+    def foretold(self, series: Series) -> tuple[float, ...]:
+        """Of each bucket, the most that the other periods say."""
+        others = [
+            self._envelope((*self.periods[:i], *self.periods[i + 1 :]))
+            for i in range(len(self.periods))
+        ]
+        others.append(self._envelope(self.periods))
+        around = [
+            tuple(_peak(each, i - len(each), i - len(each)) for i in range(len(each)))
+            for each in others
+        ]
+        loads = []
+        for end_s in series.seconds[1:]:
+            num_back = math.floor((end_s - series.seconds[-1]) / self._block_s - 1e-6)
+            period = min(-(num_back + 1) // len(self.periods[0]), len(others) - 1)
+            loads.append(around[period][num_back % len(self.periods[0])])
+        return tuple(loads)
 
-    def _peak(self, blocks: Sequence[float], begin_s: float, end_s: float) -> float:
-        width_s = self.period_s / len(blocks)
-        first = math.floor(begin_s / width_s) - 1
-        last = math.floor(end_s / width_s) + 1
-        return max(blocks[i % len(blocks)] for i in range(first, last + 1))
+    @property
+    def _block_s(self) -> float:
+        return self.period_s / len(self.periods[0])
+
+    def _envelope(self, periods: Sequence[Sequence[float]]) -> tuple[float, ...]:
+        return tuple(map(max, zip(*periods, strict=True))) if len(periods) > 1 else tuple(periods[0])
+
+
+def _peak(blocks: Sequence[float], begin: float, end: float) -> float:
+    """The most around the stretch between two places, in blocks from now."""
+    first, last = math.floor(begin) - 1, math.floor(end) + 1
+    return max(blocks[i % len(blocks)] for i in range(first, last + 1))
 
 
 def find_season(series: Series) -> Season | None:
-    """The period by which the series repeats itself best, if it does.
+    """The shortest period by which the series repeats itself, if it does.
 
     By phase dispersion minimisation (Stellingwerf 1978) over all periods that the series has: of
     the variance, the part within phases is to be small against the whole; of both is taken what the
@@ -72,27 +92,27 @@ def find_season(series: Series) -> Season | None:
     lags = range(MIN_BLOCKS, num // 2 + 1)
     if not lags:
         return None
-    best = min(lags, key=blocks.unexplained)
-    if blocks.unexplained(best) > 2 * MAX_UNEXPLAINED:
+    shares = [max(blocks.unexplained(lag), MAX_UNEXPLAINED / 2) for lag in lags]
+    if min(shares) > 2 * MAX_UNEXPLAINED:
         return None
+    best = lags[shares.index(min(shares))]
     # Blocks are a little more or less than BLOCK_S wide, so that they fill a period.
     fits = []
-    for shift_s in range(-6, 7, 2):
+    for shift_s in range(-10, 11, 2):
         width_s = BLOCK_S + shift_s / best
-        periods = min(MAX_PERIODS, int(series.seconds[-1] / width_s / best))
-        if periods > 1:
-            fits.append(_Blocks.last(series, periods * best, width_s))
+        num_periods = min(MAX_PERIODS, int(series.seconds[-1] / width_s / best))
+        if num_periods > 1:
+            fits.append(_Blocks.last(series, num_periods * best, width_s))
     fit = min(fits, key=lambda each: each.unexplained(best))
     if fit.unexplained(best) > MAX_UNEXPLAINED:
         return None
     loads = tuple(each / fit.width_s for each in fit.amounts)
     return Season(
-        period_s=best * fit.width_s, earlier=loads[-2 * best : -best], latest=loads[-best:]
+        period_s=best * fit.width_s,
+        periods=tuple(
+            loads[end - best : end] for end in range(len(loads), 0, -best)
+        ),
     )
-
-
-def is_surprised(series: Series, season: Season, within_s: float) -> bool:
-    return surprises(series, season.foretold_peak(within_s), within_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +146,7 @@ class _Blocks:
         phases = [sum(amounts[i::lag]) for i in range(lag)]
         within = sum(each * each for each in amounts) - sum(each * each for each in phases) / periods
         # `periods` values share a mean: of their noise, a part is in it.
-        return (within - noise * (1 - 1 / periods)) / total * periods / (periods - 1) / 2
+        return (within - noise * (1 - 1 / periods)) / total* periods / (periods - 1)
 
 
 def _at(series: Series, sums: Sequence[float], time_s: float) -> float:

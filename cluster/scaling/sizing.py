@@ -10,7 +10,7 @@ from cluster.scaling.forecast import Series, expect, prefill_work, requests
 from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand, unshifted
 from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
 from cluster.scaling.replay import expected_again
-from cluster.scaling.season import Season, find_season, is_surprised
+from cluster.scaling.season import Season, find_season
 from cluster.scaling.snapshot import (
     Engines,
     PoolCounts,
@@ -194,20 +194,14 @@ def _look_ahead(
     series: Series, season: Season | None, settings: ScaleSettings, start_s: float
 ) -> _Ahead:
     usual = expect(series, start_s)
-    if season is None or is_surprised(series, season, start_s):
+    if season is None or season.is_surprised(series, start_s):
         return _Ahead(usual=usual, forecast=usual)
     return _Ahead(
         usual=usual,
-        forecast=season.peak(0, start_s),
-        kept=season.peak(0, start_s + settings.down_delay_s),
+        forecast=season.peak(start_s),
+        kept=season.peak(start_s + settings.down_delay_s),
         season=season,
     )
-
-
-def _foretold(series: Series, season: Season | None) -> list[float]:
-    if season is None:
-        return [0.0] * series.size
-    return [season.foretold(series.seconds[-1] - each) for each in series.seconds[1:]]
 
 
 def _outlook(
@@ -228,7 +222,7 @@ def _outlook(
             series.loads,
             memory.forecasts,
             ahead.forecast,
-            _foretold(series, ahead.season),
+            ahead.season.foretold(series) if ahead.season else (0.0,) * series.size,
             now_s=now_s,
             ahead_s=start_s,
         ),
