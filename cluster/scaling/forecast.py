@@ -6,7 +6,7 @@ Works on a series of amounts that come in random portions: requests, or engine s
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count, pairwise, takewhile
+from itertools import accumulate, pairwise
 from statistics import fmean
 
 from cluster.scaling.snapshot import Traffic
@@ -85,10 +85,10 @@ def expect(series: Series, ahead_s: float) -> float:
 
 
 def exceeds(series: Series, load: float, within_s: float) -> bool:
-    """Whether more than `load` came lately for certain, over any time up to `within_s`."""
-    sizes = takewhile(lambda size: size <= series.size, (2**i for i in count(1)))
-    recent = takewhile(lambda size: _over(series, size)[2] <= within_s, sizes)
-    return any(_certain(series, each) > load for each in recent)
+    """Whether more than `load` came for certain in the last 2, 4, 8, ... buckets of `within_s`."""
+    sizes = (2**i for i in range(1, series.size.bit_length()))
+    young = (each for each in sizes if _over(series, each)[2] <= within_s)
+    return any(_certain(series, each) > load for each in young)
 
 
 def _windows(series: Series) -> list[tuple[int, float]]:

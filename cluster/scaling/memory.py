@@ -28,8 +28,8 @@ CORRECTION_WINDOW_S = 60.0
 CORRECTION_DECAY_S = 600.0
 CORRECTION_MIN_SAMPLES = 30
 
-SEASON_LOOK_BACKS = 3.0
-"""Look-backs that are remembered, so that more than two of a long period are seen."""
+SEASON_LOOK_BACKS = 2.0
+"""Look-backs that are remembered: two periods as long as one, or more that are shorter."""
 
 MAX_DOWN_FACTOR = 8.0
 """By which regret makes `down_delay_s` longer."""

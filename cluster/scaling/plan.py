@@ -13,7 +13,8 @@ from cluster.scaling.memory import (
     remember,
 )
 from cluster.scaling.need import Need
-from cluster.scaling.sizing import size_decode, size_prefill, start_seconds
+from cluster.scaling.outlook import start_seconds
+from cluster.scaling.sizing import size_decode, size_prefill
 from cluster.scaling.snapshot import (
     Attainment,
     PoolCounts,
@@ -36,7 +37,8 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
 
     A pool grows at once (after `up_delay_s`) to what it needs; it shrinks to what would have held
     the targets over the whole look-back with half the misses, after `down_delay_s`. The two bars
-    keep it still under a constant load. Without a report nothing shrinks.
+    keep it still under a constant load. Without a report nothing shrinks. A load that comes back
+    periodically (cluster.scaling.season) is grown for in time, and its falls wait for no delay.
     """
     now_s = snapshot.now_s
     elapsed_s = 0.0 if state.reported_s is None else now_s - state.reported_s
@@ -64,7 +66,15 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
             )
         )
         memory = _learned(replace(pool, memory=memory), wish, settings, now_s, elapsed_s=elapsed_s)
-        memories.append(act(memory, target, now_s, regret_s=settings.look_back_s, is_foretold=pool.need.is_foretold))
+        memories.append(
+            act(
+                memory,
+                target,
+                now_s,
+                regret_s=settings.look_back_s,
+                is_foretold=pool.need.is_foretold,
+            )
+        )
     return ScalePlan(
         prefill=plans[0],
         decode=plans[1],

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from cluster.scaling import decode, prefill
-from cluster.scaling.forecast import Series, expect, prefill_work, requests
-from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand, unshifted
+from cluster.scaling.forecast import prefill_work, requests
+from cluster.scaling.history import RECENT_S, Demand, latest
 from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
-from cluster.scaling.replay import expected_again
-from cluster.scaling.season import Season, find_season
+from cluster.scaling.outlook import look_out, start_seconds
 from cluster.scaling.snapshot import (
     Engines,
     PoolCounts,
@@ -27,38 +26,12 @@ would soon be there for nobody. But they give way once: what is left of them by 
 prompts."""
 
 
-def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
-    """How long a start takes: as seen, or as configured until one was seen."""
-    return settings.expected_start_s if memory.start_s is None else memory.start_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outlook:
-    """What one pool has to reckon with."""
-
-    now: Demand
-    """That a replica started now will meet."""
-    past: Demand
-    """The look-back's mean."""
-    loads: tuple[float, ...]
-    """What of each bucket of the look-back is to be expected again."""
-    likely_rate: float
-    """That a pool that shrinks has to expect."""
-    forecast: float
-
-
 def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
     """What the TTFT target asks of the prefill pool."""
     memory, share = state.prefill, settings.targets.share
     patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
     start_s = start_seconds(memory, settings)
-    series = prefill_work(state.history)
-    ahead = _look_ahead(series, find_season(prefill_work((*state.older, *state.history))), settings, start_s)
-    seen = _outlook(state, memory, series, ahead, now_s=snapshot.now_s, start_s=start_s)
-    if seen.now.prefill_s:
-        rate = ahead.forecast / seen.now.prefill_s
-        likely = seen.likely_rate if ahead.kept is None else ahead.kept / seen.now.prefill_s
-        seen = replace(seen, now=replace(seen.now, rate=rate), likely_rate=likely)
+    seen = look_out(state, memory, prefill_work, settings, now_s=snapshot.now_s)
     now, past = (_corrected(each, memory.correction) for each in (seen.now, seen.past))
     backlog_s = snapshot.load.prefill_backlog_s * memory.correction
     load = now.rate * now.prefill_s
@@ -97,7 +70,7 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
         is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / memory.correction)
         >= share,
         forecast=seen.forecast,
-        is_foretold=ahead.season is not None,
+        is_foretold=seen.season is not None,
         inputs=(
             ("requests_per_s", now.rate),
             ("prefill_s", now.prefill_s),
@@ -105,7 +78,7 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
             ("late_backlog_s", late_s),
             ("start_s", start_s),
             ("correction", memory.correction),
-            *ahead.season_input,
+            *seen.season_input,
         ),
     )
 
@@ -116,14 +89,9 @@ def size_decode(
     """What the ITL target and the KV cache ask of the decode pool."""
     memory, share = state.decode, settings.targets.share
     start_s = start_seconds(memory, settings)
-    series = requests(state.history)
-    ahead = _look_ahead(series, find_season(requests((*state.older, *state.history))), settings, start_s)
-    rate = ahead.forecast
-    seen = _outlook(state, memory, series, ahead, now_s=snapshot.now_s, start_s=start_s)
-    if ahead.kept is not None:
-        seen = replace(seen, likely_rate=ahead.kept)
+    seen = look_out(state, memory, requests, settings, now_s=snapshot.now_s)
     now, until_start = _handed_over(
-        replace(seen.now, rate=rate),
+        seen.now,
         snapshot.prefill,
         prefill_need,
         most=settings.prefill.max_replicas,
@@ -164,7 +132,7 @@ def size_decode(
         is_ample=snapshot.load.num_decoding
         <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
         forecast=seen.forecast,
-        is_foretold=ahead.season is not None,
+        is_foretold=seen.season is not None,
         inputs=(
             ("requests_per_s", now.rate),
             ("output_tokens", now.output_tokens),
@@ -173,61 +141,8 @@ def size_decode(
             ("most_per_replica", float(model.max_batch)),
             ("start_s", start_s),
             ("correction", memory.correction),
-            *ahead.season_input,
+            *seen.season_input,
         ),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ahead:
-    usual: float
-    forecast: float
-    kept: float | None = None
-    season: Season | None = None
-
-    @property
-    def season_input(self) -> tuple[tuple[str, float], ...]:
-        return (("season_s", self.season.period_s),) if self.season else ()
-
-
-def _look_ahead(
-    series: Series, season: Season | None, settings: ScaleSettings, start_s: float
-) -> _Ahead:
-    usual = expect(series, start_s)
-    if season is None or season.is_surprised(series, start_s):
-        return _Ahead(usual=usual, forecast=usual)
-    return _Ahead(
-        usual=usual,
-        forecast=season.peak(start_s),
-        kept=season.peak(start_s + settings.down_delay_s),
-        season=season,
-    )
-
-
-def _outlook(
-    state: ScaleState,
-    memory: PoolMemory,
-    series: Series,
-    ahead: _Ahead,
-    *,
-    now_s: float,
-    start_s: float,
-) -> _Outlook:
-    like_now = unshifted(state.history)
-    recent = measure_demand(latest(state.history, RECENT_S), output_tokens=None)
-    return _Outlook(
-        now=measure_demand(like_now, output_tokens=state.output_tokens),
-        past=measure_demand(state.history, output_tokens=state.output_tokens),
-        loads=expected_again(
-            series.loads,
-            memory.forecasts,
-            ahead.forecast,
-            ahead.season.foretold(series) if ahead.season else (0.0,) * series.size,
-            now_s=now_s,
-            ahead_s=start_s,
-        ),
-        likely_rate=recent.rate,
-        forecast=ahead.usual,
     )
 
 

@@ -98,14 +98,20 @@ def test_sums_start_at_nothing() -> None:
 def test_the_past_comes_again_as_far_as_it_was_unforeseen(
     load: float, then: float, now: float, again: float
 ) -> None:
-    parts = expected_again([(2.0, load)], [(0.0, then)], now, now_s=100.0, ahead_s=40.0)
+    parts = expected_again([(2.0, load)], [(0.0, then)], now, [0.0], now_s=100.0, ahead_s=40.0)
     assert parts == pytest.approx((again / load,))
+
+
+def test_what_a_season_would_have_foretold_was_no_surprise() -> None:
+    came = [(10.0, 10.0), (10.0, 10.0)]
+    parts = expected_again(came, [(0.0, 1.0)], 2.0, [0.0, 9.0], now_s=100.0, ahead_s=40.0)
+    assert parts == pytest.approx((1.0, 0.3))
 
 
 def test_a_forecast_counts_from_when_a_start_could_have_followed_it() -> None:
     forecasts = [(0.0, 1.0), (50.0, 10.0)]
     came = [(10.0, 10.0)] * 10
-    parts = expected_again(came, forecasts, 1.0, now_s=100.0, ahead_s=40.0)
+    parts = expected_again(came, forecasts, 1.0, [0.0] * 10, now_s=100.0, ahead_s=40.0)
     # Nothing was forecast in time for the first three; then too little; then enough.
     assert parts == pytest.approx((1.0,) * 8 + (0.1,) * 2)
     assert not any(map(math.isnan, parts))
