@@ -3,7 +3,6 @@
 Two periods that are alike are enough: who has seen two bursts, five minutes apart, expects a third.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,12 +18,17 @@ MIN_BLOCKS = 6
 MAX_PERIODS = 4
 """That are compared."""
 
-MAX_UNEXPLAINED = 0.3
-"""Of the variance that what just came may have within phases, against all of it; unrelated periods
-have about 1."""
+MAX_UNEXPLAINED = 0.2
+"""Of the variance, the part that may lie within phases; that of unrelated periods is about 1."""
+
+MAX_UNEXPLAINED_BY_TWO = 0.05
+"""The same where there are but two periods: any two humps are alike to some degree."""
 
 MIN_VARIATION = 0.2
 """Standard deviation of the load over its mean: with less, there is nothing to foretell."""
+
+LENGTH_PENALTY = 0.2
+"""On a period as long as the series, in what it may leave unexplained."""
 
 MIN_SIGNAL = 2.0
 """Variance of the load over that of its noise."""
@@ -70,75 +74,64 @@ def _most(periods: Sequence[Sequence[float]], first: int, last: int) -> float:
 
 
 def find_season(series: Series, look_back_s: float) -> Season | None:
-    """The shortest period by which the series repeats itself well, if it does.
+    """The period by which the series repeats itself best, if it does.
 
     By phase dispersion minimisation (Stellingwerf 1978) over the last two to `MAX_PERIODS` periods.
     """
     block_s = look_back_s / BLOCKS
     num = int(series.seconds[-1] / block_s)
-    if num < 2 * MIN_BLOCKS:
+    if num < 2 * MIN_BLOCKS or series.amounts[-1] == 0:
         return None
-    blocks = _blocks(series, num, block_s)
-    size = min(
-        range(MIN_BLOCKS, num // 2 + 1),
-        key=lambda size: max(blocks.unexplained(size), MAX_UNEXPLAINED / 2),
-    )
-    if blocks.unexplained(size) > 2 * MAX_UNEXPLAINED:
+    noise_per_s = series.squares[-1] / series.seconds[-1]
+    amounts = _blocks(series, num, block_s)
+
+    def misfit(size: int) -> float:
+        # Of a period and its double, which fit alike, the period.
+        return _unexplained(amounts, size, noise_per_s * block_s) + LENGTH_PENALTY * size / num
+
+    size = min(range(MIN_BLOCKS, num // 2 + 1), key=misfit)
+    if misfit(size) >= 1.0:
         return None
-    # Whole blocks are a rough measure of a period: so it may be up to one shorter or longer.
-    fits = [
-        _blocks(series, size * min(MAX_PERIODS, num_periods), width_s)
+    # Whole blocks are a rough measure of a period: it may be up to one shorter or longer.
+    unexplained, width_s, fit = min(
+        (_unexplained(fit, size, noise_per_s * width_s), width_s, fit)
         for width_s in (block_s * (1 + part / 5 / size) for part in range(-5, 6))
         if (num_periods := int(series.seconds[-1] / width_s / size)) > 1
-    ]
-    fit = min(fits, key=lambda each: each.unexplained(size))
-    if fit.unexplained(size) > MAX_UNEXPLAINED:
+        for fit in (_blocks(series, size * min(MAX_PERIODS, num_periods), width_s),)
+    )
+    if unexplained > (MAX_UNEXPLAINED if len(fit) > 2 * size else MAX_UNEXPLAINED_BY_TWO):
         return None
-    loads = tuple(each / fit.block_s for each in fit.amounts)
+    loads = tuple(each / width_s for each in fit)
     return Season(
-        block_s=fit.block_s,
+        block_s=width_s,
         periods=tuple(loads[end - size : end] for end in range(len(loads), 0, -size)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Blocks:
-    """The end of a series, oldest block first."""
-
-    block_s: float
-    amounts: tuple[float, ...]
-    squares: tuple[float, ...]
-
-    def unexplained(self, size: int) -> float:
-        """The variance within phases of periods of `size` blocks, over all variance, noise taken
-        off; 1 where there is little else."""
-        num = min(MAX_PERIODS, len(self.amounts) // size)
-        amounts = self.amounts[-num * size :]
-        noise = sum(self.squares[-num * size :])
-        mean = sum(amounts) / len(amounts)
-        squares = sum(each * each for each in amounts)
-        total = squares - len(amounts) * mean**2 - noise
-        if total <= max(MIN_SIGNAL * noise, len(amounts) * (MIN_VARIATION * mean) ** 2):
-            return 1.0
-        within = squares - sum(sum(amounts[i::size]) ** 2 for i in range(size)) / num
-        # A phase's mean is of its own amounts: their variance is larger by what that takes off.
-        return (within * num / (num - 1) - noise) / total
+def _unexplained(amounts: Sequence[float], size: int, noise: float) -> float:
+    """The variance within phases of periods of `size` blocks, over all variance, both less the
+    `noise` in a block's; 1 where there is little else."""
+    num = min(MAX_PERIODS, len(amounts) // size)
+    amounts = amounts[-num * size :]
+    mean = sum(amounts) / len(amounts)
+    mean_square = sum(each * each for each in amounts) / len(amounts)
+    variance = mean_square - mean**2 - noise
+    if variance <= max(MIN_SIGNAL * noise, (MIN_VARIATION * mean) ** 2):
+        return 1.0
+    shared = sum(sum(amounts[i::size]) ** 2 for i in range(size)) / num / len(amounts)
+    # A phase's mean is of its own amounts: their variance is larger by what that takes off.
+    return ((mean_square - shared) * num / (num - 1) - noise) / variance
 
 
-def _blocks(series: Series, num: int, block_s: float) -> _Blocks:
-    ends_s = [max(0.0, series.seconds[-1] - i * block_s) for i in range(num, -1, -1)]
-    amounts = (_sum_at(end_s, series, series.amounts) for end_s in ends_s)
-    squares = (_sum_at(end_s, series, series.squares) for end_s in ends_s)
-    return _Blocks(
-        block_s,
-        tuple(after - before for before, after in pairwise(amounts)),
-        tuple(after - before for before, after in pairwise(squares)),
-    )
-
-
-def _sum_at(time_s: float, series: Series, sums: Sequence[float]) -> float:
-    """As if what came in a bucket had come evenly."""
-    place = min(max(1, bisect_left(series.seconds, time_s)), series.size)
-    begin_s, end_s = series.seconds[place - 1], series.seconds[place]
-    part = (time_s - begin_s) / (end_s - begin_s)
-    return sums[place - 1] + part * (sums[place] - sums[place - 1])
+def _blocks(series: Series, num: int, block_s: float) -> tuple[float, ...]:
+    """The amounts of the last `num` blocks, as if what came in a bucket had come evenly."""
+    sums, place = [], series.size
+    for i in range(num + 1):
+        end_s = max(0.0, series.seconds[-1] - i * block_s)
+        while place > 1 and series.seconds[place - 1] >= end_s:
+            place -= 1
+        begin_s = series.seconds[place - 1]
+        part = (end_s - begin_s) / (series.seconds[place] - begin_s)
+        before = series.amounts[place - 1]
+        sums.append(before + part * (series.amounts[place] - before))
+    return tuple(after - before for after, before in pairwise(sums))[::-1]

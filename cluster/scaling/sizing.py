@@ -35,7 +35,13 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     now, past = (_corrected(each, memory.correction) for each in (seen.now, seen.past))
     backlog_s = snapshot.load.prefill_backlog_s * memory.correction
     load = now.rate * now.prefill_s
-    late_s = prefill.late_backlog(backlog_s, load, _coming(snapshot.prefill), start_s=start_s)
+    # A season's load is that of later: until then comes what comes now.
+    late_s = prefill.late_backlog(
+        backlog_s,
+        min(load, seen.forecast * memory.correction),
+        _coming(snapshot.prefill),
+        start_s=start_s,
+    )
 
     def replayed(n: int, *, margin: float = 1.0) -> float:
         return prefill.replay_share(
@@ -97,6 +103,7 @@ def size_decode(
         most=settings.prefill.max_replicas,
         correction=state.prefill.correction,
     )
+    until_start = replace(until_start, rate=min(until_start.rate, seen.forecast))
     past_model = _decode_model(snapshot.engines, settings, memory, seen.past)
     model = past_model
     if now.prompt_tokens:

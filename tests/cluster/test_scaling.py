@@ -203,6 +203,43 @@ def test_lets_go_of_what_was_foreseen_and_is_over() -> None:
     assert cluster.sizes[-1][0] < 5
 
 
+def test_grows_before_a_burst_comes_back_and_lets_go_of_it_after() -> None:
+    cluster = Cluster()
+    for _ in range(4):
+        cluster.run(84, lambda: second(4))
+        cluster.run(16, lambda: second(40))
+    plan = cluster.run(84, lambda: second(4))
+    sizes = [prefill for prefill, _ in cluster.sizes[-int(84 / TICK_S) :]]
+    in_time = int((84 - 20) / TICK_S)
+    assert sizes[1] == 1, "a foretold fall waits for no down_delay_s"
+    assert set(sizes[1 : in_time - 5]) == {1}
+    assert set(sizes[in_time - 1 :]) == {5}, "a start before the burst"
+    assert dict(plan.prefill.inputs)["season_s"] == pytest.approx(100.0, abs=2.0)
+    assert plan.state.prefill.down_factor == plan.state.decode.down_factor == 1.0
+
+
+def test_remembers_a_second_look_back_for_what_comes_back() -> None:
+    cluster = Cluster()
+    nums = itertools.count()
+    cluster.run(400, lambda: second(next(nums)))
+    come = [each.num_arrivals for each in (*cluster.state.older, *cluster.state.history)]
+    assert come == list(range(160, 400))
+    assert len(cluster.state.history) == 120
+
+
+def test_keeps_what_the_past_needed_once_more_comes_than_a_season_said() -> None:
+    cluster = Cluster()
+    for _ in range(4):
+        cluster.run(84, lambda: second(4))
+        cluster.run(16, lambda: second(40))
+    cluster.run(40, lambda: second(4))
+    assert cluster.sizes[-1][0] == 1
+    plan = cluster.run(10, lambda: second(20))
+    assert plan.prefill.target >= 4
+    assert plan.prefill.reason == "prompts of the look-back"
+    assert "season_s" not in dict(plan.prefill.inputs)
+
+
 def test_waits_down_delay_after_a_change() -> None:
     state = ScaleState(
         history=(second(4),) * 120,
