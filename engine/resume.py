@@ -21,6 +21,7 @@ from engine.limits import Limits
 from engine.outlet import Outlet
 from engine.output_tokens import output_tokens
 from engine.pacing import sleep_only_if
+from engine.pieces import Pieces
 from engine.steps import Measuring
 
 
@@ -51,13 +52,13 @@ class _Resuming:
         return True
 
 
-class _Ours(_Resuming, Outlet, Lanes, Limits, Measuring):
+class _Ours(_Resuming, Outlet, Lanes, Pieces, Limits, Measuring):
     """What is mixed into either of vLLM's schedulers."""
 
 
 class ResumingScheduler(_Ours, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler, for requests with output tokens. It measures its steps, keeps lanes and
-    sends what it puts out."""
+    """vLLM's scheduler, for requests with output tokens. It measures its steps, keeps lanes, reads
+    prompts in pieces and sends what it puts out."""
 
 
 class ResumingAsyncScheduler(_Ours, AsyncScheduler):  # type: ignore[misc]
