@@ -1,5 +1,6 @@
 """vLLM's own scheduler with our parts, without an engine: a model that counts answers it."""
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from engine.arguments import engine_args
 from engine.demo_model import resolve_model
 from engine.output_tokens import with_output_tokens
-from engine.resume import ResumingScheduler
+from engine.resume import ResumingAsyncScheduler, ResumingScheduler
 from engine.step_limit import STEP_LIMIT
 
 BLOCK_SIZE = 32
@@ -42,8 +43,9 @@ class CountingEngine:
         spec = FullAttentionSpec(
             block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32
         )
+        is_async = config.scheduler_config.async_scheduling
         with set_current_vllm_config(config):
-            self.scheduler = ResumingScheduler(
+            self.scheduler = (ResumingAsyncScheduler if is_async else ResumingScheduler)(
                 config,
                 KVCacheConfig(
                     num_blocks=num_blocks,
@@ -56,6 +58,7 @@ class CountingEngine:
             )
         self.tokens: dict[str, list[int]] = {}
         self.ended: list[str] = []
+        self._under_way: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
 
     def add(
         self,
@@ -96,14 +99,25 @@ class CountingEngine:
 
     def step(self) -> dict[str, int]:
         """How many tokens of each request the step computed."""
+        computed = self.begin()
+        self.end()
+        return computed
+
+    def begin(self) -> dict[str, int]:
+        """Puts a step under way: how many tokens of each request it computes."""
         scheduled = self.scheduler.schedule()
-        updates = self.scheduler.update_from_output(scheduled, self._answer(scheduled))
+        self._under_way.append((scheduled, self._answer(scheduled)))
+        return dict(scheduled.num_scheduled_tokens)
+
+    def end(self) -> None:
+        """The oldest step under way is done."""
+        scheduled, computed = self._under_way.popleft()
+        updates = self.scheduler.update_from_output(scheduled, computed)
         for update in updates.values():
             for output in update.outputs:
                 self.tokens[output.request_id] += output.new_token_ids
                 if output.finished:
                     self.ended.append(output.request_id)
-        return dict(scheduled.num_scheduled_tokens)
 
     def _answer(self, scheduled: SchedulerOutput) -> ModelRunnerOutput:
         ids = list(scheduled.num_scheduled_tokens)
@@ -112,7 +126,7 @@ class CountingEngine:
             req_ids=ids,
             req_id_to_index={each: index for index, each in enumerate(ids)},
             sampled_token_ids=[
-                [token_at(each.num_tokens)] if each.num_computed_tokens >= each.num_tokens else []
+                [] if each.is_prefill_chunk else [token_at(each.num_computed_tokens)]
                 for each in requests
             ],
         )

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 from counting_engine import CountingEngine, token_at
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from engine import steps
@@ -28,9 +26,10 @@ class TimedEngine(CountingEngine):
         super().__init__(num_blocks=1000, **(defaults | options))
         self.now_s = 0.0
 
-    def _answer(self, scheduled: SchedulerOutput) -> ModelRunnerOutput:
+    def end(self) -> None:
+        scheduled, _ = self._under_way[0]
         self.now_s += 0.02 + 0.0001 * sum(scheduled.num_scheduled_tokens.values())
-        return super()._answer(scheduled)
+        super().end()
 
     def writes(self, num_answers: int = 1) -> None:
         """Begins with answers that go on for long."""
@@ -190,3 +189,29 @@ def test_lanes_keep_room_for_what_is_urgent(engine: TimedEngine) -> None:
         pass
     engine.add("urgent", 400, 2, priority=10**14)
     assert engine.step() == {"answer-0": 1, "long": BUDGET - 400, "urgent": 399}
+
+
+@pytest.mark.parametrize("engine", [{"async_scheduling": True}], indirect=True, ids=["async"])
+def test_where_the_next_step_is_scheduled_before_the_last_is_done(engine: TimedEngine) -> None:
+    """What is learned comes a step later. A stalled step is still one step's news."""
+    engine.add("answer", 10, 500)
+    engine.begin()
+    for name in ("long", "longer"):
+        engine.add(name, 3900, 2, limit_s=LIMIT_S)
+    found = []
+    while not engine.tokens["long"]:
+        step = engine.begin()
+        found.append(step.get("long", 0) + step.get("longer", 0))
+        if len(found) == 10:
+            engine.now_s += 5.0
+        engine.end()
+    assert found[:3] == [64, 64, 128]
+    assert max(found) <= FITS
+    assert found[9] == pytest.approx(FITS, rel=0.05)
+    assert found[10] == pytest.approx(FITS / 2, rel=0.05)
+    assert found[11] == pytest.approx(FITS, rel=0.05)
+    engine.end()
+    engine.step()
+    assert engine.tokens["long"] == engine.tokens["longer"] == [token_at(3900), token_at(3901)]
+    written = engine.tokens["answer"]
+    assert written == [token_at(10 + index) for index in range(len(written))]
