@@ -32,6 +32,10 @@ RELIED_ON = {
         "shutdown",
         "update_from_output",
     ),
+    "vllm.config.scheduler:SchedulerConfig": (
+        "long_prefill_token_threshold",
+        "long_prefill_token_threshold_adaptive",
+    ),
     "vllm.v1.metrics.stats:SchedulerStats": ("ec_connector_stats",),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
     "vllm.v1.core.sched.request_queue:SchedulingPolicy": ("PRIORITY",),

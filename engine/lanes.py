@@ -3,8 +3,7 @@
 vLLM gives each step's tokens to the requests in its batch first, in the order they came in: one
 long prompt leaves nothing to those that wait. With the policy `priority`, this part of the
 scheduler has the batch in order of priority, and keeps room in the step for more urgent prompts
-that wait. Prompts that have become late are put back, see `engine.lateness`. Owns nothing but the
-limit that the operator has set.
+that wait. Prompts that have become late are put back, see `engine.lateness`. Owns nothing.
 """
 
 import time
@@ -38,21 +37,21 @@ def most_of_one_prompt(num_step_tokens: int, urgent: Iterable[int]) -> int | Non
 
 
 class Lanes:
-    """Mixed into vLLM's scheduler, before `engine.steps.Measuring`, whose last sample it reads."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._set_limit = self.scheduler_config.long_prefill_token_threshold
+    """Mixed into vLLM's scheduler, before `engine.limits.Limits`, and before
+    `engine.steps.Measuring`, whose last sample it reads."""
 
     def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self.policy == SchedulingPolicy.PRIORITY:
             self._put_back_late_prompts()
             self.running.sort()
-            limits = (self._limit_for_long_prompts(), self._set_limit or None)
-            self.scheduler_config.long_prefill_token_threshold = min(
-                (limit for limit in limits if limit is not None), default=0
-            )
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
+
+    def _limits(self: Any) -> list[int]:
+        limits: list[int] = super()._limits()  # type: ignore[misc]
+        if self.policy != SchedulingPolicy.PRIORITY:
+            return limits
+        limit = self._limit_for_long_prompts()
+        return limits if limit is None else [*limits, limit]
 
     def _put_back_late_prompts(self: Any) -> None:
         """Of those that the next step may begin: the late ones come first of all that wait.

@@ -17,9 +17,11 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
 from engine.lanes import Lanes
+from engine.limits import Limits
 from engine.outlet import Outlet
 from engine.output_tokens import output_tokens
 from engine.pacing import sleep_only_if
+from engine.pieces import Pieces
 from engine.steps import Measuring
 
 
@@ -50,12 +52,16 @@ class _Resuming:
         return True
 
 
-class ResumingScheduler(_Resuming, Outlet, Lanes, Measuring, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler, for requests with output tokens. It measures its steps, keeps lanes and
-    sends what it puts out."""
+class _Ours(_Resuming, Outlet, Lanes, Pieces, Limits, Measuring):
+    """What is mixed into either of vLLM's schedulers."""
 
 
-class ResumingAsyncScheduler(_Resuming, Outlet, Lanes, Measuring, AsyncScheduler):  # type: ignore[misc]
+class ResumingScheduler(_Ours, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler, for requests with output tokens. It measures its steps, keeps lanes, reads
+    prompts in pieces and sends what it puts out."""
+
+
+class ResumingAsyncScheduler(_Ours, AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler for engines that schedule one step ahead."""
 
 

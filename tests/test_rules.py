@@ -27,6 +27,7 @@ DECIDING = (
     "router/handoff.py",
     "router/lanes.py",
     "engine/lateness.py",
+    "engine/step_limit.py",
     "router/ledger.py",
     "router/policies.py",
     "router/prefixes.py",

@@ -1,4 +1,7 @@
-"""One very long prompt and many short ones: who gets the first token, in a real engine."""
+"""One very long prompt and many short ones: who gets the first token, in a real engine.
+
+And what answers get meanwhile that are being written there (`engine.pieces`).
+"""
 
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,13 +20,15 @@ from engine.host import EngineHost
 from engine.lanes import Lanes, most_of_one_prompt
 from engine.lateness import PUT_BACK_S
 from engine.output_tokens import with_output_tokens
+from engine.step_limit import LEAST_PIECE, STEP_LIMIT
+from engine.steps import StepSample, step_sample
 
 OPTIONS = {
     "max_model_len": 4096,
     "kv_cache_memory_bytes": 2**25,
     "dtype": "float32",
     "block_size": 32,
-    "max_num_batched_tokens": 64,
+    "max_num_batched_tokens": 256,
     "scheduling_policy": "priority",
     "enable_prefix_caching": False,
 }
@@ -122,6 +127,12 @@ def request(
     )
 
 
+def limited(request: EngineCoreRequest, limit_s: float) -> EngineCoreRequest:
+    params = request.sampling_params
+    params.extra_args = {**(params.extra_args or {}), STEP_LIMIT: limit_s}
+    return request
+
+
 async def answers(host: EngineHost, *requests: EngineCoreRequest) -> list[list[EngineCoreOutput]]:
     """The outputs of each, which the engine is asked in this order."""
     found: dict[str, list[EngineCoreOutput]] = {each.request_id: [] for each in requests}
@@ -184,6 +195,50 @@ async def test_an_answer_goes_on_exactly_among_others_by_priority(host: EngineHo
         request("urgent", LONG, 1),
     )
     assert tuple(tokens_of(rest)) == tokens[4:]
+
+
+NUM_ANSWERS = 3
+NEVER_S = 1e-9
+"""A limit that no step keeps: so pieces stay as small as they get."""
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("given", [(), (7, 8)], ids=["new", "with-tokens"])
+async def test_a_long_prompt_is_read_in_pieces_while_answers_are_written(
+    host: EngineHost, given: tuple[int, ...]
+) -> None:
+    def long(name: str) -> EngineCoreRequest:
+        return request(name, LONG - 1000, 5, given=given, num_more=4)
+
+    (expected,) = await answers(host, long("alone"))
+    found: dict[str, list[int]] = {f"answer-{index}": [] for index in range(NUM_ANSWERS)}
+    found |= {"long": [], "short": []}
+    for index in range(NUM_ANSWERS):
+        name = f"answer-{index}"
+        await host.core.add_request_async(request(name, SHORT, 5, first=index, num_more=500))
+    steps: list[StepSample] = []
+    ended: list[str] = []
+    while not (found["long"] and "long" in ended and "short" in ended):
+        step = await host.core.get_output_async()
+        before = sum(map(bool, found.values()))
+        for output in step.outputs:
+            found[output.request_id] += output.new_token_ids
+            ended += [output.request_id] if output.finished else []
+        if before < NUM_ANSWERS <= sum(map(bool, found.values())):
+            await host.core.add_request_async(limited(long("long"), NEVER_S))
+            short = request("short", SHORT, 5, given=(7,), num_more=4)
+            await host.core.add_request_async(short)
+        sample = step.scheduler_stats and step_sample(step.scheduler_stats)
+        if sample and found["answer-0"]:
+            steps.append(sample)
+    await host.core.abort_requests_async([f"answer-{index}" for index in range(NUM_ANSWERS)])
+    assert found["long"] == tokens_of(expected)
+    assert ended.index("short") < ended.index("long")
+    reading = [each for each in steps if each.num_prefill_tokens > SHORT * NUM_ANSWERS]
+    assert len(reading) >= (LONG - 1000) // LEAST_PIECE
+    # The short one has no limit, so it does not wait for a turn.
+    assert max(each.num_prefill_tokens for each in reading) <= LEAST_PIECE + SHORT + 1
+    assert all(each.num_decodes >= NUM_ANSWERS for each in reading)
 
 
 def tokens_of(outputs: list[EngineCoreOutput]) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from forked import forked_context
 
+from engine.step_limit import STEP_LIMIT
 from kvtransfer.config import Role, kv_transfer_config, side_channel_env
 from kvtransfer.stats import PairDelta, pair_deltas
 
@@ -96,17 +97,19 @@ class Engine:
         *,
         max_tokens: int = 1,
         kv: dict[str, Any] | None = None,
+        step_limit_s: float | None = None,
         **sampling: Any,
     ) -> Answer:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine import EngineCoreRequest
 
+        extra_args = {"kv_transfer_params": kv, STEP_LIMIT: step_limit_s}
         request_id = uuid.uuid4().hex
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
-            extra_args=None if kv is None else {"kv_transfer_params": kv},
+            extra_args={key: value for key, value in extra_args.items() if value is not None},
             output_kind=RequestOutputKind.DELTA,
             **({"ignore_eos": True} | sampling),
         )
@@ -206,6 +209,8 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
     from vllm.v1.engine.core_client import EngineCoreClient
     from vllm.v1.executor.abstract import Executor
 
+    from engine.resume import use_resuming_scheduler
+
     engine_id = f"{role}-{uuid.uuid4().hex[:8]}"
     options: dict[str, Any] = {
         "dtype": "float32",
@@ -223,6 +228,7 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
     config = AsyncEngineArgs(
         model=model, kv_transfer_config=KVTransferConfig(**kv), **options
     ).create_engine_config()
+    use_resuming_scheduler(config)
     core = EngineCoreClient.make_async_mp_client(
         vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
     )

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
-from kv_engines import PREFILL_ONLY, Answer, Engine, running_engines
+from kv_engines import PREFILL_ONLY, Answer, Engine, handed_over, running_engines
 
 from engine.demo_model import MODEL_CONFIG, resolve_model
 from kvtransfer.release import release
@@ -213,6 +213,31 @@ async def test_abort_while_decode_reads(pair: Pair) -> None:
         await pair.decode.core.abort_requests_async([reading.request_id])
         await pair.holds_nothing()
         await pair.decode.core.reset_prefix_cache_async()
+
+
+@EITHER_WAY
+async def test_what_is_handed_over_does_not_wait_for_a_prompt_that_decode_reads(pair: Pair) -> None:
+    """Decode reads it in pieces, here the smallest, as it writes an answer meanwhile."""
+    long, prompt = random_prompt(4000), random_prompt(300)
+    expected = await pair.plain(prompt, 6)
+    expected_of_long = await pair.plain(long, 4)
+    await handed_over(pair.prefill, pair.decode, prompt)
+    await pair.decode.core.reset_prefix_cache_async()
+    first = await pair.prefilled(prompt)
+    writing = await pair.decode.start([5, 6, 7], max_tokens=4000)
+    reading = await pair.decode.start(long, max_tokens=4, step_limit_s=1e-9)
+    rest = await pair.decode.generate(
+        prompt + first.token_ids, max_tokens=5, kv=first.kv_transfer_params
+    )
+    assert first.token_ids + rest.token_ids == expected
+    assert rest.prefill_stats.num_external_cached_tokens == len(prompt)
+    assert writing.token_ids
+    assert not reading.token_ids
+    await asyncio.wait_for(reading.ended.wait(), 20)
+    assert reading.token_ids == expected_of_long
+    await pair.decode.core.abort_requests_async([writing.request_id])
+    await pair.decode.core.reset_prefix_cache_async()
+    await pair.holds_nothing()
 
 
 @EITHER_WAY
