@@ -9,7 +9,7 @@ start, decode takes what they cannot.
 
 from dataclasses import dataclass
 
-STEP_SHARE = 0.9
+STEP_SHARE = 0.7
 """Of the ITL target that a step with a piece of a prompt may take. Answers that are slower for a
 while must still meet the target on average, their handover included."""
 

@@ -315,19 +315,19 @@ class Engine:
         self._plan_end(self._agenda.now_s + length_s)
 
     def _prompt_tokens_of_a_step(self, batch: int) -> int:
-        """As many as fit, or as the first prompt's limit on a step leaves beside the answers.
+        """As many as fit, or as the strictest limit on a step leaves beside the answers.
 
         Real engines find that number by trial (`engine.pieces`); it is where they end up.
         """
         most = self.profile.max_batched_tokens - batch
-        first = self._prefilling[0]
-        if first.step_limit_s is None or not batch:
+        limits = [each.step_limit_s for each in self._prefilling if each.step_limit_s is not None]
+        if not limits or not batch:
             return most
         profile, cost = self.profile, self.profile.prefill
         answers_s = profile.step_s(batch, self._context) + profile.prefill_overhead_s
         token_s = profile.overhead_per_token_s + cost.per_token_s
-        token_s += 2 * cost.per_token_squared_s * first.num_computed
-        fitting = int((first.step_limit_s - answers_s) / token_s)
+        token_s += 2 * cost.per_token_squared_s * self._prefilling[0].num_computed
+        fitting = int((min(limits) - answers_s) / token_s)
         return max(min(fitting, most), min(LEAST_PIECE, most))
 
     def _pick_chunks(self, budget: int) -> tuple[list[tuple[SimRequest, int]], int, int]:

@@ -167,7 +167,7 @@ class Fleet:
                 answers_s=plan.wait_s,
                 reading_s=sum(reading_s.values()),
                 request_s=request_s,
-                has_room=not engine.waiting,
+                has_room=not engine.waiting and engine.kv_usage_fraction < 0.3,
                 is_cached=False,
             ),
             prefill_s=prefill_s,
