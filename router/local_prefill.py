@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 STEP_SHARE = 0.7
 """Of the ITL target that a step with a piece of a prompt may take. Answers that are slower for a
-while must still meet the target on average, their handover included."""
+while must still meet the target on average, and a short one has little to make up its handover."""
+
+KV_SHARE = 0.3
+"""Of the KV cache that answers may come to hold: as much longer as steps take, so many more are
+there at once. The rest is for what a prefill pool that is catching up hands over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +30,9 @@ class DecodeReader:
     """Predicted seconds of the prompts that it is reading already."""
     request_s: float
     """Of this prompt, less what is cached there."""
+    kv_usage_fraction: float
     has_room: bool
-    """Nothing waits there for KV blocks or a place in the batch, and this prompt would not."""
+    """Nothing waits there for KV blocks or a place in the batch."""
     is_cached: bool
     """Some of the prompt is cached there."""
 
@@ -40,6 +45,15 @@ class DecodeReader:
     def one_step_s(self) -> float:
         """The next step, if it reads all of these prompts: they bring a base of their own."""
         return self.answers_s + self.reading_s + self.request_s
+
+    @property
+    def one_step_ttft_s(self) -> float:
+        """Until the first token, if that step reads them all. The one before may have just begun."""
+        return self.step_s + self.one_step_s
+
+    def can_slow_to(self, step_s: float) -> bool:
+        """Whether there is room in the KV cache for steps that take so long."""
+        return self.has_room and self.kv_usage_fraction * step_s <= KV_SHARE * self.step_s
 
     def in_pieces_s(self, limit_s: float) -> float:
         """Until the prompt is read in steps of `limit_s`, which must be above `step_s`."""
@@ -68,17 +82,14 @@ def plan_local_prefill(
         ttft_s: the target.
         itl_s: the target: no answer that decode writes may wait longer for a token.
     """
-    if not reader.has_room:
-        return None
-    # A step may have just begun.
     if reader.one_step_s <= itl_s:
-        first_token_s = reader.step_s + reader.one_step_s
-        if first_token_s >= prefill_s + handover_s:
+        first_token_s = reader.one_step_ttft_s
+        if first_token_s >= prefill_s + handover_s or not reader.can_slow_to(reader.one_step_s):
             return None
         reason = "cached_in_decode" if reader.is_cached else "short_prompt"
         return LocalPlan(reason=reason, ttft_s=first_token_s)
     limit_s = STEP_SHARE * itl_s
-    if prefill_s <= ttft_s or reader.step_s >= limit_s:
+    if prefill_s <= ttft_s or reader.step_s >= limit_s or not reader.can_slow_to(limit_s):
         return None
     first_token_s = reader.step_s + reader.in_pieces_s(limit_s)
     if first_token_s > ttft_s:

@@ -17,9 +17,7 @@ from benchmarks.simulate.iterations import DecodeRun, PromptIteration
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import SimRequest
 from engine.lateness import LastStep, put_back
-
-
-LEAST_PIECE = 64
+from engine.pieces import LEAST_PIECE
 
 
 class EngineListener(Protocol):

@@ -17,6 +17,7 @@ from engine.host import EngineHost
 from engine.lanes import Lanes, most_of_one_prompt
 from engine.lateness import PUT_BACK_S
 from engine.output_tokens import with_output_tokens
+from engine.pieces import LEAST_PIECE, STEP_LIMIT
 
 OPTIONS = {
     "max_model_len": 4096,
@@ -106,8 +107,11 @@ def request(
     given: tuple[int, ...] = (),
     first: int = 0,
     num_more: int = 1,
+    step_limit_s: float | None = None,
 ) -> EngineCoreRequest:
     params = SamplingParams(max_tokens=num_more + len(given), temperature=0.0, ignore_eos=True)
+    if step_limit_s is not None:
+        params.extra_args = {STEP_LIMIT: step_limit_s}
     return EngineCoreRequest(
         request_id=request_id,
         prompt_token_ids=[3 + (first + index) % 50 for index in range(num_tokens)],
@@ -188,3 +192,53 @@ async def test_an_answer_goes_on_exactly_among_others_by_priority(host: EngineHo
 
 def tokens_of(outputs: list[EngineCoreOutput]) -> list[int]:
     return [token for output in outputs for token in output.new_token_ids]
+
+
+LONGER = 600
+"""Tokens of a prompt that is read beside an answer."""
+
+
+async def steps_until_read(host: EngineHost, *, limit_s: float | None) -> tuple[int, list[int]]:
+    """How many tokens an answer gets while a prompt is read beside it, and that prompt's answer."""
+    await host.core.add_request_async(request("answer", SHORT, 1, num_more=400))
+    await host.core.get_output_async()
+    long = request("long", LONGER, 2, num_more=4, step_limit_s=limit_s)
+    await host.core.add_request_async(long)
+    num_steps, tokens, num_ended = 0, [], 0
+    while num_ended < 2:
+        for output in (await host.core.get_output_async()).outputs:
+            num_ended += output.finished
+            if output.request_id == "long":
+                tokens += output.new_token_ids
+            elif not tokens:
+                num_steps += 1
+    return num_steps, tokens
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_prompt_with_a_limit_is_read_in_pieces_beside_an_answer(host: EngineHost) -> None:
+    """No step is as short as this limit: the engine ends with the least piece."""
+    num_steps, tokens = await steps_until_read(host, limit_s=1e-6)
+    num_steps_at_once, same_tokens = await steps_until_read(host, limit_s=None)
+    assert tokens == same_tokens
+    # The first pieces are larger, and steps are counted from when the prompt was sent.
+    least = (LONGER - 256) // LEAST_PIECE
+    assert num_steps_at_once < least <= num_steps
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_limit_that_no_step_reaches_changes_nothing(host: EngineHost) -> None:
+    num_steps, _ = await steps_until_read(host, limit_s=60.0)
+    num_steps_at_once, _ = await steps_until_read(host, limit_s=None)
+    assert abs(num_steps - num_steps_at_once) <= 5
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_others_begin_while_a_prompt_is_read_in_pieces(host: EngineHost) -> None:
+    ended = await order_of_answers(
+        host,
+        request("answer", SHORT, 1, num_more=400),
+        request("long", LONGER, 2, step_limit_s=1e-6),
+        request("short", SHORT, 3),
+    )
+    assert ended.index("short") < ended.index("long")
