@@ -44,6 +44,7 @@ RELIED_ON = {
         "__lt__",
         "append_output_token_ids",
         "num_output_tokens",
+        "num_tokens",
     ),
     "vllm.v1.request:RequestStatus": ("WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",),
     "vllm.v1.structured_output:StructuredOutputManager": ("accept_tokens",),

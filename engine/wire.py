@@ -25,7 +25,7 @@ from engine.errors import ProtocolError
 from engine.steps import StepSample
 from kvtransfer.peers import KVPeer
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_GREETING_BYTES = 4096
 """No frame before authentication may be longer."""

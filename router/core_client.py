@@ -21,6 +21,7 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core_client import EngineCoreClient
 
 from engine.output_tokens import OUTPUT_TOKENS
+from engine.step_limit import STEP_LIMIT
 from engine.wire import Rejection, StepOutputs
 from router.admission import too_many, unavailable
 from router.answers import NOTE, Refusal, note_route
@@ -109,8 +110,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """Sends a request on its way."""
         params = request.sampling_params
         assert params is not None, "only generation is served"
-        for ours in (KV_PARAMS, OUTPUT_TOKENS):
-            # Where KV and tokens come from is decided here, never by a client.
+        for ours in (KV_PARAMS, OUTPUT_TOKENS, STEP_LIMIT):
+            # Where KV and tokens come from, and in which pieces, no client decides.
             (params.extra_args or {}).pop(ours, None)
         request.data_parallel_rank = None
         state = RequestState(request=request, note=NOTE.get(), num_ahead=len(self._arrivals))
@@ -195,7 +196,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.plan.route is Route.DECODE_ONLY:
             replica = self.decode[placement.reader.replica_id]
             work_s = self._placer.local_share_s(state, placement)
-            self._to_decode(state, replica, decode_request(state, None), work_s)
+            request = decode_request(state, None, step_limit_s=placement.step_limit_s)
+            self._to_decode(state, replica, request, work_s)
             replica.reading[state.engine_request_id] = placement.reader.request_s
         else:
             self._to_prefill(state, placement.reader)

@@ -57,46 +57,5 @@ def plan_handoff(
     return HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalPrefill:
-    """What is predicted if decode reads the prompt itself, in one step with its other requests."""
-
-    wait_s: float
-    """Until that step begins: at most the step before it."""
-    step_s: float
-    """That step: the uncached part of this prompt and of those that came just before, and a token
-    for each of the others."""
-    has_room: bool
-    """Nothing waits there for KV blocks or a place in the batch."""
-    is_cached: bool
-    """Some of the prompt is cached there."""
-
-    @property
-    def finish_s(self) -> float:
-        """Until the first token."""
-        return self.wait_s + self.step_s
-
-
-def plan_local_prefill(
-    local: LocalPrefill, *, prefill_s: float, handover_s: float, itl_s: float
-) -> HandoffPlan | None:
-    """Whether decode reads a prompt itself; None has it go to prefill.
-
-    It does where its second token is then predicted to come sooner, which spares it the handover,
-    and where no request that decode serves waits longer for a token than its target allows.
-
-    Args:
-        prefill_s: until a prefill replica is predicted to be done with it.
-        handover_s: from there to decode's first token, as measured lately.
-        itl_s: the target.
-    """
-    if not local.has_room or local.step_s > itl_s:
-        return None
-    if local.finish_s >= prefill_s + handover_s:
-        return None
-    reason = "cached_in_decode" if local.is_cached else "short_prompt"
-    return HandoffPlan(route=Route.DECODE_ONLY, reason=reason)
-
-
 def _wants_prompt_logprobs(params: SamplingParams) -> bool:
     return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
-from router.handoff import HandoffPlan, LocalPrefill, Route, plan_local_prefill
+from router.handoff import HandoffPlan, Route
+from router.local_prefill import DecodeReader, plan_local_prefill
 from router.policies import RoutePlan
 from router.pool import Pool
 from router.request import RequestState
@@ -23,6 +24,8 @@ class Placement:
     """The replica that reads the prompt: of prefill, or of decode where decode does it all."""
     ttft_s: float
     """Until its first token, as predicted."""
+    step_limit_s: float | None = None
+    """Where decode reads the prompt in pieces: how long a step may take that reads one."""
 
 
 class Placer:
@@ -55,20 +58,26 @@ class Placer:
         if plan.route is Route.DECODE_ONLY:
             chain = state.blocks(self._decode.block_size)
             reader = self._decode.plan_prefill(chain, num_tokens)
-            return Placement(plan=plan, reader=reader, ttft_s=self._local(reader).finish_s)
+            ttft_s = self._decode_reader(reader).one_step_ttft_s
+            return Placement(plan=plan, reader=reader, ttft_s=ttft_s)
         chain = state.blocks(self._prefill.block_size)
         reader = self._prefill.plan_prefill(chain, num_tokens)
         if self._targets.local_prefill and plan.route is not Route.PREFILL_ONLY:
             own_reader = self._decode.plan_prefill(chain, num_tokens)
-            local = self._local(own_reader)
-            own_plan = plan_local_prefill(
-                local,
+            local = plan_local_prefill(
+                self._decode_reader(own_reader),
                 prefill_s=reader.finish_s,
                 handover_s=self._handover_s(),
+                ttft_s=self._targets.admission.ttft_s,
                 itl_s=self._targets.admission.itl_s,
             )
-            if own_plan is not None:
-                return Placement(plan=own_plan, reader=own_reader, ttft_s=local.finish_s)
+            if local is not None:
+                return Placement(
+                    plan=HandoffPlan(route=Route.DECODE_ONLY, reason=local.reason),
+                    reader=own_reader,
+                    ttft_s=local.ttft_s,
+                    step_limit_s=local.step_limit_s,
+                )
         return Placement(plan=plan, reader=reader, ttft_s=reader.finish_s)
 
     def admission(self, state: RequestState, placement: Placement) -> AdmissionPlan:
@@ -92,11 +101,14 @@ class Placer:
         num_output = self._expected_output_tokens(state.params.max_tokens)
         return self.decode_share_s(state) + placement.reader.request_s / num_output
 
-    def _local(self, reader: RoutePlan) -> LocalPrefill:
+    def _decode_reader(self, reader: RoutePlan) -> DecodeReader:
         replica = self._decode[reader.replica_id]
-        return LocalPrefill(
-            wait_s=self._decode.cost.decode.base_s + reader.wait_s,
-            step_s=reader.wait_s + replica.reading_s + reader.request_s,
+        return DecodeReader(
+            base_s=self._decode.cost.decode.base_s,
+            answers_s=reader.wait_s,
+            reading_s=replica.reading_s,
+            request_s=reader.request_s,
+            kv_usage_fraction=replica.load.kv_usage_fraction,
             has_room=replica.load.num_waiting == 0,
             is_cached=reader.num_cached_tokens > 0,
         )

@@ -10,6 +10,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.metrics.stats import PrefillStats
 
 from engine.output_tokens import with_output_tokens
+from engine.step_limit import STEP_LIMIT
 from router.answers import RouteNote
 from router.handoff import HandoffPlan
 from router.phases import RequestPhase
@@ -131,12 +132,16 @@ def prefill_request(state: RequestState, *, samples: bool, hands_over: bool) -> 
 
 
 def decode_request(
-    state: RequestState, kv_transfer_params: dict[str, Any] | None
+    state: RequestState,
+    kv_transfer_params: dict[str, Any] | None,
+    *,
+    step_limit_s: float | None = None,
 ) -> EngineCoreRequest:
     """What the decode engine is asked: to go on after the tokens so far.
 
     Args:
         kv_transfer_params: of the blocks that prefill hands over; None has decode compute them.
+        step_limit_s: then, of the steps in which it computes some beside other answers.
     """
     params = with_output_tokens(state.params, state.output_token_ids)
     if state.output_token_ids:
@@ -144,6 +149,8 @@ def decode_request(
         params.prompt_logprobs = params.prompt_logprob_token_ids = None
     if kv_transfer_params is not None:
         params.extra_args = {**(params.extra_args or {}), KV_PARAMS: kv_transfer_params}
+    if step_limit_s is not None:
+        params.extra_args = {**(params.extra_args or {}), STEP_LIMIT: step_limit_s}
     return _with(state, params, state.request.prompt_token_ids)
 
 

@@ -54,6 +54,7 @@ class CompareOptions:
             edge_s=0.01,
             handover_s=0.002,
             ttft_s=slo.ttft_s,
+            itl_s=slo.itl_s,
             seed=self.seed,
         )
 

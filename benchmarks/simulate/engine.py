@@ -17,6 +17,7 @@ from benchmarks.simulate.iterations import DecodeRun, PromptIteration
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import SimRequest
 from engine.lateness import LastStep, put_back
+from engine.step_limit import LEAST_PIECE
 
 
 class EngineListener(Protocol):
@@ -285,7 +286,7 @@ class Engine:
             self._preempt()
             steps_batch = bool(self._running)
         batch = len(self._running) if steps_batch else 0
-        chunks, num_tokens, squares = self._pick_chunks(profile.max_batched_tokens - batch)
+        chunks, num_tokens, squares = self._pick_chunks(self._prompt_tokens_of_a_step(batch))
         prefill = profile.prefill
         chunks_s = prefill.per_token_s * num_tokens + prefill.per_token_squared_s * squares
         overhead_s = profile.overhead_s + profile.overhead_per_token_s * (num_tokens + batch)
@@ -310,6 +311,22 @@ class Engine:
         self._began_s = self._agenda.now_s
         self.busy_s += length_s
         self._plan_end(self._agenda.now_s + length_s)
+
+    def _prompt_tokens_of_a_step(self, batch: int) -> int:
+        """As many as fit, or as the strictest limit on a step leaves beside the answers.
+
+        Real engines find that number by trial (`engine.step_limit`); it is where they end up.
+        """
+        most = self.profile.max_batched_tokens - batch
+        limits = [each.step_limit_s for each in self._prefilling if each.step_limit_s is not None]
+        if not limits or not batch:
+            return most
+        profile, cost = self.profile, self.profile.prefill
+        answers_s = profile.step_s(batch, self._context) + profile.prefill_overhead_s
+        token_s = profile.overhead_per_token_s + cost.per_token_s
+        token_s += 2 * cost.per_token_squared_s * self._prefilling[0].num_computed
+        fitting = int((min(limits) - answers_s) / token_s)
+        return max(min(fitting, most), min(LEAST_PIECE, most))
 
     def _pick_chunks(self, budget: int) -> tuple[list[tuple[SimRequest, int]], int, int]:
         """Takes prompts in order until the budget is used; returns them with sums of n and n²."""

@@ -19,7 +19,11 @@ from benchmarks.simulate.requests import Arrival, SimRequest
 from benchmarks.simulate.routing import SimRouter, report_load
 from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.lanes import latest_start_ms
+from router.local_prefill import DecodeReader, plan_local_prefill
 from router.phases import RequestPhase
+
+EXPECTED_OUTPUT_TOKENS = 128.0
+"""Of an answer, over which a router spreads a prompt that decode reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,9 @@ class FleetSpec:
     ttft_s: float | None = None
     """The target that prefill engines order prompts by, as production does; None for engines that
     take them as they come, as plain vLLM does."""
+    itl_s: float | None = None
+    """The target within which decode may read prompts itself, as in production by default; None
+    has prefill read them all."""
     contention: Contention | None = None
     """Of one prefill and one decode engine on the same cores; None for engines of their own."""
     seed: int = 0
@@ -59,6 +66,7 @@ class Fleet:
             SimPool("decode", self.agenda, spec.decode, self, self) if spec.decode else None
         )
         self.num_decoding = 0
+        self.num_read_in_decode = 0
         self.routers = [
             SimRouter(each, spec.num_routers, spec.policy, spec.seed)
             for each in range(spec.num_routers)
@@ -91,7 +99,7 @@ class Fleet:
         request.router_id = request.request_id % self.spec.num_routers
         self.requests.append(request)
         self.history.arrived(arrival)
-        self.agenda.after(self.spec.edge_s, lambda: self._to_prefill(request))
+        self.agenda.after(self.spec.edge_s, lambda: self._route(request))
 
     def fail(self, replica: SimReplica) -> None:
         """A replica dies: what it had starts again elsewhere, after the tokens it got so far."""
@@ -103,7 +111,7 @@ class Fleet:
                 self.num_decoding -= 1
                 self._release_source(request)
             request.num_moves += 1
-            self._to_prefill(request)
+            self._route(request)
 
     def observe(self) -> Observation:
         """What a planner may know now."""
@@ -120,22 +128,64 @@ class Fleet:
 
     # From phase to phase.
 
-    def _to_prefill(self, request: SimRequest) -> None:
+    def _route(self, request: SimRequest) -> None:
+        """To the replica that is to read its prompt."""
         if not self.prefill.ready:
             request.phase = RequestPhase.WAITING
             self._held["prefill"].append(request)
             return
-        router = self.routers[request.router_id]
+        router, now_s = self.routers[request.router_id], self.agenda.now_s
         work_s = self._prefill_s(request)
+        plan = router.plan(self.prefill, work_s, now_s)
+        if self.decode is not None and self._read_in_decode(request, plan.finish_s):
+            return
         request.latest_start_ms = due_s = None
         if self.spec.ttft_s is not None:
             request.latest_start_ms = latest_start_ms(
                 arrival_s=request.arrival.arrival_s, prefill_s=work_s, ttft_s=self.spec.ttft_s
             )
             due_s = request.latest_start_ms / 1000 + work_s
-        now_s = self.agenda.now_s
-        replica = router.pick(self.prefill, request, work_s, now_s, deadline_s=due_s)
+        replica = router.enter(self.prefill, plan, request, work_s, now_s, deadline_s=due_s)
         self.send_to_prefill(request, replica)
+
+    def _read_in_decode(self, request: SimRequest, prefill_s: float) -> bool:
+        """Has decode read the prompt where that is better, as production's routers do."""
+        decode, ttft_s, itl_s = self.decode, self.spec.ttft_s, self.spec.itl_s
+        if ttft_s is None or itl_s is None or decode is None or not decode.ready:
+            return False
+        router, now_s = self.routers[request.router_id], self.agenda.now_s
+        cost = decode.profile.prefill
+        request_s = cost.seconds(num_uncached=request.num_tokens, num_tokens=request.num_tokens)
+        plan = router.plan(decode, request_s, now_s)
+        reading_s = router.reading_s.setdefault(plan.replica_id, {})
+        engine = decode.by_id[plan.replica_id].engine
+        local = plan_local_prefill(
+            DecodeReader(
+                base_s=decode.profile.overhead_s + decode.profile.decode[0].cost.base_s,
+                answers_s=plan.wait_s,
+                reading_s=sum(reading_s.values()),
+                request_s=request_s,
+                kv_usage_fraction=engine.kv_usage_fraction,
+                has_room=not engine.waiting,
+                is_cached=False,
+            ),
+            prefill_s=prefill_s,
+            handover_s=self.spec.handover_s + decode.profile.transfer_s(request.num_tokens),
+            ttft_s=ttft_s,
+            itl_s=itl_s,
+        )
+        if local is None:
+            return False
+        reading_s[request.request_id] = request_s
+        request.phase = RequestPhase.DECODING
+        request.step_limit_s, request.latest_start_ms = local.step_limit_s, None
+        request.hands_over = False
+        self.num_decoding += 1
+        self.num_read_in_decode += 1
+        share_s = self._share_s(request) + request_s / EXPECTED_OUTPUT_TOKENS
+        replica = router.enter(decode, plan, request, share_s, now_s)
+        replica.engine.submit(request)
+        return True
 
     def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
         """The request's prompt is to be read there."""
@@ -163,8 +213,12 @@ class Fleet:
             else:
                 request.phase = RequestPhase.DECODING
                 self.num_decoding += 1
-        elif not request.num_left:  # computed anew where it had been preempted
-            self.finished(engine, request)
+        else:  # read by decode, or computed anew where it had been preempted
+            assert self.decode is not None
+            reader = self.decode.by_engine[id(engine)].replica_id
+            self.routers[request.router_id].reading_s.get(reader, {}).pop(request.request_id, None)
+            if not request.num_left:
+                self.finished(engine, request)
 
     def _to_decode(self, request: SimRequest) -> None:
         assert self.decode is not None
@@ -176,9 +230,8 @@ class Fleet:
         request.hands_over = False
         request.latest_start_ms = None  # decode takes requests as they come
         self.num_decoding += 1
-        share_s = self.decode.profile.decode[0].cost.share_s(num_context_tokens=request.num_tokens)
         router = self.routers[request.router_id]
-        replica = router.pick(self.decode, request, share_s, self.agenda.now_s)
+        replica = router.pick(self.decode, request, self._share_s(request), self.agenda.now_s)
         replica.engine.submit(request)
 
     def pulled(self, engine: Engine, request: SimRequest) -> None:
@@ -207,6 +260,12 @@ class Fleet:
             source.engine.release(request.num_computed)
             self.prefill.drained(source)
 
+    def _share_s(self, request: SimRequest) -> float:
+        """What it adds to each decode step."""
+        assert self.decode is not None
+        cost = self.decode.profile.decode[0].cost
+        return cost.share_s(num_context_tokens=request.num_tokens)
+
     def _prefill_s(self, request: SimRequest) -> float:
         num_tokens = request.num_tokens
         return self.spec.prefill.prefill.seconds(
@@ -224,7 +283,7 @@ class Fleet:
             router.ledgers[pool.name].insert(replica.replica_id, self.agenda.now_s)
         self._report(pool, replica)
         held = self._held[pool.name]
-        submit = self._to_prefill if pool is self.prefill else self._to_decode
+        submit = self._route if pool is self.prefill else self._to_decode
         while held:
             submit(held.popleft())
 

@@ -38,6 +38,8 @@ class SimRequest:
     ended_s: float | None = None
     num_moves: int = 0
     num_preempted: int = 0
+    step_limit_s: float | None = None
+    """Of a step that reads a piece of its prompt beside answers; None for any length."""
     latest_start_ms: int | None = None
     """By which engines order prompts; None where they take them as they come."""
     work_s: float = 0.0

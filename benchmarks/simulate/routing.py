@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from benchmarks.simulate.pools import SimPool, SimReplica
 from benchmarks.simulate.requests import SimRequest
 from router.ledger import Ledger
-from router.policies import POLICIES
+from router.policies import POLICIES, RoutePlan
 
 
 class SimRouter:
@@ -24,6 +24,8 @@ class SimRouter:
         }
         self.sent_s: dict[str, float] = {}
         """Outstanding work by replica."""
+        self.reading_s: dict[str, dict[int, float]] = {}
+        """By decode replica, the prompts that it reads itself."""
         self._policy = POLICIES[policy]
         self._rng = random.Random(f"{seed}/{router_id}")
 
@@ -37,10 +39,26 @@ class SimRouter:
         deadline_s: float | None = None,
     ) -> SimReplica:
         """Picks a ready replica, of which there must be one, and enters the work."""
-        ledger = self.ledgers[pool.name]
-        plan = self._policy(ledger.snapshot(now_s, request_s=work_s), self._rng)
+        plan = self.plan(pool, work_s, now_s)
+        return self.enter(pool, plan, request, work_s, now_s, deadline_s=deadline_s)
+
+    def plan(self, pool: SimPool, work_s: float, now_s: float) -> RoutePlan:
+        """The replica for a request; at least one must be ready."""
+        return self._policy(self.ledgers[pool.name].snapshot(now_s, request_s=work_s), self._rng)
+
+    def enter(
+        self,
+        pool: SimPool,
+        plan: RoutePlan,
+        request: SimRequest,
+        work_s: float,
+        now_s: float,
+        *,
+        deadline_s: float | None = None,
+    ) -> SimReplica:
+        """Enters the work of a request that goes where the plan says."""
         request.work_s = work_s
-        ledger.add(
+        self.ledgers[pool.name].add(
             plan.replica_id,
             str(request.request_id),
             work_s,
@@ -60,6 +78,7 @@ class SimRouter:
         """The replica is gone."""
         self.ledgers[pool.name].remove(replica.replica_id)
         self.sent_s.pop(replica.replica_id, None)
+        self.reading_s.pop(replica.replica_id, None)
 
 
 def report_load(

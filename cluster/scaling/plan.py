@@ -9,7 +9,9 @@ from cluster.scaling.memory import (
     correct,
     is_missed,
     measured,
+    most_needed,
     note_forecast,
+    note_need,
     remember,
 )
 from cluster.scaling.need import Need
@@ -26,6 +28,11 @@ from cluster.scaling.snapshot import (
     ScaleSnapshot,
     ScaleState,
 )
+from engine.lateness import PUT_BACK_S
+
+PATIENCE = 10.0
+"""Times `down_delay_s` for which no more than so many replicas were needed: then they are enough
+without a margin, which is for a need that moves."""
 
 HELD_BY_REPORTS = "no router has reported"
 HELD_BY_BUDGET = "gpu_budget"
@@ -46,7 +53,7 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
     is_idle = _is_idle(snapshot, settings, state)
     has_report = snapshot.traffic is not None
     pools = _pools(snapshot, settings, state)
-    wishes = [_wish(pool, is_idle=is_idle) for pool in pools]
+    wishes = [_wish(pool, settings, now_s, is_idle=is_idle) for pool in pools]
     timed = [
         _in_time(pool, wish, now_s, settings, has_report=has_report)
         for pool, wish in zip(pools, wishes, strict=True)
@@ -91,6 +98,8 @@ class _Pool:
     limits: PoolLimits
     memory: PoolMemory
     attained: Attainment
+    echo_s: float = 0.0
+    """For how long requests that came while it had too little are measured after that."""
 
     @property
     def current(self) -> int:
@@ -111,6 +120,7 @@ def _pools(
             limits=settings.prefill,
             memory=state.prefill,
             attained=measured(state.history, "ttft"),
+            echo_s=PUT_BACK_S,
         ),
         _Pool(
             need=size_decode(snapshot, settings, state, prefill_need=prefill_need),
@@ -140,7 +150,7 @@ def _is_idle(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState
     return snapshot.now_s - state.last_arrival_s >= settings.idle_s
 
 
-def _wish(pool: _Pool, *, is_idle: bool) -> _Wish:
+def _wish(pool: _Pool, settings: ScaleSettings, now_s: float, *, is_idle: bool) -> _Wish:
     limits = pool.limits
     if limits.min_replicas == limits.max_replicas:
         fixed = limits.max_replicas
@@ -152,6 +162,9 @@ def _wish(pool: _Pool, *, is_idle: bool) -> _Wish:
         return _Wish(needed=0, grow_to=least, shrink_to=least, reason="no requests")
     needed = max(1, pool.need.replicas)
     enough = max(needed, pool.need.enough)
+    patience_s = PATIENCE * settings.down_delay_s
+    if (most := most_needed(pool.memory, now_s, for_s=patience_s)) is not None:
+        enough = max(needed, min(enough, most))
 
     def bounded(replicas: int) -> int:
         return min(limits.max_replicas, max(limits.min_replicas, replicas))
@@ -235,8 +248,14 @@ def _learned(
         is_steady=since_s is not None and now_s - since_s > CORRECTION_WINDOW_S,
         is_ample=pool.need.is_ample,
     )
-    return note_forecast(
+    memory = note_need(
         replace(memory, correction=correction, steady_since_s=since_s),
+        wish.needed,
+        now_s,
+        keep_s=PATIENCE * settings.down_delay_s,
+    )
+    return note_forecast(
+        memory,
         pool.need.forecast,
         now_s,
         keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),
@@ -253,7 +272,7 @@ def _steady_since_s(pool: _Pool, wish: _Wish, now_s: float) -> float | None:
     if not is_steady:
         return None
     since_s = pool.memory.steady_since_s
-    return now_s if since_s is None else since_s
+    return now_s + pool.echo_s if since_s is None else since_s
 
 
 def _is_catching_up(memory: PoolMemory, now_s: float) -> bool:

@@ -210,8 +210,8 @@ def _tokens_under_way(
     """Tokens that answers have at least, where replicas have been full of them for a while; else 0.
 
     Only answers that have ended tell their length, so longer ones are heard of late. Meanwhile
-    replicas that are as many as before, and full, have written so many tokens, for no more answers
-    than have ended and are under way.
+    replicas that are as many as before, and full, have written tokens at every step, for no more
+    answers than have ended or are in the batch.
     """
     recent = latest(state.history, RECENT_S)
     duration_s = sum(each.duration_s for each in recent)
@@ -221,11 +221,12 @@ def _tokens_under_way(
     num_ended = sum(each.num_ended for each in recent)
     num_now = snapshot.load.num_decoding
     num_before = num_now + num_ended - sum(each.num_arrivals for each in recent)
-    full = snapshot.decode.num_ready * model.max_batch
-    if not full or min(num_now, num_before) < full:
+    num_ready = snapshot.decode.num_ready
+    if not num_ready or min(num_now, num_before) < num_ready * model.max_batch:
         return 0.0
-    num_steps = duration_s / model.step_s(model.max_batch)
-    return full * num_steps / (num_ended + full)
+    batch = min(num_now / num_ready, snapshot.engines.max_batch)
+    num_written = num_ready * batch * duration_s / model.step_s(batch)
+    return num_written / (num_ended + num_ready * batch)
 
 
 def _late_answers(

@@ -6,7 +6,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
 
-from router.handoff import LocalPrefill, Route, plan_handoff, plan_local_prefill
+from router.handoff import Route, plan_handoff
 
 GRAMMAR = StructuredOutputsParams(choice=["yes", "no"])
 REPETITION = RepetitionDetectionParams(max_pattern_size=4, min_pattern_size=1, min_count=3)
@@ -71,29 +71,3 @@ def test_route_of_what_is_left(
 def test_without_prefill_decode_does_it_all(max_tokens: int) -> None:
     plan = plan_handoff(SamplingParams(max_tokens=max_tokens), has_prefill=False)
     assert plan.route is Route.DECODE_ONLY
-
-
-def local(*, wait_s: float = 0.01, step_s: float = 0.02, **other: bool) -> LocalPrefill:
-    return LocalPrefill(
-        wait_s=wait_s, step_s=step_s, **{"has_room": True, "is_cached": False, **other}
-    )
-
-
-@pytest.mark.parametrize(
-    ("of", "prefill_s", "reason"),
-    [
-        pytest.param(local(), 0.025, "short_prompt", id="sooner-than-prefill-and-handover"),
-        pytest.param(local(is_cached=True), 0.025, "cached_in_decode", id="cached"),
-        pytest.param(local(), 0.015, None, id="prefill-is-sooner"),
-        pytest.param(local(wait_s=0.2), 0.025, None, id="decode-is-slow"),
-        pytest.param(local(step_s=0.06), 9.0, None, id="others-would-wait-too-long"),
-        pytest.param(local(step_s=0.05), 9.0, "short_prompt", id="others-wait-just-so-long"),
-        pytest.param(local(has_room=False), 9.0, None, id="decode-is-full"),
-    ],
-)
-def test_decode_reads_a_prompt_itself(
-    of: LocalPrefill, prefill_s: float, reason: str | None
-) -> None:
-    plan = plan_local_prefill(of, prefill_s=prefill_s, handover_s=0.01, itl_s=0.05)
-    assert (plan and plan.reason) == reason
-    assert plan is None or plan.route is Route.DECODE_ONLY
