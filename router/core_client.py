@@ -187,7 +187,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                 self._refuse(state, admission.reason, too_many(admission))
                 return
         state.plan = placement.plan
-        self._metrics.routed(state, placement.reader)
+        self._metrics.routed(state, placement.reader, prefill_s=placement.prefill_s)
         note_route(state.note, f"{state.plan.route.name.lower()};reason={state.plan.reason}")
         self._in_engines.pop(state.engine_request_id, None)
         state.attempt += 1

@@ -13,7 +13,7 @@ STEP_SHARE = 0.7
 """Of the ITL target that a step with a piece of a prompt may take. Answers that are slower for a
 while must still meet the target on average, and a short one has little to make up its handover."""
 
-KV_SHARE = 0.3
+KV_SHARE = 0.4
 """Of the KV cache that answers may come to hold: as much longer as steps take, so many more are
 there at once. The rest is for what a prefill pool that is catching up hands over."""
 
@@ -69,6 +69,11 @@ class LocalPlan:
     """Until the first token, as predicted."""
     step_limit_s: float | None = None
     """In pieces: how long a step may take that reads one beside answers. None for all at once."""
+
+    @property
+    def relieves_prefill(self) -> bool:
+        """Whether prefill would read it if that pool were larger: scaling must hear of it."""
+        return self.step_limit_s is not None
 
 
 def plan_local_prefill(

@@ -84,10 +84,14 @@ class RouterMetrics:
         """How long decode took lately from prefill's first token to its own."""
         return self._mean_handover_s
 
-    def routed(self, state: RequestState, reader: RoutePlan) -> None:
-        """A request is on its way to the replica that reads its prompt."""
+    def routed(self, state: RequestState, reader: RoutePlan, *, prefill_s: float) -> None:
+        """A request is on its way to the replica that reads its prompt.
+
+        Args:
+            prefill_s: engine seconds that it asks of the prefill pool.
+        """
         if state.attempt == 0:
-            self._traffic.arrived(prefill_s=reader.request_s, num_tokens=state.num_tokens)
+            self._traffic.arrived(prefill_s=prefill_s, num_tokens=state.num_tokens)
         self._routes.labels(state.plan.route.name.lower(), state.plan.reason).inc()
         pool = "decode" if state.plan.route is Route.DECODE_ONLY else "prefill"
         self._picks.labels(pool, reader.reason).inc()

@@ -24,6 +24,8 @@ class Placement:
     """The replica that reads the prompt: of prefill, or of decode where decode does it all."""
     ttft_s: float
     """Until its first token, as predicted."""
+    prefill_s: float
+    """Predicted engine seconds that it asks of the prefill pool, or would if that had room."""
     step_limit_s: float | None = None
     """Where decode reads the prompt in pieces: how long a step may take that reads one."""
 
@@ -59,7 +61,7 @@ class Placer:
             chain = state.blocks(self._decode.block_size)
             reader = self._decode.plan_prefill(chain, num_tokens)
             ttft_s = self._decode_reader(reader).one_step_ttft_s
-            return Placement(plan=plan, reader=reader, ttft_s=ttft_s)
+            return Placement(plan=plan, reader=reader, ttft_s=ttft_s, prefill_s=reader.request_s)
         chain = state.blocks(self._prefill.block_size)
         reader = self._prefill.plan_prefill(chain, num_tokens)
         if self._targets.local_prefill and plan.route is not Route.PREFILL_ONLY:
@@ -76,9 +78,12 @@ class Placer:
                     plan=HandoffPlan(route=Route.DECODE_ONLY, reason=local.reason),
                     reader=own_reader,
                     ttft_s=local.ttft_s,
+                    prefill_s=reader.request_s if local.relieves_prefill else 0.0,
                     step_limit_s=local.step_limit_s,
                 )
-        return Placement(plan=plan, reader=reader, ttft_s=reader.finish_s)
+        return Placement(
+            plan=plan, reader=reader, ttft_s=reader.finish_s, prefill_s=reader.request_s
+        )
 
     def admission(self, state: RequestState, placement: Placement) -> AdmissionPlan:
         """Whether a new request is taken, now that its way is known."""

@@ -30,7 +30,8 @@ class Counters:
 
     arrivals: int = 0
     arrived_prefill_s: float = 0.0
-    """Predicted engine seconds of their prompts, cached prefixes taken off."""
+    """Predicted engine seconds of their prompts, cached prefixes taken off; none of those that
+    decode reads by choice."""
     arrived_prefill_squared_s2: float = 0.0
     prompt_tokens: int = 0
     ended: int = 0
@@ -56,7 +57,7 @@ class TrafficMeter:
         self._say_unreachable(predict_best(prefill, decode), "predicted")
 
     def arrived(self, *, prefill_s: float, num_tokens: int) -> None:
-        """A request was routed for the first time; `prefill_s` is predicted for its prompt."""
+        """A request was routed for the first time; `prefill_s` is what it asks of prefill."""
         counters = self._counters
         counters.arrivals += 1
         counters.arrived_prefill_s += prefill_s

@@ -19,7 +19,7 @@ from benchmarks.simulate.requests import Arrival, SimRequest
 from benchmarks.simulate.routing import SimRouter, report_load
 from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.lanes import latest_start_ms
-from router.local_prefill import DecodeReader, plan_local_prefill
+from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
 
 EXPECTED_OUTPUT_TOKENS = 128.0
@@ -137,7 +137,11 @@ class Fleet:
         router, now_s = self.routers[request.router_id], self.agenda.now_s
         work_s = self._prefill_s(request)
         plan = router.plan(self.prefill, work_s, now_s)
-        if self.decode is not None and self._read_in_decode(request, plan.finish_s):
+        local = self._read_in_decode(request, plan.finish_s)
+        if not request.num_moves:
+            asks_prefill = local is None or local.relieves_prefill
+            self.history.prefill_s.add(now_s, work_s if asks_prefill else 0.0)
+        if local is not None:
             return
         request.latest_start_ms = due_s = None
         if self.spec.ttft_s is not None:
@@ -148,11 +152,11 @@ class Fleet:
         replica = router.enter(self.prefill, plan, request, work_s, now_s, deadline_s=due_s)
         self.send_to_prefill(request, replica)
 
-    def _read_in_decode(self, request: SimRequest, prefill_s: float) -> bool:
+    def _read_in_decode(self, request: SimRequest, prefill_s: float) -> LocalPlan | None:
         """Has decode read the prompt where that is better, as production's routers do."""
         decode, ttft_s, itl_s = self.decode, self.spec.ttft_s, self.spec.itl_s
         if ttft_s is None or itl_s is None or decode is None or not decode.ready:
-            return False
+            return None
         router, now_s = self.routers[request.router_id], self.agenda.now_s
         cost = decode.profile.prefill
         request_s = cost.seconds(num_uncached=request.num_tokens, num_tokens=request.num_tokens)
@@ -175,7 +179,7 @@ class Fleet:
             itl_s=itl_s,
         )
         if local is None:
-            return False
+            return None
         reading_s[request.request_id] = request_s
         request.phase = RequestPhase.DECODING
         request.step_limit_s, request.latest_start_ms = local.step_limit_s, None
@@ -185,7 +189,7 @@ class Fleet:
         share_s = self._share_s(request) + request_s / EXPECTED_OUTPUT_TOKENS
         replica = router.enter(decode, plan, request, share_s, now_s)
         replica.engine.submit(request)
-        return True
+        return local
 
     def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
         """The request's prompt is to be read there."""

@@ -70,7 +70,6 @@ class OurAutoscaler:
         self.period_s = period_s
         self.last_plan: ScalePlan | None = None
         self._slo = slo
-        self._cost = spec.prefill.prefill
         self._settings = ScaleSettings(
             targets=Targets(ttft_s=slo.ttft_s, itl_s=slo.itl_s, share=SHARE),
             prefill=PoolLimits(
@@ -91,6 +90,7 @@ class OurAutoscaler:
         self._state = ScaleState()
         self._since_s = 0.0
         self._arrivals = _Reader(lambda seen: seen.history.prompt_tokens)
+        self._prompts = _Reader(lambda seen: seen.history.prefill_s)
         self._ends = _Reader(lambda seen: seen.history.output_tokens)
         self._ttfts = _Reader(lambda seen: seen.history.ttfts_s)
         self._tpots = _Reader(lambda seen: seen.history.tpots_s)
@@ -122,12 +122,11 @@ class OurAutoscaler:
             return buckets[min(max(int((time_s - self._since_s) / width_s), 0), num_buckets - 1)]
 
         for time_s, tokens in self._arrivals.new(seen):
-            bucket, num_tokens = of(time_s), int(tokens)
-            work_s = self._cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
-            bucket.num_arrivals += 1
-            bucket.num_prompt_tokens += num_tokens
-            bucket.prefill_s += work_s
-            bucket.prefill_squared_s2 += work_s**2
+            of(time_s).num_arrivals += 1
+            of(time_s).num_prompt_tokens += int(tokens)
+        for time_s, work_s in self._prompts.new(seen):
+            of(time_s).prefill_s += work_s
+            of(time_s).prefill_squared_s2 += work_s**2
         for time_s, tokens in self._ends.new(seen):
             of(time_s).num_ended += 1
             of(time_s).num_output_tokens += int(tokens)
