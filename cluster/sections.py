@@ -137,8 +137,9 @@ class RouterConfig(Section):
     local_prefill: Literal["auto", "never"] = Field(
         default="auto",
         description="Whether decode may read a prompt itself: `auto` where its second token is "
-        "predicted to come sooner that way and decode's step stays within `slo.itl_s`. `never`, as "
-        "in the demo, has prefill read all that it can.",
+        "predicted to come sooner that way and decode's step stays within `slo.itl_s`, or, in "
+        "pieces, where prefill would be late. `never`, as in the demo, has prefill read all that "
+        "it can.",
     )
     admission: Literal["queue", "refuse"] = Field(
         default="queue",
@@ -205,7 +206,7 @@ class SloConfig(Section):
         default=90.0,
         gt=0,
         lt=100,
-        description="Share of requests, in percent, that must meet both.",
+        description="Share of requests, in percent, that must meet each of the two.",
     )
 
 

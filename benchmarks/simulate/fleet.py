@@ -143,7 +143,7 @@ class Fleet:
             self.history.prefill_s.add(now_s, work_s if asks_prefill else 0.0)
         if local is not None:
             return
-        request.latest_start_ms = due_s = None
+        request.latest_start_ms = request.step_limit_s = due_s = None
         if self.spec.ttft_s is not None:
             request.latest_start_ms = latest_start_ms(
                 arrival_s=request.arrival.arrival_s, prefill_s=work_s, ttft_s=self.spec.ttft_s

@@ -1,7 +1,7 @@
 """What is learned from one snapshot to the next: start times, answer lengths, corrections. Pure."""
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -79,19 +79,6 @@ def note_forecast(memory: PoolMemory, load: float, now_s: float, *, keep_s: floa
     """The memory with what was forecast now, without what is older than `keep_s`."""
     first = bisect_left(memory.forecasts, now_s - keep_s, key=lambda each: each[0])
     return replace(memory, forecasts=(*memory.forecasts[first:], (now_s, load)))
-
-
-def note_need(memory: PoolMemory, needed: int, now_s: float, *, keep_s: float) -> PoolMemory:
-    """The memory with what was needed now; of what is older than `keep_s`, the latest."""
-    first = bisect_right(memory.needs, now_s - keep_s, key=lambda each: each[0])
-    return replace(memory, needs=(*memory.needs[max(0, first - 1) :], (now_s, needed)))
-
-
-def most_needed(memory: PoolMemory, now_s: float, *, for_s: float) -> int | None:
-    """The most that was needed in the last `for_s`; None where they are not over."""
-    if not memory.needs or memory.needs[0][0] > now_s - for_s:
-        return None
-    return max(needed for _, needed in memory.needs)
 
 
 def measured(history: Sequence[Traffic], target: Literal["ttft", "itl"]) -> Attainment:

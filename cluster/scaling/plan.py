@@ -9,9 +9,7 @@ from cluster.scaling.memory import (
     correct,
     is_missed,
     measured,
-    most_needed,
     note_forecast,
-    note_need,
     remember,
 )
 from cluster.scaling.need import Need
@@ -29,10 +27,6 @@ from cluster.scaling.snapshot import (
     ScaleState,
 )
 from engine.lateness import PUT_BACK_S
-
-PATIENCE = 10.0
-"""Times `down_delay_s` for which no more than so many replicas were needed: then they are enough
-without a margin, which is for a need that moves."""
 
 HELD_BY_REPORTS = "no router has reported"
 HELD_BY_BUDGET = "gpu_budget"
@@ -53,7 +47,7 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
     is_idle = _is_idle(snapshot, settings, state)
     has_report = snapshot.traffic is not None
     pools = _pools(snapshot, settings, state)
-    wishes = [_wish(pool, settings, now_s, is_idle=is_idle) for pool in pools]
+    wishes = [_wish(pool, is_idle=is_idle) for pool in pools]
     timed = [
         _in_time(pool, wish, now_s, settings, has_report=has_report)
         for pool, wish in zip(pools, wishes, strict=True)
@@ -150,7 +144,7 @@ def _is_idle(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState
     return snapshot.now_s - state.last_arrival_s >= settings.idle_s
 
 
-def _wish(pool: _Pool, settings: ScaleSettings, now_s: float, *, is_idle: bool) -> _Wish:
+def _wish(pool: _Pool, *, is_idle: bool) -> _Wish:
     limits = pool.limits
     if limits.min_replicas == limits.max_replicas:
         fixed = limits.max_replicas
@@ -162,9 +156,6 @@ def _wish(pool: _Pool, settings: ScaleSettings, now_s: float, *, is_idle: bool) 
         return _Wish(needed=0, grow_to=least, shrink_to=least, reason="no requests")
     needed = max(1, pool.need.replicas)
     enough = max(needed, pool.need.enough)
-    patience_s = PATIENCE * settings.down_delay_s
-    if (most := most_needed(pool.memory, now_s, for_s=patience_s)) is not None:
-        enough = max(needed, min(enough, most))
 
     def bounded(replicas: int) -> int:
         return min(limits.max_replicas, max(limits.min_replicas, replicas))
@@ -248,14 +239,8 @@ def _learned(
         is_steady=since_s is not None and now_s - since_s > CORRECTION_WINDOW_S,
         is_ample=pool.need.is_ample,
     )
-    memory = note_need(
-        replace(memory, correction=correction, steady_since_s=since_s),
-        wish.needed,
-        now_s,
-        keep_s=PATIENCE * settings.down_delay_s,
-    )
     return note_forecast(
-        memory,
+        replace(memory, correction=correction, steady_since_s=since_s),
         pool.need.forecast,
         now_s,
         keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),

@@ -157,8 +157,6 @@ class PoolMemory:
     """Of the last shrinking that was not regretted."""
     forecasts: tuple[tuple[float, float], ...] = ()
     """When a load was forecast for a start's time later, and which; oldest first."""
-    needs: tuple[tuple[float, int], ...] = ()
-    """How many replicas the traffic asked for, and when, oldest first."""
     down_factor: float = 1.0
     """On `down_delay_s`: grows with every shrinking that was regretted."""
 

@@ -484,3 +484,15 @@ def test_decode_is_ready_for_what_prefill_will_hand_over() -> None:
 
 def test_decode_is_not_made_ready_for_prefill_replicas_that_there_cannot_be() -> None:
     assert decode_target(4000.0, max_prefill=8) < decode_target(4000.0)
+
+
+def test_prompts_that_were_put_back_do_not_correct_the_prediction() -> None:
+    """What came in an overload gets its first tokens minutes after it, late."""
+    cluster = Cluster()
+    behind = Load(prefill_backlog_s=100.0)
+    for _ in range(10):
+        cluster.tick(second(30.0, met=0.0), second(30.0, met=0.0), load=behind)
+    echo = cluster.run(120.0, lambda: second(30.0, met=0.5))
+    assert echo.state.prefill.correction == 1.0
+    later = cluster.run(240.0, lambda: second(30.0, met=0.5))
+    assert later.state.prefill.correction > 1.0

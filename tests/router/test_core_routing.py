@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.metrics.stats import PrefillStats
 
+from engine.step_limit import STEP_LIMIT
 from engine.steps import StepSample
 from engine.wire import Kind, LoadReport, ReplicaFacts, StepOutputs
 from kvtransfer.peers import KVPeer
@@ -181,6 +182,29 @@ async def test_prompts_that_come_at_once_do_not_all_stall_decode() -> None:
         assert replica.reading_s == 0
     await cluster.core.add_request_async(prompt("next", 400, first=99))
     assert "next" in {*cluster.asked()["d0"], *cluster.asked()["d1"]}
+
+
+async def test_decode_reads_in_pieces_what_prefill_would_be_late_with(note: RouteNote) -> None:
+    limits = AdmissionLimits(ttft_s=1.0, itl_s=0.05)
+    cluster = Cluster(Targets(local_prefill=True, admission=limits))
+    for number in range(6):
+        await cluster.core.add_request_async(prompt(f"busy-{number}", 14_000, first=number))
+    asked = cluster.asked()
+    read_in_pieces = [each for replica in cluster.decode for each in end_of(replica).added()]
+    assert {*asked} == {"p0", "p1", "d0", "d1"}
+    for each in read_in_pieces:
+        assert each.sampling_params.extra_args[STEP_LIMIT] == pytest.approx(0.035)
+    assert note.routes[0] == "prefill_first;reason=default"
+    assert "decode_only;reason=prefill_saturated" in note.routes
+
+
+async def test_a_client_cannot_say_in_which_pieces_its_prompt_is_read() -> None:
+    cluster = Cluster(Targets())
+    request = prompt("r", 10)
+    request.sampling_params.extra_args = {STEP_LIMIT: 1e-9}
+    await cluster.core.add_request_async(request)
+    (asked,) = end_of(cluster.prefill[0]).added()
+    assert STEP_LIMIT not in asked.sampling_params.extra_args
 
 
 REFUSES = Targets(admission=AdmissionLimits(ttft_s=0.5, itl_s=0.05, refuses=True))

@@ -40,6 +40,48 @@ def test_every_request_ends_with_every_policy(policy: str, num_routers: int) -> 
     assert all(each.engine.kv_used == 0 for pool in fleet.pools for each in pool.replicas)
 
 
+BOTH_READ = replace(SPEC, ttft_s=0.5, itl_s=0.05)
+
+
+def num_late(fleet: Fleet) -> int:
+    return sum((each.ttft_s or 9.0) > 0.5 for each in fleet.requests)
+
+
+def test_decode_reads_what_prefill_would_be_late_with() -> None:
+    """Prompts of 4000 tokens, more than one prefill engine reads, on decode engines with time."""
+    workload = [Arrival(number * 0.09, 4000, 40) for number in range(200)]
+    alone = run_fixed(replace(BOTH_READ, itl_s=None), workload, num_prefill=1, num_decode=2)
+    both = run_fixed(BOTH_READ, workload, num_prefill=1, num_decode=2)
+    assert alone.num_read_in_decode == 0
+    assert both.num_read_in_decode > 20
+    assert num_late(both) < 0.7 * num_late(alone)
+    assert all((each.tpot_s or 9.0) <= 0.05 for each in both.requests)
+
+
+def test_decode_reads_no_long_prompt_that_prefill_is_in_time_with() -> None:
+    workload = [Arrival(number * 0.2, 4000, 40) for number in range(100)]
+    assert run_fixed(BOTH_READ, workload, num_prefill=1, num_decode=2).num_read_in_decode == 0
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+def test_a_fault_while_decode_reads_leaves_nothing_behind(pool: str) -> None:
+    fleet = Fleet(BOTH_READ)
+    for _ in range(2):
+        fleet.prefill.start(is_ready=True)
+        assert fleet.decode is not None
+        fleet.decode.start(is_ready=True)
+    workload = [Arrival(number * 0.04, 4000, 40) for number in range(300)]
+    feed(fleet, workload)
+    fleet.agenda.run_until(6.0)
+    assert fleet.num_read_in_decode > 0
+    fleet.fail(getattr(fleet, pool).ready[0])
+    fleet.agenda.run_until(600.0)
+    assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
+    assert fleet.num_ongoing == fleet.num_decoding == 0
+    assert all(each.engine.kv_used == 0 for each in fleet.decode.ready)
+    assert not any(reading for router in fleet.routers for reading in router.reading_s.values())
+
+
 def test_a_seed_is_a_run() -> None:
     spec = replace(SPEC, num_routers=4, policy="random")
     first = run_fixed(spec, made_workload(), num_prefill=3, num_decode=2)
