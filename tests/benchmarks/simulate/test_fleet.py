@@ -78,7 +78,7 @@ def test_a_fault_while_decode_reads_leaves_nothing_behind(pool: str) -> None:
     fleet.agenda.run_until(600.0)
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
     assert fleet.num_ongoing == fleet.num_decoding == 0
-    assert all(each.engine.kv_used == 0 for each in fleet.decode.ready)
+    assert all(each.engine.kv_used == 0 for pool in fleet.pools for each in pool.ready)
     assert not any(reading for router in fleet.routers for reading in router.reading_s.values())
 
 
