@@ -31,9 +31,20 @@ class Pieces:
         """Of the step that was scheduled last."""
         self._may_start = 0
         """How many more prompts with a limit that step may begin with, if it has a limit."""
+        self._with_limit: set[str] = set()
+        """Ids of requests that brought one: while there are none, steps cost nothing here."""
+
+    def add_request(self: Any, request: Request) -> None:
+        if _has_limit(request):
+            self._with_limit.add(request.request_id)
+        super().add_request(request)  # type: ignore[misc]
 
     def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        self._step_limit_s = self._strictest_limit_s() if self._holds_up_answers() else None
+        self._step_limit_s = None
+        if self._with_limit:
+            self._with_limit &= self.requests.keys()
+            if self._holds_up_answers():
+                self._step_limit_s = self._strictest_limit_s()
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
 
     def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:
