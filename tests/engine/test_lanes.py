@@ -232,6 +232,8 @@ async def test_a_long_prompt_is_read_in_pieces_while_answers_are_written(
         if sample and found["answer-0"]:
             steps.append(sample)
     await host.core.abort_requests_async([f"answer-{index}" for index in range(NUM_ANSWERS)])
+    # What they still wrote until then must not reach who asks the engine next.
+    await order_of_answers(host, request("after", SHORT, 5))
     assert found["long"] == tokens_of(expected)
     assert ended.index("short") < ended.index("long")
     reading = [each for each in steps if each.num_prefill_tokens > SHORT * NUM_ANSWERS]
