@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
-from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from engine.errors import ChannelClosed, ProtocolError
@@ -26,6 +25,7 @@ from engine.wire import (
     Rejection,
     ReplicaFacts,
     StepOutputs,
+    Taken,
     Warmed,
     pack_frame,
     prove,
@@ -101,7 +101,7 @@ class RouterRequests(Protocol):
 
     def facts(self) -> ReplicaFacts: ...
     def router_joined(self, router: "RouterEnd") -> None: ...
-    def add(self, router: "RouterEnd", request: EngineCoreRequest, work_s: float) -> None: ...
+    def add(self, router: "RouterEnd", add: AddRequest) -> None: ...
     def abort(self, router: "RouterEnd", request_ids: list[str]) -> None: ...
     def release(self, router: "RouterEnd", request_ids: list[str]) -> None: ...
     def warm_up(self, router: "RouterEnd", peer: KVPeer) -> None: ...
@@ -134,7 +134,7 @@ class RouterEnd(_Connection):
             self._greet(kind, buffers)
         elif kind == Kind.ADD:
             add: AddRequest = self._decode_add.decode(buffers)
-            self._owner.add(self, add.request, add.work_s)
+            self._owner.add(self, add)
         elif kind == Kind.ABORT:
             self._owner.abort(self, self._decode_ids.decode(buffers))
         elif kind == Kind.RELEASE:
@@ -170,6 +170,7 @@ class ReplicaOutputs(Protocol):
     """Who a router's end of the channel speaks to."""
 
     def step_received(self, step: StepOutputs) -> None: ...
+    def taken(self, taken: Taken) -> None: ...
     def rejected(self, rejection: Rejection) -> None: ...
     def warmed(self, warmed: Warmed) -> None: ...
     def replica_gone(self, reason: str) -> None: ...
@@ -189,6 +190,8 @@ class ReplicaEnd(_Connection):
     def frame_received(self, kind: Kind, buffers: Sequence[bytes]) -> None:
         if kind == Kind.STEP:
             self._owner.step_received(self._decode_step.decode(buffers))
+        elif kind == Kind.TAKEN:
+            self._owner.taken(MsgpackDecoder(Taken).decode(buffers))
         elif kind == Kind.REJECT:
             self._owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
         elif kind == Kind.WARMED:

@@ -20,11 +20,13 @@ from engine.channel import RouterEnd, listen
 from engine.host import EngineHost
 from engine.steps import StepSample, step_sample
 from engine.wire import (
+    AddRequest,
     Kind,
     LoadReport,
     Rejection,
     ReplicaFacts,
     StepOutputs,
+    Taken,
     Warmed,
 )
 from kvtransfer.peers import KVPeer, forget, warm_up
@@ -148,15 +150,18 @@ class EngineReplica:
         self._routers.add(router)
         router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
 
-    def add(self, router: RouterEnd, request: EngineCoreRequest, work_s: float) -> None:
+    def add(self, router: RouterEnd, add: AddRequest) -> None:
+        request = add.request
         if request.request_id in self._running:
             router.send(Kind.REJECT, Rejection(request.request_id, "this id is already running"))
             return
         if not self._running:
             self._load.since_s = time.monotonic()
-        self._running[request.request_id] = _Running(router, work_s)
-        self._load.work_s[router] += work_s
+        self._running[request.request_id] = _Running(router, add.work_s)
+        self._load.work_s[router] += add.work_s
         self._load_changed = True
+        if add.asks_load:
+            router.send(Kind.TAKEN, Taken(request.request_id, self._report_to(router)))
         self._send(self._add(router, request))
 
     async def _add(self, router: RouterEnd, request: EngineCoreRequest) -> None:
@@ -204,12 +209,15 @@ class EngineReplica:
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 
-    def _forget(self, request_id: str) -> bool:
+    def _forget(self, request_id: str, *, was_done: bool = False) -> bool:
+        oldest = next(iter(self._running), None)
         running = self._running.pop(request_id, None)
         if running is None:
             return False
         self._load.work_s[running.router] -= running.work_s
-        self._load.since_s = time.monotonic()
+        if was_done or request_id == oldest:
+            # One that leaves from behind says nothing of how far the oldest is.
+            self._load.since_s = time.monotonic()
         self._load_changed = True
         return True
 
@@ -238,7 +246,7 @@ class EngineReplica:
             by_router[running.router].append(output)
             self._hooks.output_sent(running.router, output)
             if output.finished:
-                self._forget(output.request_id)
+                self._forget(output.request_id, was_done=True)
         for router, outputs in by_router.items():
             router.send(Kind.STEP, StepOutputs(outputs, self._report_to(router)))
 

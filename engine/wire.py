@@ -25,7 +25,7 @@ from engine.errors import ProtocolError
 from engine.steps import StepSample
 from kvtransfer.peers import KVPeer
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_GREETING_BYTES = 4096
 """No frame before authentication may be longer."""
@@ -47,6 +47,7 @@ class Kind(enum.IntEnum):
     WARM_UP = 9  # KVPeer of a prefill engine, router to decode
     WARMED = 10  # Warmed, decode
     FORGET = 11  # list[str] of engine ids that are gone for good, router to decode
+    TAKEN = 12  # Taken, replica
 
 
 class Challenge(msgspec.Struct, frozen=True):
@@ -83,6 +84,8 @@ class AddRequest(msgspec.Struct, frozen=True):
     request: EngineCoreRequest
     work_s: float
     """Predicted seconds of engine time, as the sending router counts it in its own ledger."""
+    asks_load: bool = False
+    """Whether the router wants to know at once what else the replica has: see Taken."""
 
 
 class LoadReport(msgspec.Struct, frozen=True):
@@ -105,6 +108,13 @@ class StepOutputs(msgspec.Struct, frozen=True):
     """One engine step's outputs for one router. Empty when only the load is reported."""
 
     outputs: list[EngineCoreOutput]
+    load: LoadReport
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A request has arrived at its replica."""
+
+    request_id: str
     load: LoadReport
 
 

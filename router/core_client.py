@@ -26,11 +26,12 @@ from engine.wire import Rejection, StepOutputs
 from router.admission import too_many, unavailable
 from router.answers import NOTE, Refusal, note_route
 from router.arrivals import Arrivals
+from router.errors import NoReplica
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import RouterMetrics
 from router.phases import RequestPhase
-from router.placement import Placer
+from router.placement import Placement, Placer
 from router.policies import Policy, RoutePlan
 from router.pool import Pool, PoolEvents, Replica
 from router.recovery import Death, RecoveryLimits, plan_move
@@ -40,6 +41,7 @@ from router.request import (
     decode_request,
     prefill_request,
 )
+from router.second_look import MOST_LOOKS, looks_again, moves_on
 from router.settings import Targets
 from router.traffic import TrafficMeter
 from router.trial import Trial
@@ -72,11 +74,13 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         events = PoolEvents(
             joined=self._joined,
             stepped=self._stepped,
+            taken=self._taken,
             rejected=self._rejected,
             gone=self._gone,
         )
         self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
         self.decode = Pool("decode", policy, events, num_routers=num_routers)
+        self._looks_again = looks_again(policy, num_routers=num_routers)
         self._targets = targets or Targets()
         self._placer = Placer(
             self.prefill,
@@ -186,6 +190,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             if not admission.admits:
                 self._refuse(state, admission.reason, too_many(admission))
                 return
+        self._send(state, placement)
+
+    def _send(self, state: RequestState, placement: Placement) -> None:
+        """Sends a request where it is to go."""
         state.plan = placement.plan
         self._metrics.routed(state, placement.reader, prefill_s=placement.prefill_s)
         note_route(state.note, f"{state.plan.route.name.lower()};reason={state.plan.reason}")
@@ -215,9 +223,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         due_in_s = request.priority / 1000 + reader.request_s - time.time()
         state.prefill = self.prefill[reader.replica_id]
-        self._enter(state, RequestPhase.PREFILLING)
-        state.prefill.add(request, reader.request_s, due_in_s=due_in_s)
-        self.prefill.prefixes.add(reader.replica_id, state.chain)
+        if state.phase is not RequestPhase.PREFILLING:
+            self._enter(state, RequestPhase.PREFILLING)
+        asks_load = self._looks_again and state.num_looks < MOST_LOOKS
+        state.prefill.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
+        if not asks_load:
+            self.prefill.prefixes.add(reader.replica_id, state.chain)
 
     def _hand_over(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> None:
         work_s = self._placer.decode_share_s(state)
@@ -291,6 +302,34 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         return []
 
     # What the replicas say.
+
+    def _taken(self, replica: Replica, engine_request_id: str) -> None:
+        """A prefill replica has a prompt, and has just said what is ahead of it: look again."""
+        state = self._in_engines.get(engine_request_id)
+        if state is None or state.replica is not replica:
+            return
+        state.num_looks += 1
+        better = self._better(state, replica)
+        if better is None:
+            self.prefill.prefixes.add(replica.replica_id, state.chain)
+            return
+        self._metrics.called_back()
+        replica.abort(engine_request_id)
+        state.prefill = None
+        self._send(state, better)
+
+    def _better(self, state: RequestState, replica: Replica) -> Placement | None:
+        """A way that is worth leaving a prefill replica for, which has not begun yet."""
+        try:
+            placement = self._placer.place(state, state.plan)
+        except NoReplica:
+            return None
+        is_better = moves_on(
+            here_s=replica.work_s,
+            there_s=placement.ttft_s,
+            request_s=placement.reader.request_s,
+        )
+        return placement if is_better else None
 
     def _joined(self, replica: Replica) -> None:
         if replica.pool is not self.decode:

@@ -45,7 +45,10 @@ class RouterMetrics:
         queue = histogram("pdserve_queue_seconds", "Waiting in an engine's queue.", ("pool",))
         self._queue = {pool: queue.labels(pool).observe for pool in ("prefill", "decode")}
         self._routes = Counter(
-            "pdserve_routes", "Requests by route and why.", ("route", "reason"), registry=registry
+            "pdserve_routes",
+            "Ways of requests, by route and why.",
+            ("route", "reason"),
+            registry=registry,
         )
         self._picks = Counter(
             "pdserve_picks",
@@ -53,6 +56,11 @@ class RouterMetrics:
             ("pool", "reason"),
             registry=registry,
         )
+        self.called_back = Counter(
+            "pdserve_called_back",
+            "Prompts that left a replica as others had sent more there than was known.",
+            registry=registry,
+        ).inc
         self._refused = Counter(
             "pdserve_refused", "Requests that were not taken, and why.", ("reason",),
             registry=registry,

@@ -23,6 +23,7 @@ from engine.wire import (
     Rejection,
     ReplicaFacts,
     StepOutputs,
+    Taken,
     Warmed,
 )
 from kvtransfer.peers import KVPeer
@@ -41,6 +42,7 @@ class PoolEvents:
 
     joined: Callable[["Replica"], None]
     stepped: Callable[["Replica", StepOutputs], None]
+    taken: Callable[["Replica", str], None]
     rejected: Callable[["Replica", Rejection], None]
     gone: Callable[["Replica", str], None]
 
@@ -83,9 +85,17 @@ class Replica:
         self.pool.leaving_changed(self)
 
     def add(
-        self, request: EngineCoreRequest, work_s: float, *, due_in_s: float | None = None
+        self,
+        request: EngineCoreRequest,
+        work_s: float,
+        *,
+        due_in_s: float | None = None,
+        asks_load: bool = False,
     ) -> None:
-        """Sends a request, which gives way to others after `due_in_s`."""
+        """Sends a request, which gives way to others after `due_in_s`.
+
+        `asks_load`: the replica says at once what else it has (`PoolEvents.taken`).
+        """
         assert self.end is not None
         now_s = time.monotonic()
         self.pool.ledger.add(
@@ -95,7 +105,7 @@ class Replica:
             now_s=now_s,
             deadline_s=None if due_in_s is None else now_s + due_in_s,
         )
-        self.end.send(Kind.ADD, AddRequest(request, work_s))
+        self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load))
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
@@ -126,13 +136,23 @@ class Replica:
     # What the channel says (engine.channel.ReplicaOutputs).
 
     def step_received(self, step: StepOutputs) -> None:
-        before, self.load = self.load, step.load
-        self.heard_s = time.monotonic()
-        if before.leaves_because != self.load.leaves_because:
-            self.pool.leaving_changed(self)
+        before = self._hear(step.load)
         self.pool.events.stepped(self, step)
         # After its outputs were seen: those that ended are off the ledger by now.
         self.pool.observe(self, before)
+
+    def taken(self, taken: Taken) -> None:
+        before = self._hear(taken.load)
+        self.pool.observe(self, before)
+        self.pool.events.taken(self, taken.request_id)
+
+    def _hear(self, load: LoadReport) -> LoadReport:
+        """Takes in a report; returns the one before it."""
+        before, self.load = self.load, load
+        self.heard_s = time.monotonic()
+        if before.leaves_because != load.leaves_because:
+            self.pool.leaving_changed(self)
+        return before
 
     def rejected(self, rejection: Rejection) -> None:
         self.settle(rejection.request_id, was_done=False)

@@ -53,6 +53,8 @@ class RequestState:
     first_token_s: float | None = None
     last_token_s: float | None = None
     attempt: int = 0
+    num_looks: int = 0
+    """Answers of replicas on which it could have moved on: see router.second_look."""
     num_moves: int = 0
     death: Death | None = None
     """The last one of an engine with it."""

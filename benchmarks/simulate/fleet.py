@@ -21,6 +21,8 @@ from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.lanes import latest_start_ms
 from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
+from router.policies import RoutePlan
+from router.second_look import MOST_LOOKS, moves_on
 
 EXPECTED_OUTPUT_TOKENS = 128.0
 """Of an answer, over which a router spreads a prompt that decode reads."""
@@ -136,7 +138,7 @@ class Fleet:
             return
         router, now_s = self.routers[request.router_id], self.agenda.now_s
         work_s = self._prefill_s(request)
-        plan = router.plan(self.prefill, work_s, now_s)
+        plan = self._look_again(router, router.plan(self.prefill, work_s, now_s), work_s)
         local = self._read_in_decode(request, plan.finish_s)
         if not request.num_moves:
             asks_prefill = local is None or local.relieves_prefill
@@ -151,6 +153,20 @@ class Fleet:
             due_s = request.latest_start_ms / 1000 + work_s
         replica = router.enter(self.prefill, plan, request, work_s, now_s, deadline_s=due_s)
         self.send_to_prefill(request, replica)
+
+    def _look_again(self, router: SimRouter, plan: RoutePlan, work_s: float) -> RoutePlan:
+        """Where a prompt goes once replicas have said what they have, as in production but for the
+        round trip that each answer takes."""
+        now_s, ledger = self.agenda.now_s, router.ledgers[self.prefill.name]
+        for _ in range(MOST_LOOKS if router.looks_again else 0):
+            replica = self.prefill.by_id[plan.replica_id]
+            report_load(self.routers, router, self.prefill, replica, now_s)
+            here_s = ledger.work_s(plan.replica_id) + work_s
+            better = router.plan(self.prefill, work_s, now_s)
+            if not moves_on(here_s=here_s, there_s=better.finish_s, request_s=work_s):
+                break
+            plan = better
+        return plan
 
     def _read_in_decode(self, request: SimRequest, prefill_s: float) -> LocalPlan | None:
         """Has decode read the prompt where that is better, as production's routers do."""

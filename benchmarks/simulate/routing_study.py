@@ -1,7 +1,7 @@
 """What routers lose by knowing little of each other: mean TTFT against one that knows everything.
 
 16 prefill replicas at load 0.85 with uneven prompts; k routers hear from replicas and from nobody
-else, as often as `REPORTS` say. The omniscient router sees every engine's true remaining work at
+else, as often as `REPORTS` say, and whenever they have sent a prompt (`router.second_look`). The omniscient router sees every engine's true remaining work at
 every request. How much old reports cost depends on how many prompts a replica reads meanwhile:
 hence engines of two speeds.
 """
@@ -41,8 +41,8 @@ OURS = Reports(
 )
 """`LOAD_INTERVAL_S` in engine.replica, which a simulation without vLLM cannot import."""
 OLD = Reports(text="every 5 s, with first tokens", period_s=5.0, with_first_tokens=True)
-STRICT = Reports(text="strict: every 5 s, nothing else", period_s=5.0, with_first_tokens=False)
-REPORTS = (OURS, OLD, STRICT)
+SELDOM = Reports(text="every 5 s, without first tokens", period_s=5.0, with_first_tokens=False)
+REPORTS = (OURS, OLD, SELDOM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from servers import DECODE, PREFILL, Server
 
 from engine.channel import connect
 from engine.errors import ChannelClosed, ProtocolError
-from engine.wire import FrameReader, Kind, Rejection, StepOutputs, Warmed
+from engine.wire import FrameReader, Kind, Rejection, StepOutputs, Taken, Warmed
 
 GREETING_S = 1.0
 
@@ -18,6 +18,9 @@ class Intruder:
 
     def step_received(self, step: StepOutputs) -> None:
         raise AssertionError(step)
+
+    def taken(self, taken: Taken) -> None:
+        raise AssertionError(taken)
 
     def rejected(self, rejection: Rejection) -> None:
         raise AssertionError(rejection)

@@ -21,6 +21,7 @@ from engine.wire import (
     Rejection,
     ReplicaFacts,
     StepOutputs,
+    Taken,
     Warmed,
     pack_frame,
 )
@@ -55,8 +56,8 @@ class FakeReplica:
     def facts(self) -> ReplicaFacts:
         return FACTS
 
-    def add(self, router: RouterEnd, request: EngineCoreRequest, work_s: float) -> None:
-        self.added.append(AddRequest(request, work_s))
+    def add(self, router: RouterEnd, add: AddRequest) -> None:
+        self.added.append(add)
         self.routers.append(router)
         self.changed.set()
 
@@ -77,6 +78,7 @@ class FakeRouter:
     """Records what a replica sends."""
 
     steps: list[StepOutputs] = field(default_factory=list)
+    answers: list[Taken] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,6 +89,10 @@ class FakeRouter:
 
     def warmed(self, warmed: Warmed) -> None:
         pass
+
+    def taken(self, taken: Taken) -> None:
+        self.answers.append(taken)
+        self.changed.set()
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.append(rejection)
@@ -138,13 +144,13 @@ async def let_in(port: int, router: FakeRouter, secret: str = "s") -> ReplicaEnd
 async def test_messages_arrive_on_both_sides(listening: Listen) -> None:
     replica, router = FakeReplica(), FakeRouter()
     end = await let_in(await listening(replica), router)
-    end.send(Kind.ADD, AddRequest(request(), 1.5))
+    end.send(Kind.ADD, AddRequest(request(), 1.5, asks_load=True))
     await asyncio.wait_for(replica.changed.wait(), 5)
     (added,) = replica.added
     assert added.request.prompt_token_ids == [1, 2, 3]
     assert added.request.sampling_params is not None
     assert added.request.sampling_params.extra_args == {"a": 1}
-    assert added.work_s == 1.5
+    assert (added.work_s, added.asks_load) == (1.5, True)
     output = EngineCoreOutput("r", [7], kv_transfer_params={"remote_block_ids": [[1]]})
     replica.routers[0].send(Kind.STEP, StepOutputs([output], LoadReport(others_work_s=2.0)))
     await asyncio.wait_for(router.changed.wait(), 5)
@@ -152,6 +158,10 @@ async def test_messages_arrive_on_both_sides(listening: Listen) -> None:
     assert step.outputs[0].new_token_ids == [7]
     assert step.outputs[0].kv_transfer_params == {"remote_block_ids": [[1]]}
     assert step.load.others_work_s == 2.0
+    router.changed.clear()
+    replica.routers[0].send(Kind.TAKEN, Taken("r", LoadReport(others_work_s=3.0)))
+    await asyncio.wait_for(router.changed.wait(), 5)
+    assert router.answers == [Taken("r", LoadReport(others_work_s=3.0))]
     end.close("done")
 
 

@@ -23,7 +23,7 @@ from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost
 from engine.replica import EngineReplica
 from engine.steps import StepSample
-from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Warmed
+from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Taken, Warmed
 from kvtransfer.peers import KVPeer
 
 OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
@@ -72,6 +72,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.outputs: asyncio.Queue[EngineCoreOutput] = asyncio.Queue()
+        self.answers: asyncio.Queue[Taken] = asyncio.Queue()
         self.rejections: asyncio.Queue[Rejection] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.steps: dict[int, StepSample] = {}
@@ -85,6 +86,9 @@ class Recorder:
 
     def warmed(self, warmed: Warmed) -> None:
         pass
+
+    def taken(self, taken: Taken) -> None:
+        self.answers.put_nowait(taken)
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.put_nowait(rejection)
@@ -179,8 +183,20 @@ async def test_life_of_an_engine(running: Running) -> None:
     assert [(step.num_prefill_tokens, step.prefill_attention) for step in read] == [(3, 9)]
     assert [step.num_context_tokens for step in steps if step.num_decodes] == [*range(4, 11)]
 
+    # Who asks is told at once what others have sent there and how far it is with the oldest of
+    # that, of which one that leaves from behind says nothing.
+    one.send(Kind.ADD, AddRequest(request("twice", max_tokens=200), 100.0))
+    await running.has_taken()
+    answers = []
+    for name in ("behind", "again"):
+        two.send(Kind.ADD, AddRequest(request(name, max_tokens=200), 3.0, asks_load=True))
+        answers.append(await asyncio.wait_for(second.answers.get(), 10))
+        two.send(Kind.ABORT, [name])
+    assert [each.request_id for each in answers] == ["behind", "again"]
+    assert [each.load.others_work_s for each in answers] == [100.0, 100.0]
+    assert answers[1].load.progress_s > answers[0].load.progress_s
+
     # An id that is running already is refused, and the one that runs is not touched.
-    one.send(Kind.ADD, AddRequest(request("twice", max_tokens=200), 1.0))
     two.send(Kind.ADD, AddRequest(request("twice"), 1.0))
     rejection = await asyncio.wait_for(second.rejections.get(), 10)
     assert rejection.request_id == "twice"

@@ -25,7 +25,9 @@ def empty_pool(name: str) -> Pool:
     def nothing(*_: object) -> None:
         pass
 
-    events = PoolEvents(joined=nothing, stepped=nothing, rejected=nothing, gone=nothing)
+    events = PoolEvents(
+        joined=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
+    )
     return Pool(name, POLICIES["p2c"], events)
 
 

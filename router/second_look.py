@@ -1,0 +1,32 @@
+"""Whether a prompt moves on at once, now that its replica has said what is ahead of it. Pure.
+
+Routers hear of each other's requests through the replicas, a moment late: where one sends a prompt,
+another may just have sent its own. The replica's answer tells, and a prompt that waits costs
+nothing to call back. Asking before sending would cost each prompt a round trip; this costs one to
+those alone that went to the wrong place.
+"""
+
+from router.policies import Policy, pick_least_work, pick_p2c
+
+MOST_LOOKS = 2
+"""Answers that a prompt may move on after; in simulation more gained little."""
+
+LEAST_GAIN = 0.25
+"""Of a prompt's own work, that moving must save. Less is within what is not known of the others."""
+
+
+def looks_again(policy: Policy, *, num_routers: int) -> bool:
+    """Whether a router asks at all: one that is alone knows everything, and a policy that does not
+    go by predictions is not corrected by them."""
+    return num_routers > 1 and policy in (pick_p2c, pick_least_work)
+
+
+def moves_on(*, here_s: float, there_s: float, request_s: float) -> bool:
+    """Whether another way is worth it.
+
+    Args:
+        here_s: until the prompt is read where it is, as its replica has just said.
+        there_s: the same for the best other way, as predicted.
+        request_s: the prompt's own work.
+    """
+    return there_s + LEAST_GAIN * request_s < here_s
