@@ -1,8 +1,8 @@
 """Unsynchronised routers with old reports, simulated with the production ledger and policy.
 
 The lengths have the mean and spread of Mooncake's trace of conversations; reading one takes 1.5 s
-on average, so that a report that is 5 s old is three prompts old. Prompts stay where they are sent first: what a second look adds,
-`python -m benchmarks.simulate routers` tells.
+on average, so that a report that is 5 s old is three prompts old. Prompts stay where they are sent
+first: what a second look adds, `python -m benchmarks.simulate routers` tells.
 """
 
 import heapq
