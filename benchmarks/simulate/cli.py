@@ -20,6 +20,7 @@ from benchmarks.simulate.live_record import (
 )
 from benchmarks.simulate.profiles import LLAMA_8B_H100, PROFILES
 from benchmarks.simulate.requests import Slo
+from benchmarks.simulate.rise import format_rise, measure_rise
 from benchmarks.simulate.routing_study import format_study, study_routing
 from benchmarks.simulate.scenarios import SCENARIOS
 from benchmarks.simulate.sizing import WorkloadTooLargeError, format_plan, plan_fleet
@@ -89,7 +90,16 @@ def _live(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    settings = CompareOptions(
+    settings = _compare_options(options)
+    sources = [*options.trace, *([] if options.no_scenarios else SCENARIOS)]
+    comparisons = compare(sources, settings, options.out, num_processes=options.processes)
+    print(format_tables(comparisons, settings), end="")
+    print(f"written to {options.out}", file=sys.stderr)
+    return 0
+
+
+def _compare_options(options: argparse.Namespace) -> CompareOptions:
+    return CompareOptions(
         profile=PROFILES[options.profile],
         slo=options.slo,
         gpu_budget=options.gpu_budget,
@@ -97,11 +107,6 @@ def _compare(options: argparse.Namespace) -> int:
         max_requests=options.max_requests,
         seed=options.seed,
     )
-    sources = [*options.trace, *([] if options.no_scenarios else SCENARIOS)]
-    comparisons = compare(sources, settings, options.out, num_processes=options.processes)
-    print(format_tables(comparisons, settings), end="")
-    print(f"written to {options.out}", file=sys.stderr)
-    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -125,6 +130,11 @@ def _routers(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rise(options: argparse.Namespace) -> int:
+    print(format_rise(measure_rise(_compare_options(options))), end="")
+    return 0
+
+
 def _scale(options: argparse.Namespace) -> int:
     report = measure_scale(
         num_replicas=options.replicas, num_routers=options.routers, seconds=options.seconds
@@ -142,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_live(commands)
     _add_compare(commands)
+    _add_rise(commands)
     _add_plan(commands)
     _add_routers(commands)
     _add_scale(commands)
@@ -185,20 +196,32 @@ def _add_compare(commands: "_Commands") -> None:
     )
     comparing.add_argument("--out", type=Path, default=RESULTS, help="folder for tables and plots")
     comparing.add_argument("--no-scenarios", action="store_true", help="leave synthetic ones out")
-    comparing.add_argument(
+    comparing.add_argument("--processes", type=int, default=2, help="simulations at once")
+    _add_compare_options(comparing)
+    comparing.set_defaults(run=_compare)
+
+
+def _add_rise(commands: "_Commands") -> None:
+    rising = _command(
+        commands, "rise", "what a rise that nobody announces costs without foresight; some minutes"
+    )
+    _add_compare_options(rising)
+    rising.set_defaults(run=_rise)
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--profile", choices=sorted(PROFILES), default=LLAMA_8B_H100.name, help="both pools' engine"
     )
-    _add_slo(comparing, "a TTFT that no idle engine can keep is raised to what one can")
-    comparing.add_argument("--gpu-budget", type=int, default=64, help="of both pools together")
-    comparing.add_argument(
+    _add_slo(parser, "a TTFT that no idle engine can keep is raised to what one can")
+    parser.add_argument("--gpu-budget", type=int, default=64, help="of both pools together")
+    parser.add_argument(
         "--mean-gpus", type=float, default=8.0, help="GPUs that a workload is scaled to keep busy"
     )
-    comparing.add_argument(
+    parser.add_argument(
         "--max-requests", type=int, default=120_000, help="a larger workload ends after as many"
     )
-    comparing.add_argument("--processes", type=int, default=2, help="simulations at once")
-    comparing.add_argument("--seed", type=int, default=1, help="of arrivals and routers")
-    comparing.set_defaults(run=_compare)
+    parser.add_argument("--seed", type=int, default=1, help="of arrivals and routers")
 
 
 def _add_plan(commands: "_Commands") -> None:

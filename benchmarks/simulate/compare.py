@@ -6,7 +6,7 @@ workload run in processes of their own.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from benchmarks.simulate.causes import Causes
 from benchmarks.simulate.charts import Tradeoff, draw_comparison, draw_reach
 from benchmarks.simulate.demand import mean_gpus, mean_shape, reachable_slo
 from benchmarks.simulate.fleet import FleetSpec
-from benchmarks.simulate.foresight import Reach, measure_reach
+from benchmarks.simulate.foresight import FLOORS, RESERVES, Reach, cheapest, measure_reach
 from benchmarks.simulate.oracle import find_schedule
 from benchmarks.simulate.ours import OurAutoscaler
 from benchmarks.simulate.profiles import EngineProfile
@@ -234,12 +234,21 @@ def _points(comparisons: Sequence[Comparison]) -> list[Tradeoff]:
         Tradeoff(
             trace=each.rows[0].trace,
             policies={row.policy: (row.gpu_hours_vs_oracle, row.attainment) for row in each.rows},
-            without_foresight=[
+            without_foresight=_frontier(
                 (reach.gpu_hours_vs_oracle, reach.attainment) for reach in each.reached
-            ],
+            ),
         )
         for each in comparisons
     ]
+
+
+def _frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of costs and shares, those that no cheaper one reaches."""
+    best: list[tuple[float, float]] = []
+    for cost, share in sorted(points):
+        if not best or share > best[-1][1]:
+            best.append((cost, share))
+    return best
 
 
 _CAUSES = {
@@ -278,33 +287,39 @@ def _format_causes(rows: Sequence[Row]) -> list[str]:
 
 
 _FORESIGHT = """Without foresight: the oracle's schedule, asked for when it is due and not a start
-earlier, with a reserve of so many times that on top. It knows exactly and at once what is needed
-now, and nothing of what comes: this is what starts cost by themselves, and what a reserve buys
-back. It bounds no policy: a trend may announce a rise, and what is kept for good
-(`fixed-at-peak`) may do better than a reserve that shrinks with the load. See `foresight.png`."""
+earlier, with a reserve of so many times that on top, and never less than a floor, as a part of
+the most that it ever needs. It knows exactly and at once what is needed now, and nothing of what
+comes: this is what starts cost by themselves, and what a reserve or a floor buys back. It bounds
+no policy: a trend may announce a rise, and so may what came before. See `foresight.png`."""
 
 
 def _format_reach(reached: Sequence[Reach]) -> list[str]:
-    """A table of what each reserve comes to, and whether one of them is within the goal."""
-    is_in_reach = any(
-        each.attainment >= GOAL_ATTAINMENT and each.gpu_hours_vs_oracle <= GOAL_GPU_HOURS
-        for each in reached
-    )
+    """A table of what each floor and reserve come to, and the cheapest that attains the goal."""
+    cells = {(each.floor, each.reserve): each for each in reached}
+    best = cheapest(reached)
     return [
         "",
-        "| without foresight, reserve | "
-        + " | ".join(f"{each.reserve:.0%}" for each in reached)
+        "| without foresight, floor | "
+        + " | ".join(f"reserve {reserve:.0%}" for reserve in RESERVES)
         + " |",
-        "|---|" + "---|" * len(reached),
-        "| both met | " + " | ".join(f"{each.attainment:.2%}" for each in reached) + " |",
-        "| GPU hours vs oracle | "
-        + " | ".join(f"{each.gpu_hours_vs_oracle:.2f}" for each in reached)
-        + " |",
+        "|---|" + "---|" * len(RESERVES),
+        *(
+            f"| {floor:.0%} | "
+            + " | ".join(_format_cell(cells.get((floor, reserve))) for reserve in RESERVES)
+            + " |"
+            for floor in FLOORS
+        ),
         "",
-        "A reserve reaches the goal."
-        if is_in_reach
-        else "None of these reserves reaches the goal.",
+        f"None of these attains {GOAL_ATTAINMENT:.0%}."
+        if best is None
+        else f"The cheapest of these that attains {GOAL_ATTAINMENT:.0%} costs"
+        f" {best.gpu_hours_vs_oracle:.2f} times the oracle's GPU hours.",
     ]
+
+
+def _format_cell(reach: Reach | None) -> str:
+    """Empty where more would only cost more."""
+    return f"{reach.attainment:.2%} at {reach.gpu_hours_vs_oracle:.2f}" if reach else ""
 
 
 def format_tables(comparisons: Sequence[Comparison], options: CompareOptions) -> str:

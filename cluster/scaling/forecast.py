@@ -135,7 +135,7 @@ def _line(series: Series, windows: Sequence[tuple[int, float]], ahead_s: float) 
             explained = (mean + slope * (seconds - over_s) / 2) * over_s
             # Of two windows that share what came last, the rest is what differs.
             noise = math.sqrt(its_dispersion * max(squares, square * over_s / seconds))
-            if abs(came - explained) > TREND_SIGNIFICANCE * noise:
+            if abs(came - explained) > SIGNIFICANCE * noise:
                 return best
         error = math.sqrt(12 * dispersion * square) / seconds**2
         believed = 0.0

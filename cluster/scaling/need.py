@@ -30,7 +30,7 @@ class Need:
 CORRECTION_MAX = 2.0
 """By which measured work may be taken to exceed predicted work."""
 
-MARGIN = 1.1
+MARGIN = 1.05
 """On the load that a smaller pool must hold: the other bar of the hysteresis."""
 
 
