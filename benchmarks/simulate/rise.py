@@ -1,10 +1,10 @@
 """What a rise that nobody announces costs those who do not know the future.
 
 `steps` is a load that stays, until it triples. A policy that knows nothing of what comes has at
-that moment what it would have if the load stayed, as it does for as long in `prompt-shift`. This
-finds the fewest GPUs at that moment with which enough requests can still be answered in time,
-whatever is started from then on: what they cost in `prompt-shift` is what meeting `steps` costs
-there.
+that moment what it has at any other of a load that stays. This finds the fewest GPUs at that moment
+with which enough requests can still be answered in time, whatever is started from then on. Who
+would meet `steps` whenever its rise came has as many, in proportion, all the time before
+`prompt-shift` shifts.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,9 @@ from benchmarks.simulate.history import Observation
 from benchmarks.simulate.oracle import SLOT_S, Schedule, find_schedule
 from benchmarks.simulate.progress import with_progress
 from benchmarks.simulate.scaled_run import FleetSize, Outcome, run_scaled
-from benchmarks.simulate.scenarios import CALM_S
+from benchmarks.simulate.scenarios import CALM_S, RISE_S, SHIFT_S
 
 RISING, STAYING = "steps", "prompt-shift"
-RISE_S = 900.0
 
 
 class _Prepared:
@@ -49,8 +48,8 @@ class Rise:
     oracle_gpus: float
     """That the same load takes if it is known to stay."""
     staying_vs_oracle: float
-    """GPU hours against the oracle's where the load does stay, with as much in reserve until then
-    and the oracle's own sizes after."""
+    """GPU hours against the oracle's where the load stays for a while, with as much in reserve as
+    long as it does and the oracle's own sizes after."""
 
     @property
     def is_within_goal(self) -> bool:
@@ -106,13 +105,13 @@ def format_rise(rise: Rise) -> str:
         f" ({rise.attainment:.2%}), {rise.held_gpus:g} GPUs."
         f" A load that stays takes {rise.oracle_gpus:.1f}:"
         f" {rise.held_gpus / rise.oracle_gpus:.2f} times as many.\n"
-        f"`{STAYING}`: as much in reserve until {RISE_S:g} s, when no policy can tell the two"
-        f" apart, and the oracle's own sizes from then on cost {rise.staying_vs_oracle:.2f} times"
-        f" the oracle's GPU hours. Goal: {GOAL_GPU_HOURS:g}. "
+        f"`{STAYING}`: the same reserve until {SHIFT_S:g} s, for a rise that may come at any time,"
+        f" and the oracle's own sizes from then on cost {rise.staying_vs_oracle:.2f} times the"
+        f" oracle's GPU hours. Goal: {GOAL_GPU_HOURS:g}. "
         + (
             "Both can be met.\n"
             if rise.is_within_goal
-            else "No policy without foresight meets both.\n"
+            else "Nobody who does not know when the rise comes meets both.\n"
         )
     )
 
@@ -144,8 +143,8 @@ def _run(
 def _staying_vs_oracle(ratio: float, options: CompareOptions) -> float:
     workload = load_workload(STAYING, options)
     schedule, outcome = _oracle(workload, options)
-    calm_gpus = _mean_gpus(schedule, _slots(CALM_S, RISE_S), options)
-    reserve_hours = (ratio - 1) * calm_gpus * (RISE_S - CALM_S) / 3600
+    calm_gpus = _mean_gpus(schedule, _slots(CALM_S, SHIFT_S), options)
+    reserve_hours = (ratio - 1) * calm_gpus * (SHIFT_S - CALM_S) / 3600
     return 1 + reserve_hours / outcome.gpu_hours
 
 

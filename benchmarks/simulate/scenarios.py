@@ -13,6 +13,8 @@ from benchmarks.simulate.requests import Arrival
 
 DURATION_S = 2400.0
 CALM_S = 600.0
+RISE_S, SHIFT_S = 900.0, 1200.0
+"""When `steps` rises first, and when `prompt-shift` shifts."""
 
 _PROMPTS = Lognormal(mean=4000, sigma=0.7, least=16, most=16384)
 _ANSWERS = Lognormal(mean=300, sigma=0.7, least=2, most=1024)
@@ -22,7 +24,7 @@ _SHORT_ANSWERS = Lognormal(mean=100, sigma=0.7, least=2, most=512)
 
 def _steps(time_s: float) -> float:
     """Up threefold after 15 minutes, down to a half after 30."""
-    if time_s < 900:
+    if time_s < RISE_S:
         return 1.0
     return 3.0 if time_s < 1800 else 0.5
 
@@ -48,7 +50,7 @@ def _same_lengths(time_s: float, rng: random.Random) -> tuple[int, int]:
 
 def _shifting_lengths(time_s: float, rng: random.Random) -> tuple[int, int]:
     """From 20 minutes on, prompts are twice as long and answers a third."""
-    if time_s < 1200:
+    if time_s < SHIFT_S:
         return _same_lengths(time_s, rng)
     return _LONG_PROMPTS.draw(rng), _SHORT_ANSWERS.draw(rng)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate.cli import main
+from benchmarks.simulate.compare import GOAL_ATTAINMENT, CompareOptions
 from benchmarks.simulate.internet_scale import measure_scale
 from benchmarks.simulate.profiles import LLAMA_8B_H100
 from benchmarks.simulate.published import (
@@ -17,6 +18,7 @@ from benchmarks.simulate.published import (
     published_arrivals_s,
 )
 from benchmarks.simulate.requests import Slo
+from benchmarks.simulate.rise import format_rise, measure_rise
 from benchmarks.simulate.routing_study import OLD, PROFILES, REPORTS, study_routing
 from benchmarks.simulate.sizing import fewest, plan_fleet
 from benchmarks.simulate.traces import read_trace
@@ -116,6 +118,23 @@ def test_no_router_is_much_better_than_one_that_knows_everything() -> None:
     for reports in REPORTS:
         assert by_case["p2c", reports, 1] == pytest.approx(1.0, abs=0.05)
         assert by_case["p2c", reports, 1] < by_case["p2c", reports, 16]
+
+
+def test_a_rise_that_nobody_announces_asks_for_more_than_a_load_that_stays() -> None:
+    options = CompareOptions(
+        profile=LLAMA_8B_H100,
+        slo=Slo(ttft_s=0.5, itl_s=0.05),
+        gpu_budget=64,
+        mean_gpus=1.5,
+        max_requests=120_000,
+        seed=1,
+    )
+    rise = measure_rise(options)
+    assert rise.attainment >= GOAL_ATTAINMENT
+    assert rise.held_gpus > rise.oracle_gpus
+    assert rise.staying_vs_oracle > 1.0
+    verdict = "Both can be met" if rise.is_within_goal else "Nobody who does not know"
+    assert verdict in format_rise(rise)
 
 
 def test_the_simulator_needs_neither_ray_nor_vllm() -> None:
