@@ -10,6 +10,16 @@ POOLS: tuple[PoolName, PoolName] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Of one replica of each pool that has nothing else to do."""
+
+    prompt_s: float
+    """Until the first token of a long prompt."""
+    token_s: float
+    """From token to token, of as many answers as a decode replica writes at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """One kind of load: `rate` requests a second for `least_s` seconds.
 
@@ -29,7 +39,7 @@ class Phase:
     def describe(self) -> str:
         """The load, in words."""
         return (
-            f"{self.rate:g} requests/s of {self.prompt_tokens} tokens,"
+            f"{self.rate:.3g} requests/s of {self.prompt_tokens} tokens,"
             f" answers of {self.output_tokens}"
         )
 
@@ -54,6 +64,7 @@ class Record:
     """All that a run saw; `outcomes` carry the name of their phase."""
 
     start_s: float
+    speed: Speed
     phases: tuple[PhaseRecord, ...]
     outcomes: tuple[Outcome, ...]
     samples: tuple[Sample, ...]

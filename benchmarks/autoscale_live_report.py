@@ -35,7 +35,7 @@ def write(
         "\n".join([held, "", *(f"- {reason}" for reason in reasons)]).rstrip(),
         phase_table(record),
         f"![Load, replicas, TTFT and ITL with their targets]({path.stem}.png)",
-        f"## How it was measured\n\n{_method()}",
+        f"## How it was measured\n\n{_method(record)}",
         f"## The config\n\n```yaml\n{yaml.safe_dump(args, sort_keys=False)}```",
         f"## Machine\n\n{machine.markdown()}",
     ]
@@ -95,16 +95,19 @@ def _percentiles(values: Sequence[float]) -> str:
     return " / ".join(f"{percentile(values, share) * 1000:.1f}" for share in (0.5, 0.9))
 
 
-def _method() -> str:
+def _method(record: Record) -> str:
     text = (
         "A cluster of one prefill and one decode replica of the demo model, two of each at most,"
         " was given five phases of load: Poisson arrivals, open loop, random prompts with a cache"
-        " salt each. A calm phase lasts until each pool is back to one replica. It holds if in"
-        " the phase of long prompts prefill has two replicas and decode never, in the phase of"
-        " long answers decode has two and prefill never, both are back to one at the end of each"
-        " calm phase, no request failed and no process was left. Replicas are those that the"
-        " router may send requests to, looked at every second. TTFT runs from the request sent to"
-        " the first token received; a request's ITL is the mean over its tokens."
+        " salt each. The loads follow what one replica did by itself at the start: a long prompt in"
+        f" {record.speed.prompt_s * 1e3:.0f} ms, and as many answers as decode writes at once with"
+        f" a token every {record.speed.token_s * 1e3:.1f} ms. A calm phase lasts until each pool is"
+        " back to one replica. It holds if in the phase of long prompts prefill has two replicas"
+        " and decode never, in the phase of long answers decode has two and prefill never, both are"
+        " back to one at the end of each calm phase, no request failed and no process was left."
+        " Replicas are those that the router may send requests to, looked at every second. TTFT"
+        " runs from the request sent to the first token received; a request's ITL is the mean over"
+        " its tokens."
     )
     return textwrap.fill(text, 100)
 

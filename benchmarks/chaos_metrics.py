@@ -19,7 +19,7 @@ _HELD = (
     "pdserve_replica_kv_usage_fraction",
 )
 _MOVES = "pdserve_moves"
-_MOVES_PREFIX = "pdserve_move"
+_ALL_MOVES = (f"{_MOVES}_total", "pdserve_called_back_total")
 _TIMEOUT_S = 5.0
 
 
@@ -62,7 +62,7 @@ def read_metrics(text: str) -> Scrape:
                 num_in_engine[sample.labels["replica"]] += int(sample.value)
             if sample.name in _HELD and sample.value:
                 held.append(f"{sample.name} ({labels}): {sample.value:g}")
-            elif sample.name.startswith(_MOVES_PREFIX) and sample.name.endswith("_total"):
+            elif sample.name in _ALL_MOVES:
                 name = f"{sample.name} ({labels})" if labels else sample.name
                 moves[name] = moves.get(name, 0.0) + sample.value
     return Scrape(

@@ -18,6 +18,8 @@ pdserve_inflight{phase="decoding"} 3.0
 pdserve_replica_running{pool="decode",replica="a"} 3.0
 # TYPE pdserve_moves_total counter
 pdserve_moves_total{cause="replica-died",pool="decode"} 4.0
+# TYPE pdserve_called_back_total counter
+pdserve_called_back_total 2.0
 # TYPE pdserve_moves_created gauge
 pdserve_moves_created{cause="replica-died",pool="decode"} 1.7e+09
 """
@@ -40,7 +42,10 @@ def test_busy() -> None:
         "pdserve_inflight (phase decoding): 3",
         "pdserve_replica_running (pool decode, replica a): 3",
     )
-    assert seen.moves == {"pdserve_moves_total (cause replica-died, pool decode)": 4.0}
+    assert seen.moves == {
+        "pdserve_moves_total (cause replica-died, pool decode)": 4.0,
+        "pdserve_called_back_total": 2.0,
+    }
     assert seen.num_moves == 4
 
 
