@@ -278,27 +278,27 @@ def _parser() -> argparse.ArgumentParser:
         " watches each pool grow for its own load and shrink again. How much that is depends on"
         " how fast one replica of each is found to be at the start. The exit status is 0 only if"
         " the right pool and no other grew each time, both went back and no request failed. Takes"
-        " about six minutes.",
+        " about ten minutes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--long-prompt", type=int, default=1500, help="tokens of a long prompt")
     parser.add_argument(
         "--prompt-load",
         type=float,
-        default=1.1,
+        default=0.95,
         help="long prompts, in parts of what one prefill replica reads by itself",
     )
     parser.add_argument("--long-answer", type=int, default=300, help="tokens of a long answer")
     parser.add_argument(
         "--answer-load",
         type=float,
-        default=1.25,
+        default=1.0,
         help="long answers, in parts of what one decode replica writes by itself",
     )
     parser.add_argument(
         "--batch", type=int, default=4, help="the config's engine.max_num_seqs of decode"
     )
-    parser.add_argument("--step-s", type=float, default=90.0, help="how long each step lasts")
+    parser.add_argument("--step-s", type=float, default=150.0, help="how long each step lasts")
     parser.add_argument("--calm-s", type=float, default=120.0, help="longest wait to shrink")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and prompts")
     parser.add_argument(
