@@ -12,10 +12,12 @@ from statistics import fmean
 from cluster.scaling.snapshot import Traffic
 
 SIGNIFICANCE = 3.0
-"""Standard errors by which a rise must stand out of noise to be believed at once."""
+"""Standard errors by which a rise must stand out of noise to be believed at once, and by which a
+straight line must miss what came last to be dropped: of the windows there are, one soon does by
+less, and what is expected then follows the noise of the shorter ones."""
 
 TREND_SIGNIFICANCE = 2.0
-"""The same for a trend, whose part above it counts; a straight line is dropped beyond it."""
+"""The same for a trend, whose part above it counts."""
 
 MAX_GROWTH = 2.0
 """By a trend, until a replica that is started now is ready."""

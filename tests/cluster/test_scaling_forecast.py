@@ -40,6 +40,11 @@ def test_a_constant_rate_is_expected_to_stay(seed: int) -> None:
     assert expected(lambda now_s: 20.0, seed=seed) == pytest.approx(20.0, rel=0.15)
 
 
+def test_chance_does_not_make_a_constant_rate_rise() -> None:
+    forecasts = [expected(lambda now_s: 30.0, seed=seed) for seed in range(200)]
+    assert max(forecasts) < 1.03 * 30.0
+
+
 @pytest.mark.parametrize("slope", [0.15, -0.1])
 def test_a_ramp_is_followed_to_when_a_replica_could_be_ready(slope: float) -> None:
     def rate(now_s: float) -> float:
