@@ -9,6 +9,10 @@ from cluster.scaling.replay import expected_again
 from cluster.scaling.season import Season, find_season
 from cluster.scaling.snapshot import PoolMemory, ScaleSettings, ScaleState, Traffic
 
+TREND_STARTS = 1.5
+"""Starts' times that a trend is followed ahead. What is asked for next is there later than what is
+asked for now, and a rise that bends upwards leaves its line behind."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
@@ -50,7 +54,7 @@ def look_out(
     """
     start_s = start_seconds(memory, settings)
     series = series_of(state.history)
-    load = forecast = expect(series, start_s)
+    load = forecast = expect(series, TREND_STARTS * start_s)
     likely = measure_demand(latest(state.history, RECENT_S), output_tokens=None).rate
     foretold = (0.0,) * series.size
     like_now = unshifted(state.history)
