@@ -1,29 +1,17 @@
 """Tests of what the scaling plan expects of traffic: level, trend, steps, and the past's return."""
 
 import math
-import random
 from collections.abc import Callable
 from statistics import fmean
 
 import pytest
+from scaling_traffic import counts_of
 
 from cluster.scaling.forecast import Series, expect, prefill_work, requests
 from cluster.scaling.replay import expected_again
 from cluster.scaling.snapshot import Traffic
 
 AHEAD_S = 40.0
-
-
-def counts_of(rate: Callable[[float], float], *, seconds: int, seed: int) -> list[Traffic]:
-    """Poisson arrivals in buckets of 2 s, the last of which ends at 0 s."""
-    rng = random.Random(seed)
-    buckets = []
-    for start_s in range(-seconds, 0, 2):
-        mean, num, at = 2.0 * rate(start_s + 1.0), 0, rng.expovariate(1.0)
-        while at < mean:
-            num, at = num + 1, at + rng.expovariate(1.0)
-        buckets.append(Traffic(duration_s=2.0, num_arrivals=num))
-    return buckets
 
 
 def expected(rate: Callable[[float], float], *, seconds: int = 600, seed: int = 1) -> float:

@@ -5,24 +5,13 @@ import random
 from collections.abc import Callable
 
 import pytest
+from scaling_traffic import counts_of
 
 from cluster.scaling.forecast import requests
 from cluster.scaling.season import Season, find_season
 from cluster.scaling.snapshot import Traffic
 
 LOOK_BACK_S = 600.0
-
-
-def counts_of(rate: Callable[[float], float], *, seconds: int, seed: int) -> list[Traffic]:
-    """Poisson arrivals in buckets of 2 s, the last of which ends at 0 s."""
-    rng = random.Random(seed)
-    buckets = []
-    for start_s in range(-seconds, 0, 2):
-        mean, num, at = 2.0 * rate(start_s + 1.0), 0, rng.expovariate(1.0)
-        while at < mean:
-            num, at = num + 1, at + rng.expovariate(1.0)
-        buckets.append(Traffic(duration_s=2.0, num_arrivals=num))
-    return buckets
 
 
 def bursts(now_s: float, *, period_s: float = 300.0, burst_s: float = 60.0) -> float:

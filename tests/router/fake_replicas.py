@@ -6,8 +6,9 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
-from engine.wire import AddRequest, Kind, LoadReport, StepOutputs
-from router.pool import Replica
+from engine.wire import AddRequest, Kind, LoadReport, ReplicaFacts, StepOutputs
+from kvtransfer.peers import KVPeer
+from router.pool import Pool, Replica
 
 HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
 
@@ -30,6 +31,22 @@ class FakeEnd:
 
     def told(self, kind: Kind) -> list[str]:
         return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
+
+
+def join(pool: Pool, replica_id: str, *, block_size: int) -> Replica:
+    """A replica with a cache, which is in the pool from now on."""
+    replica = Replica(replica_id, pool, on_gone=lambda _: None)
+    replica.end = FakeEnd()  # type: ignore[assignment]
+    replica.facts = ReplicaFacts(
+        engine_id=replica_id,
+        kv=KVPeer(engine_id=replica_id, host="h", port=1, tp_size=1),
+        max_model_len=100_000,
+        block_size=block_size,
+        num_kv_blocks=1000,
+        max_num_seqs=64,
+    )
+    pool.insert(replica)
+    return replica
 
 
 def end_of(replica: Replica) -> FakeEnd:

@@ -6,21 +6,19 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from fake_replicas import FakeEnd, decoded, end_of, prefilled, request, step
+from fake_replicas import decoded, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.metrics.stats import PrefillStats
 
 from engine.step_limit import STEP_LIMIT
 from engine.steps import StepSample
-from engine.wire import Kind, LoadReport, ReplicaFacts, StepOutputs
-from kvtransfer.peers import KVPeer
+from engine.wire import Kind, LoadReport, StepOutputs
 from router.admit import AdmissionLimits
 from router.answers import NOTE, RouteNote
 from router.core_client import ClusterCoreClient
 from router.metrics import RouterMetrics
 from router.policies import POLICIES
-from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
 from router.settings import Targets
 from router.traffic import TrafficMeter
@@ -42,22 +40,10 @@ class Cluster:
             traffic=traffic,
             targets=targets,
         )
-        self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(2)]
-        self.decode = [self.join(self.core.decode, f"d{index}") for index in range(2)]
-
-    def join(self, pool: Pool, replica_id: str) -> Replica:
-        replica = Replica(replica_id, pool, on_gone=lambda _: None)
-        replica.end = FakeEnd()  # type: ignore[assignment]
-        replica.facts = ReplicaFacts(
-            engine_id=replica_id,
-            kv=KVPeer(engine_id=replica_id, host="h", port=1, tp_size=1),
-            max_model_len=100_000,
-            block_size=BLOCK,
-            num_kv_blocks=1000,
-            max_num_seqs=64,
-        )
-        pool.insert(replica)
-        return replica
+        self.prefill = [
+            join(self.core.prefill, f"p{index}", block_size=BLOCK) for index in range(2)
+        ]
+        self.decode = [join(self.core.decode, f"d{index}", block_size=BLOCK) for index in range(2)]
 
     def asked(self) -> dict[str, list[str]]:
         """By replica, the requests that it was asked."""

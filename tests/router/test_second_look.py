@@ -3,15 +3,14 @@
 from typing import Any
 
 import pytest
-from fake_replicas import FakeEnd, end_of, prefilled, request, step
+from fake_replicas import end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
-from engine.wire import AddRequest, Kind, LoadReport, ReplicaFacts, Taken
-from kvtransfer.peers import KVPeer
+from engine.wire import AddRequest, Kind, LoadReport, Taken
 from router.core_client import ClusterCoreClient
 from router.metrics import RouterMetrics
 from router.policies import POLICIES
-from router.pool import Pool, Replica
+from router.pool import Replica
 from router.recovery import RecoveryLimits
 from router.second_look import MOST_LOOKS, looks_again, moves_on
 from router.traffic import TrafficMeter
@@ -33,22 +32,10 @@ class Cluster:
             traffic=traffic,
             num_routers=num_routers,
         )
-        self.prefill = [self._join(self.core.prefill, f"p{index}") for index in range(3)]
-        self.decode = self._join(self.core.decode, "d0")
-
-    def _join(self, pool: Pool, replica_id: str) -> Replica:
-        replica = Replica(replica_id, pool, on_gone=lambda _: None)
-        replica.end = FakeEnd()  # type: ignore[assignment]
-        replica.facts = ReplicaFacts(
-            engine_id=replica_id,
-            kv=KVPeer(engine_id=replica_id, host="h", port=1, tp_size=1),
-            max_model_len=100_000,
-            block_size=BLOCK,
-            num_kv_blocks=1000,
-            max_num_seqs=64,
-        )
-        pool.insert(replica)
-        return replica
+        self.prefill = [
+            join(self.core.prefill, f"p{index}", block_size=BLOCK) for index in range(3)
+        ]
+        self.decode = join(self.core.decode, "d0", block_size=BLOCK)
 
     async def send(self, request_id: str = "r", **options: Any) -> None:
         made = request(request_id, **options)
