@@ -4,11 +4,15 @@ EngineError
 ├── ChannelError            the channel between a router and a replica
 │   ├── ChannelClosed       the other side went away, or this side closed
 │   └── ProtocolError       the other side sent what the protocol does not allow
+├── EngineEnded             the engine core's process has ended
+├── EngineUnusable          the engine has started and does not answer as it should
 ├── EngineStalled           the engine core does not answer, though its process is alive
 ├── ReplicaClosed           the replica has cut off its routers for good
 ├── ReplicaLeaves           the replica was asked to end and takes nothing new
 └── EngineInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
+
+from engine.exit_cause import EngineExit
 
 
 class EngineError(Exception):
@@ -25,6 +29,18 @@ class ChannelClosed(ChannelError):
 
 class ProtocolError(ChannelError):
     """A frame that the protocol does not allow: the connection is closed."""
+
+
+class EngineEnded(EngineError):
+    """The engine core has ended; `exit` says how."""
+
+    def __init__(self, how: EngineExit) -> None:
+        super().__init__(how.text)
+        self.exit = how
+
+
+class EngineUnusable(EngineError):
+    """The engine has started, and its first answer is not what was asked for."""
 
 
 class EngineStalled(EngineError):

@@ -19,6 +19,7 @@ from engine.arguments import engine_args
 from engine.channel import ReplicaEnd, RouterEnd, connect
 from engine.demo_model import resolve_model
 from engine.errors import EngineStalled
+from engine.exit_cause import EngineExit
 from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost
 from engine.replica import EngineReplica
@@ -92,6 +93,9 @@ class Recorder:
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.put_nowait(rejection)
+
+    def engine_ended(self, how: EngineExit) -> None:
+        self.exit = how
 
     def replica_gone(self, reason: str) -> None:
         self.gone.set()
