@@ -4,6 +4,8 @@ EngineError
 ├── ChannelError            the channel between a router and a replica
 │   ├── ChannelClosed       the other side went away, or this side closed
 │   └── ProtocolError       the other side sent what the protocol does not allow
+├── ModelUnavailable        a built-in model cannot be had on this machine
+│   └── IndexUnreachable    pip reaches no package index
 ├── EngineStalled           the engine core does not answer, though its process is alive
 ├── ReplicaClosed           the replica has cut off its routers for good
 ├── ReplicaLeaves           the replica was asked to end and takes nothing new
@@ -25,6 +27,14 @@ class ChannelClosed(ChannelError):
 
 class ProtocolError(ChannelError):
     """A frame that the protocol does not allow: the connection is closed."""
+
+
+class ModelUnavailable(EngineError):
+    """A built-in model cannot be made here; the text is one line that says what to do."""
+
+
+class IndexUnreachable(ModelUnavailable):
+    """No network, or not to where packages are."""
 
 
 class EngineStalled(EngineError):
