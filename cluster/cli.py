@@ -132,7 +132,8 @@ def _fetch_model(options: argparse.Namespace) -> None:
     from engine.models import BUILT_IN, resolve_model
 
     if options.model not in BUILT_IN:
-        raise ConfigError(f"{options.model!r} is not a built-in model: {', '.join(BUILT_IN)}")
+        names = " and ".join(BUILT_IN)
+        raise ConfigError(f"{options.model!r} is not a built-in model; they are {names}")
     print(f"{options.model} is in {resolve_model(options.model, print)}")
 
 

@@ -31,7 +31,7 @@ def prepare_model(file: ServeFile, folder: Path, say: Callable[[str], None]) -> 
         if file.config.model == FALLBACK:
             raise StartError(str(error)) from None
         name = file.config.public_name
-        say(f"{error}; serving the tiny model {FALLBACK} as {name}: its answers are noise")
+        say(f"serving the tiny model {FALLBACK} as {name}, which answers noise: {error}")
         return prepare_model(_with_model(file, FALLBACK, folder), folder, say)
     return file
 

