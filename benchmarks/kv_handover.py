@@ -31,8 +31,9 @@ from benchmarks.kv_transfer_memory import Case, new_memory
 from benchmarks.kv_transfer_peer import PeerFailedError, running_peer
 from benchmarks.kv_transfer_report import size_text
 from engine.arguments import engine_args
-from engine.demo_model import VOCAB_SIZE, resolve_model
+from engine.demo_model import VOCAB_SIZE
 from engine.host import EngineHost
+from engine.models import resolve_model
 from kvtransfer.config import Role, Sharing, kv_transfer_config, side_channel_env
 from kvtransfer.peers import KVPeer, warm_up
 from kvtransfer.side_channel import ReservedPort

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from engine.demo_model import DEMO_MODEL, resolve_model
+from engine.models import resolve_model
 
 CPU_WORKER = "engine.cpu_worker.CPUWorker"
 """engine.arguments has it too, and imports vLLM, which takes seconds."""
@@ -33,7 +33,7 @@ _ENGINE_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 _ROOT = Path(__file__).resolve().parent.parent
-_DEMO = Path("cluster", "configs", "demo.yaml")
+_CONFIGS = Path("cluster", "configs")
 _STOP_TIMEOUT_S = 45.0
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -75,7 +75,7 @@ def launch_vllm(folder: Path, config: Path) -> Launch:
     port = _free_port()
     command = (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", resolve_model(DEMO_MODEL), "--served-model-name", SERVED_NAME),
+        *("--model", resolve_model("demo"), "--served-model-name", SERVED_NAME),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--max-model-len", str(MAX_MODEL_LEN), "--enforce-eager"),
         # On a processor with AMX its first bfloat16 request would end it.
@@ -90,7 +90,7 @@ def launch_ray_llm(folder: Path, config: Path) -> Launch:
     port = _free_port()
     command = (
         *(sys.executable, "-m", "benchmarks.ray_llm"),
-        *("--model", resolve_model(DEMO_MODEL), "--served-name", SERVED_NAME),
+        *("--model", resolve_model("demo"), "--served-name", SERVED_NAME),
         *("--port", str(port), "--max-model-len", str(MAX_MODEL_LEN)),
         *("--temp-dir", str(folder)),
     )
@@ -124,13 +124,15 @@ def launch_pdserve(folder: Path, config: Path) -> Launch:
 
 
 def launch_pdserve_split(folder: Path, config: Path) -> Launch:
-    """The same with every prompt read by prefill and every block moved by NIXL: its demo."""
-    return launch_pdserve(folder, _ROOT / _DEMO)
+    """The same with every prompt read by prefill and every block moved by NIXL."""
+    return launch_pdserve(folder, _ROOT / _CONFIGS / "tiny.yaml")
 
 
 def launch_checkout(folder: Path, config: Path, *, checkout: Path) -> Launch:
-    """Another checkout of this project with its own demo, and with this one's dependencies."""
-    launch = launch_pdserve(folder, checkout / _DEMO)
+    """Another checkout of this project with its own config, and with this one's dependencies."""
+    tiny, demo = (checkout / _CONFIGS / name for name in ("tiny.yaml", "demo.yaml"))
+    # Before there was a tiny.yaml, the demo had the tiny model.
+    launch = launch_pdserve(folder, tiny if tiny.exists() else demo)
     return replace(launch, environment={"PYTHONPATH": str(checkout)})
 
 

@@ -37,7 +37,8 @@ class ClusterConfig(Section):
     model: str = Field(
         default="demo",
         min_length=1,
-        description="A folder or hub id that vLLM loads, or `demo` for the small built-in model.",
+        description="A folder or hub id that vLLM loads, or a built-in one: `smollm2`, a small "
+        "chat model, or `demo`, a tiny one with random weights.",
     )
     served_name: str | None = Field(
         default=None,

@@ -4,6 +4,7 @@ Owns a Ray cluster of its own, from the first process to the last; it neither us
 that runs already. For a cluster of several machines use `ray start` and `serve run` instead.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -19,10 +20,12 @@ from cluster.errors import ConfigError, StartError
 from cluster.first_answer import FirstAnswer
 from cluster.haproxy import command_path as haproxy_command_path
 from cluster.health import Health, observe_health
+from cluster.model_choice import prepare_model
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
-from engine.demo_model import DEMO_MODEL, default_demo_dir, resolve_model
+from engine.model_cache import cache_dir
+from engine.models import BUILT_IN
 
 WATCH_S = 5.0
 """How often to look whether an engine has ended, once the cluster is ready."""
@@ -90,9 +93,7 @@ def up(path: Path) -> None:
 
 
 def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began_s: float) -> None:
-    if file.config.model == DEMO_MODEL and not default_demo_dir().exists():
-        _say(f"building the demo model in {default_demo_dir()}")
-    resolve_model(file.config.model)
+    file = prepare_model(file, folder, _say)
     chosen = RayPorts.choose()
     dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
     environment = _environment(chosen, folder)
@@ -189,7 +190,7 @@ def _check_port(file: ServeFile) -> None:
 
 
 def _log_path(file: ServeFile) -> Path:
-    path = default_demo_dir().parent / f"serve-{file.port}.log"
+    path = cache_dir() / f"serve-{file.port}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     return path
@@ -252,9 +253,14 @@ def _program(name: str) -> str:
 
 
 def _curl(file: ServeFile) -> str:
-    body = f'{{"model": "{file.config.public_name}", "prompt": "Once upon", "max_tokens": 32}}'
-    url, kind = f"{file.url}/v1/completions", "Content-Type: application/json"
-    return shlex.join(["curl", url, "-H", kind, "-d", body])
+    model, api = file.config.public_name, "completions"
+    body: dict[str, object] = {"model": model, "prompt": "Once upon", "max_tokens": 32}
+    built_in = BUILT_IN.get(file.config.model)
+    if built_in is not None and built_in.question is not None:
+        messages = [{"role": "user", "content": built_in.question}]
+        api, body = "chat/completions", {"model": model, "messages": messages, "max_tokens": 60}
+    url, kind = f"{file.url}/v1/{api}", "Content-Type: application/json"
+    return shlex.join(["curl", url, "-H", kind, "-d", json.dumps(body)])
 
 
 def _tail(text: str) -> str:

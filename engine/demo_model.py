@@ -5,14 +5,13 @@ are random, so the answers are noise; everything around them (tokenizer, templat
 """
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
-DEMO_MODEL = "demo"
-"""The name that stands for this model wherever a path or a hub id may stand."""
+from engine.model_cache import whole_folder
 
+MARK = "pdserve-demo"
+"""The file that tells a demo model from somebody's own folder."""
 VOCAB_SIZE = 768
 SPECIAL_TOKENS = ("<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>")
 MAX_POSITIONS = 4096
@@ -74,49 +73,22 @@ Mathematics, music, history, language, science and art are subjects that childre
 """
 
 
-def default_demo_dir() -> Path:
-    """Where the demo model lives when no folder is named: the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "pdserve" / "demo-model"
-
-
-def resolve_model(model: str) -> str:
-    """Turns the configured model into what vLLM loads; the demo model is built if missing."""
-    if model != DEMO_MODEL:
-        return model
-    target = default_demo_dir()
-    if not (target / "config.json").exists():
-        write_demo_model(target)
-    return str(target)
-
-
 def write_demo_model(target: Path) -> None:
     """Writes the checkpoint to `target`, replacing a demo model that is there.
 
     Raises:
         FileExistsError: `target` holds something that is not a demo model.
     """
-    if target.exists() and any(target.iterdir()) and not (target / "pdserve-demo").exists():
+    if (target / MARK).exists():
+        shutil.rmtree(target, ignore_errors=True)
+    if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} holds other files: name an empty or new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Several replicas may do this at once: each writes its own folder, the last rename wins.
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_folder(target) as draft:
         _write_tokenizer(draft)
         _write_weights(draft)
         _write_json(draft / "config.json", MODEL_CONFIG)
         _write_json(draft / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
-        (draft / "pdserve-demo").write_text("written by: pdserve demo-model\n")
-        draft.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target, ignore_errors=True)
-        try:
-            draft.rename(target)
-        except OSError:
-            if not (target / "config.json").exists():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        (draft / MARK).write_text("written by: pdserve demo-model\n")
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -6,6 +6,8 @@ EngineError
 │   └── ProtocolError       the other side sent what the protocol does not allow
 ├── EngineEnded             the engine core's process has ended
 ├── EngineUnusable          the engine has started and does not answer as it should
+├── ModelUnavailable        a built-in model cannot be had on this machine
+│   └── IndexUnreachable    pip reaches no package index
 ├── EngineStalled           the engine core does not answer, though its process is alive
 ├── ReplicaClosed           the replica has cut off its routers for good
 ├── ReplicaLeaves           the replica was asked to end and takes nothing new
@@ -41,6 +43,14 @@ class EngineEnded(EngineError):
 
 class EngineUnusable(EngineError):
     """The engine has started, and its first answer is not what was asked for."""
+
+
+class ModelUnavailable(EngineError):
+    """A built-in model cannot be made here; the text is one line that says what to do."""
+
+
+class IndexUnreachable(ModelUnavailable):
+    """No network, or not to where packages are."""
 
 
 class EngineStalled(EngineError):

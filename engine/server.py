@@ -17,12 +17,12 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.arguments import engine_args
 from engine.channel import RouterEnd
-from engine.demo_model import resolve_model
 from engine.deployment import EngineSettings
 from engine.errors import EngineEnded, EngineStalled, ReplicaClosed
 from engine.exit_cause import EngineExit
 from engine.host import EngineHost
 from engine.metrics import RayExporter
+from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.secret import application_secret
 from engine.start_failure import tell_router

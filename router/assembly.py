@@ -8,8 +8,8 @@ from prometheus_client import REGISTRY
 from ray import serve
 from starlette.types import ASGIApp
 
-from engine.demo_model import resolve_model
 from engine.metrics import RayExporter
+from engine.models import resolve_model
 from engine.secret import application_secret
 from router.app import build_openai_app
 from router.core_client import ClusterCoreClient

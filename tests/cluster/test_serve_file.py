@@ -64,20 +64,22 @@ def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == f"pdserve: {path}: No such file or directory\n"
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "llama-3.1-8b-2p4d.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "tiny.yaml", "llama-3.1-8b-2p4d.yaml"])
 def test_shipped_config_is_valid(name: str) -> None:
     load_config(CONFIGS / name)
 
 
-def test_demo_is_served_on_this_machine_only() -> None:
-    file = load_serve_file(CONFIGS / "demo.yaml")
+@pytest.mark.parametrize("name", ["demo.yaml", "tiny.yaml"])
+def test_demo_is_served_on_this_machine_only(name: str) -> None:
+    file = load_serve_file(CONFIGS / name)
     assert file.host == "127.0.0.1"
     assert file.url == "http://127.0.0.1:8000"
     assert [file.config.prefill.gpus, file.config.decode.gpus] == [0, 0]
 
 
-def test_demo_moves_kv_by_nixl() -> None:
-    transfer = load_config(CONFIGS / "demo.yaml").transfer
+@pytest.mark.parametrize("name", ["demo.yaml", "tiny.yaml"])
+def test_demo_moves_kv_by_nixl(name: str) -> None:
+    transfer = load_config(CONFIGS / name).transfer
     assert (transfer.connector, transfer.shared_memory) == ("nixl", "never")
 
 

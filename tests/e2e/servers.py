@@ -19,7 +19,7 @@ import psutil
 from cluster.app import CPU_ENGINE_ENV
 from cluster.ports import LOCALHOST, pick_free
 from cluster.serve_file import load_serve_file
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 
 CONFIG = Path(__file__).parent / "cluster.yaml"
 MODEL = "demo"

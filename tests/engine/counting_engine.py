@@ -13,7 +13,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from engine.arguments import engine_args
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from engine.output_tokens import with_output_tokens
 from engine.resume import ResumingAsyncScheduler, ResumingScheduler
 from engine.step_limit import STEP_LIMIT

@@ -17,11 +17,11 @@ from vllm.v1.metrics.stats import SchedulerStats
 from benchmarks.chaos_processes import suspend
 from engine.arguments import engine_args
 from engine.channel import ReplicaEnd, RouterEnd, connect
-from engine.demo_model import resolve_model
 from engine.errors import EngineStalled
 from engine.exit_cause import EngineExit
 from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost
+from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.steps import StepSample
 from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Taken, Warmed
@@ -31,7 +31,7 @@ OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
 
 START_AND_WAIT = f"""
 import asyncio, os, sys
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from engine.guardian import MARK_VARIABLE
 from engine.arguments import engine_args
 from engine.host import EngineHost

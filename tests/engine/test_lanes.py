@@ -15,10 +15,10 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_qu
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from engine.arguments import engine_args
-from engine.demo_model import resolve_model
 from engine.host import EngineHost
 from engine.lanes import Lanes, most_of_one_prompt
 from engine.lateness import PUT_BACK_S
+from engine.models import resolve_model
 from engine.output_tokens import with_output_tokens
 from engine.step_limit import LEAST_PIECE, STEP_LIMIT
 from engine.steps import StepSample, step_sample

@@ -12,8 +12,8 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.arguments import engine_args
-from engine.demo_model import resolve_model
 from engine.host import EngineHost
+from engine.models import resolve_model
 from engine.output_tokens import with_output_tokens
 
 OPTIONS = {

@@ -22,7 +22,7 @@ from kv_engines import (
 from kv_faults import FAULTY_WORKER
 
 from benchmarks.chaos_processes import suspend
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from kvtransfer.config import Sharing
 from kvtransfer.peers import KVPeer, forget, warm_up
 from kvtransfer.side_channel import ReservedPort

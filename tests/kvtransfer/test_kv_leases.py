@@ -11,7 +11,7 @@ import pytest_asyncio
 from kv_engines import PREFILL_ONLY, Answer, Engine, running_engines
 from kv_faults import FAULTY_WORKER
 
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from kvtransfer.config import Sharing
 from kvtransfer.leases import NUM_SLOTS, LeaseTable
 

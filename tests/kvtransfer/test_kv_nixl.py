@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from kv_engines import PREFILL_ONLY, Answer, Engine, handed_over, running_engines
 
-from engine.demo_model import MODEL_CONFIG, resolve_model
+from engine.demo_model import MODEL_CONFIG
+from engine.models import resolve_model
 from kvtransfer.release import release
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,7 +9,7 @@ import pytest_asyncio
 from kv_engines import PREFILL_ONLY, Engine, running_engines
 from kv_faults import FAULTY_WORKER
 
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from kvtransfer.peers import KVPeer, forget, warm_up
 from kvtransfer.side_channel import ReservedPort
 

@@ -5,7 +5,7 @@ import random
 
 from kv_engines import PREFILL_ONLY, running_engines
 
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from kvtransfer.peers import KVPeer, warm_up
 from kvtransfer.side_channel import ReservedPort
 

@@ -26,7 +26,7 @@ from test_kv_nixl import (  # noqa: F401
     test_release_frees_what_waits_for_a_decode,
 )
 
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from kvtransfer.nixl import LEASE_ID
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

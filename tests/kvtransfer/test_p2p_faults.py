@@ -18,7 +18,7 @@ from kv_engines import (
 )
 
 from benchmarks.chaos_processes import suspend
-from engine.demo_model import resolve_model
+from engine.models import resolve_model
 from kvtransfer.peers import KVPeer, forget, warm_up
 from kvtransfer.side_channel import ReservedPort
 

@@ -1,0 +1,45 @@
+"""The user's cache folder, and folders in it that are whole or not there.
+
+Owns where models lie that are made here. Never knows what is in them.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where this user's models and logs lie; not made if missing."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "pdserve"
+
+
+def is_whole(target: Path) -> bool:
+    """Whether a model is there."""
+    return (target / "config.json").exists()
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write a model to; it becomes `target` when the block ends without an error.
+
+    Several processes may do this at once. The first to end wins, and the others' folders go: an
+    engine may be loading the first one by then.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if not is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            draft.rename(target)
+        except OSError:
+            if not is_whole(target):
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
