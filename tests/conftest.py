@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from servers import Server, Servers, new_client
 
-LAST = ("e2e", "engine", "kvtransfer")
+LAST = ("e2e", "demo", "engine", "kvtransfer")
 """The folders whose tests need the servers, then those whose tests need engines of their own."""
 
 # As on the replicas of a cluster on CPUs (`cluster.app`): else vLLM's first logprobs are compiled,
