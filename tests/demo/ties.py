@@ -12,9 +12,12 @@ from answers import differences
 TIE = 0.25
 """The largest distance of two logprobs that rounding can turn over: two steps of such logits."""
 
-ASKS_FOR_LOGPROBS = {
+GREEDY = {
+    "temperature": 0,
+    # Logprobs are those before penalties, and would not show which token was the best.
+    "repetition_penalty": 1.0,
     "logprobs": True,
-    "top_logprobs": 2,
+    "top_logprobs": 5,
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,
 }
@@ -24,19 +27,25 @@ ASKS_FOR_LOGPROBS = {
 def unlike(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
     """How an answer differs from the expected one, one line each; empty up to a tie."""
     lines = differences(_without_logprobs(expected), _without_logprobs(actual))
-    return [] if lines and _parted_at_a_tie(expected, actual) else lines
+    if not lines:
+        return []
+    gap = _gap_where_parted(expected, actual)
+    if gap is not None and gap <= TIE:
+        return []
+    return [f"the first two tokens that differ are {gap} apart", *lines]
 
 
-def _parted_at_a_tie(expected: dict[str, Any], actual: dict[str, Any]) -> bool:
+def _gap_where_parted(expected: dict[str, Any], actual: dict[str, Any]) -> float | None:
+    """How far apart the logprobs of the first two tokens that differ were; None if that is far."""
     ids, others = expected["choices"][0]["token_ids"], actual["choices"][0]["token_ids"]
     pairs = zip(ids, others, strict=False)
     index = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
     if index is None:
-        return False  # one goes on where the other ends
+        return None  # one goes on where the other ends
     best = expected["choices"][0]["logprobs"]["content"][index]["top_logprobs"]
-    logprobs = {each["token"]: each["logprob"] for each in best}
+    logprobs = {each["token"]: float(each["logprob"]) for each in best}
     other = logprobs.get(f"token_id:{others[index]}")
-    return other is not None and abs(logprobs[f"token_id:{ids[index]}"] - other) <= TIE
+    return None if other is None else abs(logprobs[f"token_id:{ids[index]}"] - other)
 
 
 def _without_logprobs(answer: dict[str, Any]) -> dict[str, Any]:
