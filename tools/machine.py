@@ -27,7 +27,7 @@ GLIBC = (2, 31)  # llguidance's; torch's, vLLM's and NIXL's are content with 2.2
 X86_FLAGS = ("avx2", "f16c", "fma")
 # Linked by vLLM's CPU build and in no wheel.
 LIBRARIES = (("libnuma.so.1", "libnuma1"), ("libstdc++.so.6", "libstdc++6"))
-VENV_GB = 4.5
+VENV_GB = 5.0  # with a copy of the wheels in pip's cache
 DOWNLOADS_GB = 1.0
 
 

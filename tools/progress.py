@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 PLAIN_LINE_EVERY_S = 20.0
 
 FOUND = re.compile(r"(?:Collecting|Requirement already satisfied:) ([\w.-]+)")
+UNPACKING = re.compile(r"Installing collected packages: (.*)")
 DOWNLOADING = re.compile(r"\s*Downloading (?:\S*/)?(\S+?)(?:-\d\S*)? \(([\d.]+) ?([kM])i?B\)")
 TELLING = re.compile("\\s*(ERROR|error|Error|cause|WARNING: Retrying|[\N{MULTIPLICATION SIGN}╰])")
 
@@ -36,13 +37,16 @@ class Progress:
             mb = float(match.group(2)) / (1000 if match.group(3) == "k" else 1)
             doing = f"downloading {match.group(1)} ({mb:.0f} MB)" if mb >= 1 else self.doing
             return replace(self, downloaded_mb=self.downloaded_mb + mb, doing=doing)
-        if line.startswith("Installing collected packages:"):
-            return replace(self, doing="unpacking")
+        if match := UNPACKING.match(line):
+            names = match.group(1)
+            return replace(self, doing="unpacking" if ", " in names else f"unpacking {names}")
         return self
 
     def text(self, num_unpacked: int, elapsed_s: float) -> str:
         """One line: seconds, packages, MB, and what is being done."""
-        num = num_unpacked if self.doing == "unpacking" else self.num_found
+        num = min(num_unpacked, self.num_packages)  # pip itself is there as well
+        if self.doing != "unpacking":
+            num = self.num_found
         facts = [f"{elapsed_s:.0f} s"]
         if num:
             facts.append(f"{num} of {self.num_packages} packages")
