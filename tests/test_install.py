@@ -213,10 +213,24 @@ def test_reasons_leave_out_what_pip_ignores() -> None:
     assert reasons_in([]) == ()
 
 
-def test_lacks() -> None:
-    said = ["ERROR: No matching distribution found for torch==2.13.0+cpu"]
-    assert lacks("torch==2.13.0+cpu", said)
-    assert not lacks("torch==2.13.0+cpu", ["ERROR: No space left on device"])
+LACKING = "ERROR: No matching distribution found for torch==2.13.0+cpu"
+CONSTRAINED = (
+    "ERROR: Cannot install torch==2.13.0+cpu because these package versions have conflicting"
+    " dependencies."
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "lacking"),
+    [
+        (LACKING, True),
+        (CONSTRAINED, True),
+        ("ERROR: No matching distribution found for numpy==9", False),
+        ("ERROR: No space left on device", False),
+    ],
+)
+def test_lacks(line: str, lacking: bool) -> None:
+    assert lacks("torch==2.13.0+cpu", ["Looking in links: /wheels", line]) is lacking
 
 
 def script(path: Path, text: str) -> None:
@@ -259,9 +273,6 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
-
-
-LACKING = "ERROR: No matching distribution found for torch==2.13.0+cpu"
 
 
 def test_pip_is_enough_where_it_finds_torch(checkout: Checkout) -> None:

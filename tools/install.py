@@ -151,8 +151,13 @@ def pins_in(requirements: str) -> tuple[str, ...]:
 
 
 def lacks(pin: str, output: Iterable[str]) -> bool:
-    """Whether pip says that no place it looks in has this version."""
-    return any(f"No matching distribution found for {pin}" in line for line in output)
+    """Whether pip says that no place it looks in has this version.
+
+    Where a constraint names the package, pip calls it a conflict, and so it does where that
+    constraint is to blame; the next step, which wants the same pin, then fails of it.
+    """
+    found_none = (f"No matching distribution found for {pin}", f"Cannot install {pin} because")
+    return any(words in line for line in output for words in found_none)
 
 
 def change_python(arguments: Sequence[str]) -> None:
