@@ -178,7 +178,7 @@ def main(arguments: Sequence[str]) -> int:
     if refusal is not None:
         print(f"pdserve {refusal}", file=sys.stderr)
         return 2
-    print(f"Installing into {venv.name}: about 4 GB, two minutes on a fast line.", flush=True)
+    print(f"Installing into {venv.name}: about 4 GB, a few minutes.", flush=True)
     try:
         print(Installation(ROOT, venv).run())
     except Failed as failure:

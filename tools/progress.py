@@ -58,7 +58,7 @@ class Progress:
 def reasons_in(output: Iterable[str]) -> tuple[str, ...]:
     """The last lines that say what went wrong; those about places that pip ignores never do."""
     said = [line for line in output if line.strip() and "is ignored: it is neither" not in line]
-    return tuple(([line for line in said if TELLING.match(line)] or said)[-6:])
+    return tuple(([line for line in said if TELLING.match(line)] or said)[-8:])
 
 
 class Screen:
