@@ -11,10 +11,7 @@ help:  ## This list
 setup: $(VENV)/.installed  ## Make .venv and install everything, pinned
 
 $(VENV)/.installed: requirements-cpu.txt pyproject.toml
-	@echo "Installing into $(VENV) (about two minutes, 4 GB) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -m tools.install $(VENV)
 	@touch $@
 
 serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for another)
