@@ -17,6 +17,7 @@ import yaml
 from benchmarks import chaos_report
 from benchmarks.chaos_chart import write_chart
 from benchmarks.chaos_faults import POOLS, Kind
+from benchmarks.chaos_pace import Pressure
 from benchmarks.chaos_processes import end
 from benchmarks.chaos_run import ChaosError, ChaosRun, RunOptions
 from benchmarks.chaos_verdict import Record, judge
@@ -54,10 +55,10 @@ def main() -> int:
     options = _parser().parse_args()
     run_options = RunOptions(
         duration_s=options.minutes * 60,
-        rate=options.rate,
-        fault_every_s=options.fault_every,
+        pressure=Pressure(
+            load=options.load, fault_every=options.fault_every, patience=options.patience
+        ),
         burst=options.burst,
-        timeout_s=options.timeout,
         seed=options.seed,
         kinds=tuple(Kind(name) for name in options.faults),
         spare_last=options.spare_last,
@@ -100,15 +101,26 @@ def _parser() -> argparse.ArgumentParser:
         description="Puts load on two prefill and two decode replicas while a fault comes every"
         " few seconds, and compares every answer with the undisturbed one. The last line is JSON;"
         " the exit status is 0 only if no request failed, no answer was wrong, nothing was held"
-        " and no process left at the end. Starting, learning the answers and ending take about"
-        " three minutes more than the run.",
+        " and no process left at the end. How fast requests come, how often faults, and how long"
+        " clients wait follows the machine's speed, which is measured first. Starting, learning the"
+        " answers, measuring and ending take about four minutes more than the run, on a slow"
+        " machine eight.",
         epilog=f"Faults: {chaos_report.describe_kinds()}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--minutes", type=_positive, default=5.0, help="how long load is put on")
-    parser.add_argument("--rate", type=_positive, default=1.5, help="requests a second, on average")
     parser.add_argument(
-        "--fault-every", type=_positive, default=15.0, help="seconds from one fault to the next"
+        "--load",
+        type=_positive,
+        default=0.4,
+        help="arrivals, in parts of the rate at which requests were answered while a pool was down"
+        " to one replica and another one started, which is measured first",
+    )
+    parser.add_argument(
+        "--fault-every",
+        type=_positive,
+        default=0.6,
+        help="from one fault to the next, in starts of an engine, which is measured first",
     )
     parser.add_argument(
         "--burst", type=int, default=4, help="requests more in the second before each fault"
@@ -131,7 +143,10 @@ def _parser() -> argparse.ArgumentParser:
         help="send no request at the end whose every engine is killed",
     )
     parser.add_argument(
-        "--timeout", type=_positive, default=120.0, help="seconds a client waits for a whole answer"
+        "--patience",
+        type=_positive,
+        default=5.0,
+        help="how long a client waits for a whole answer, in starts of an engine",
     )
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, requests and faults")
     parser.add_argument(

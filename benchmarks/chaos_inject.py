@@ -86,6 +86,12 @@ class Injector:
             self._stopped.add(pid)
         return f"{fault.pool}, process {pid}"
 
+    async def kill_one(self, pool: PoolName) -> None:
+        """Kills the oldest replica of a pool that is whole."""
+        victim = min(find_members(self._leader)[pool], key=lambda member: member.created_s)
+        send(Kind.KILL_REPLICA, victim)
+        self._hit.add(victim.pid)
+
     def never_replaced(self) -> list[int]:
         """Engines that were stopped and are still there."""
         return still_stopped(self._stopped)

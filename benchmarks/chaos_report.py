@@ -53,7 +53,7 @@ def report(
         f"## Moves by cause\n\n{_moves(record)}",
         _lines("Failures", [f"{num} times: {error}" for error, num in verdict.failures.items()]),
         _lines("Wrong answers", verdict.wrong),
-        f"## How it was measured\n\n{_method(options)}",
+        f"## How it was measured\n\n{_method(record, options)}",
         f"## Machine\n\n{machine.markdown()}",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -171,7 +171,8 @@ def _lines(title: str, lines: Sequence[str]) -> str | None:
     return "\n".join([f"## {title}", "", *shown])
 
 
-def _method(options: RunOptions) -> str:
+def _method(record: Record, options: RunOptions) -> str:
+    speed, pace = record.speed, record.pace
     names = ", ".join(case.name for case in base_cases())
     faults = "\n".join(f"- `{kind.value}`: {DESCRIPTIONS[kind]}." for kind in options.kinds)
     last = "is left alone" if options.spare_last else "may be hit"
@@ -181,25 +182,29 @@ def _method(options: RunOptions) -> str:
     paragraphs = [
         f"A cluster of {replicas} replicas of the demo model in float32, behind {routers}. Before"
         " any fault each case was asked alone, which gave the answers to compare with, then all at"
-        " once, which had to give the same. Then requests arrived for"
-        f" {options.duration_s:.0f} s at {options.rate:g} a second on average (Poisson, open loop),"
-        f" each drawn from the cases, and in the {BURST_S:g} s before each fault {options.burst}"
-        " more. Three of four carry a cache salt of their own, so that no prefix cache answers"
-        " them. A request failed if it"
-        f" had no whole answer after {options.timeout_s:g} s, and is wrong if a token, the text,"
-        " the reason for its end, the usage or (by more than the digits that batching changes) a"
-        " logprob differs. Clients that left count as neither, nor do requests whose connection"
+        " once, which had to give the same. How fast this machine is was measured next: a decode"
+        f" replica was killed, another one answered in its place after {speed.start_s:.0f} s, and"
+        f" meanwhile all cases, asked at once, were answered at {speed.rate:.2f} a second. Then"
+        f" requests arrived for {options.duration_s:.0f} s at {pace.rate:.2f} a second on average,"
+        f" {options.pressure.load:g} of that rate (Poisson, open loop), each drawn from the cases,"
+        f" and in the {BURST_S:g} s before each fault {options.burst} more. Three of four carry a"
+        " cache salt of their own, so that no prefix cache answers them. A request failed if it"
+        f" had no whole answer after {pace.timeout_s:.0f} s, {options.pressure.patience:g} of these"
+        " starts, and is wrong if a token, the text, the reason for its end, the usage or (by more"
+        " than the digits that batching changes) a logprob differs. Clients that left count as"
+        " neither, nor do requests whose connection"
         f" broke within {ROUTER_WINDOW_S:g} s of their router's death, as far as it had so many."
         f" The seed was {options.seed}.",
         f"Cases, all greedy or seeded: {names}; some of them with a stop string as well; and"
         f" {UNREAD.name} for the client that does not read.",
-        f"A fault came every {options.fault_every_s:g} s, in shuffled rounds of all kinds, in the"
-        f" pool with more live replicas; the last live replica of a pool {last}, and a pool"
-        " without any is left alone. Leases cannot be made to expire from outside: that has a"
-        " test of its own.",
+        f"A fault came every {pace.fault_every_s:.0f} s, {options.pressure.fault_every:g} of a"
+        " start, in shuffled rounds of all kinds, in the pool with more live replicas; the last"
+        f" live replica of a pool {last}, and a pool without any is left alone. Leases cannot be"
+        " made to expire from outside: that has a test of its own.",
         "An engine was free of a dead router's requests when all engines together had no more"
-        " requests than the other routers had sent. At the end, on the idle cluster, came one"
-        " more request, and whatever engine worked on it was killed.",
+        f" requests than the other routers had sent; it had {pace.freed_within_s:.1f} s for that."
+        " At the end, on the idle cluster, came one more request, and whatever engine worked on it"
+        " was killed.",
     ]
     waits = (
         "Waits for a first token are those of streams that were asked for before the fault and had"

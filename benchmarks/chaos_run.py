@@ -19,6 +19,7 @@ from benchmarks.chaos_client import Client, Outcome
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
 from benchmarks.chaos_inject import Injector
 from benchmarks.chaos_metrics import Scrape
+from benchmarks.chaos_pace import Pace, Pressure, Speed, plan_pace
 from benchmarks.chaos_poison import poison
 from benchmarks.chaos_processes import find_stray_engines, rss_bytes
 from benchmarks.chaos_routers import Routers
@@ -26,13 +27,12 @@ from benchmarks.chaos_verdict import Injected, Record, Sample, Unread
 from benchmarks.serve_api import ServeApi
 from benchmarks.systems import RunningSystem, SystemFailedError
 
-START_TIMEOUT_S = 400.0
-WHOLE_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 900.0
+"""Until there is a speed to go by, for all that is waited for; a machine may be slow."""
 FREE_TIMEOUT_S = 15.0
 BURST_S = 1.0
 """How long before a fault its burst begins, so that it finds requests in every phase."""
 NUM_LEAVING = 8
-UNREAD_S = 60.0
 
 _STOPPED_CASES = ("greedy", "greedy-whole", "seed", "chat")
 """Cases that are also sent with a stop string, taken from their own answer."""
@@ -53,10 +53,8 @@ class RunOptions:
     """
 
     duration_s: float
-    rate: float
-    fault_every_s: float
+    pressure: Pressure
     burst: int
-    timeout_s: float
     seed: int
     kinds: tuple[Kind, ...]
     spare_last: bool
@@ -79,7 +77,9 @@ class ChaosRun:
         self._routers = Routers(self._leader, num_expected=options.num_routers)
         self._options = options
         self._say = say
-        self._client = Client(system.url, timeout_s=options.timeout_s)
+        self._client = Client(system.url, timeout_s=START_TIMEOUT_S)
+        self._pace: Pace
+        """Planned once it is known how fast the cluster is."""
         self._cases: list[Case] = []
         self._expected: dict[str, Answer] = {}
         self._outcomes: list[Outcome] = []
@@ -103,10 +103,15 @@ class ChaosRun:
             self._leader, self._routers, serve_api, self._options.num_replicas
         )
         await self._learn_answers()
+        self._say(f"{len(self._cases)} cases have their answers; measuring the machine's speed")
+        speed = await self._measure_speed()
+        self._pace = plan_pace(speed, self._options.pressure)
+        self._client = Client(self._system.url, timeout_s=self._pace.timeout_s)
         start_s = time.monotonic()
         self._say(
-            f"{len(self._cases)} cases have their answers;"
-            f" now {self._options.rate:g} requests/s for {self._options.duration_s:.0f} s"
+            f"a start takes {speed.start_s:.0f} s, and {speed.rate:.1f} requests/s are answered"
+            f" meanwhile; now {self._pace.rate:.2f} a second for {self._options.duration_s:.0f} s"
+            f" and a fault every {self._pace.fault_every_s:.0f} s"
         )
         try:
             async with asyncio.TaskGroup() as background:
@@ -124,6 +129,8 @@ class ChaosRun:
         except* SystemFailedError as failures:
             raise failures.exceptions[0] from None
         return Record(
+            speed=speed,
+            pace=self._pace,
             start_s=start_s,
             end_s=end_s,
             faults=tuple(self._faults),
@@ -158,6 +165,22 @@ class ChaosRun:
             raise ChaosError(f"{case.name} fails without a fault: {outcome.error}")
         return outcome.answer
 
+    async def _measure_speed(self) -> Speed:
+        """Kills a decode replica and asks every case at once while another one starts.
+
+        Raises:
+            ChaosError: none has started.
+        """
+        start_s = time.monotonic()
+        await self._injector.kill_one("decode")
+        await asyncio.gather(*(self._undisturbed(case) for case in self._cases))
+        answered_s = time.monotonic()
+        if await self._await_whole(START_TIMEOUT_S) is None:
+            raise ChaosError("a replica that was killed is not replaced")
+        return Speed(
+            start_s=time.monotonic() - start_s, rate=len(self._cases) / (answered_s - start_s)
+        )
+
     async def _disturb(self, start_s: float) -> None:
         """Load and faults, until every request has ended."""
         async with asyncio.TaskGroup() as tasks:
@@ -171,7 +194,7 @@ class ChaosRun:
         """Poisson arrivals: the next comes when it comes, whatever the cluster makes of these."""
         rng = random.Random(f"{self._options.seed} load")
         due_s = time.monotonic()
-        while (due_s := due_s + rng.expovariate(self._options.rate)) < until_s:
+        while (due_s := due_s + rng.expovariate(self._pace.rate)) < until_s:
             await _sleep_until(due_s)
             tasks.create_task(self._send(rng.choice(self._cases)))
 
@@ -194,11 +217,11 @@ class ChaosRun:
     # Faults.
 
     async def _inject_faults(self, tasks: asyncio.TaskGroup, *, start_s: float) -> None:
-        options = self._options
+        options, every_s = self._options, self._pace.fault_every_s
         rng = random.Random(f"{options.seed} faults")
         order = FaultOrder(rng, options.kinds, spare_last=options.spare_last)
-        for number in range(1, int(options.duration_s / options.fault_every_s) + 1):
-            at_s = start_s + number * options.fault_every_s
+        for number in range(1, int(options.duration_s / every_s) + 1):
+            at_s = start_s + number * every_s
             if at_s >= start_s + options.duration_s:
                 return
             await _sleep_until(at_s - BURST_S)
@@ -228,9 +251,9 @@ class ChaosRun:
 
     def _disturb_as_client(self, tasks: asyncio.TaskGroup, kind: Kind, rng: random.Random) -> str:
         if kind is Kind.SLOW_READER:
-            tasks.create_task(self._send(UNREAD, pause_s=UNREAD_S))
+            tasks.create_task(self._send(UNREAD, pause_s=self._pace.unread_s))
             tasks.create_task(self._measure_unread())
-            return f"reads nothing for {UNREAD_S:g} s"
+            return f"reads nothing for {self._pace.unread_s:.0f} s"
         streams = [case for case in self._cases if case.streamed]
         for _ in range(NUM_LEAVING):
             leave_after = rng.randint(1, 60)
@@ -240,7 +263,7 @@ class ChaosRun:
     async def _measure_unread(self) -> None:
         before = {router.pid: rss_bytes(router.pid) for router in self._routers.live}
         num_before = len(self._outcomes)
-        await asyncio.sleep(UNREAD_S)
+        await asyncio.sleep(self._pace.unread_s)
         grown = [
             now - then
             for pid, then in before.items()
@@ -277,7 +300,7 @@ class ChaosRun:
 
     async def _settle(self) -> tuple[float | None, Scrape | None]:
         """The seconds until the pools are whole, or None, and what is held after that."""
-        whole_after_s = await self._await_whole(WHOLE_TIMEOUT_S)
+        whole_after_s = await self._await_whole(self._pace.timeout_s)
         return whole_after_s, await self._await_free()
 
     async def _await_whole(self, timeout_s: float) -> float | None:

@@ -15,12 +15,11 @@ from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_client import Outcome
 from benchmarks.chaos_faults import Kind, PoolName
 from benchmarks.chaos_metrics import Scrape
+from benchmarks.chaos_pace import Pace, Speed
 from benchmarks.load import percentile
 
 ROUTER_WINDOW_S = 2.0
 """A broken connection this soon after a router's death is that router's, at most."""
-FREED_WITHIN_S = 2.0
-"""How soon no engine may work for a dead router any more."""
 MAX_UNREAD_BYTES = 64 * 2**20
 """What one client that does not read may cost a router."""
 NUM_POISONED = 2
@@ -93,6 +92,8 @@ class Record:
     """All that was seen of a run. `whole_after_s` is from the last answer to full pools, or None
     if they never were; `held` and `left` are lines about what should not be there."""
 
+    speed: Speed
+    pace: Pace
     start_s: float
     end_s: float
     faults: tuple[Injected, ...]
@@ -310,7 +311,7 @@ def _reasons(record: Record, *, num_failed: int, num_wrong: int) -> tuple[str, .
         f"{num_wrong} answers are wrong": num_wrong,
         "the pools did not become whole again": record.whole_after_s is None,
         "an engine went on working for a dead router": any(
-            death.freed_after_s is None or death.freed_after_s > FREED_WITHIN_S
+            death.freed_after_s is None or death.freed_after_s > record.pace.freed_within_s
             for death in record.router_deaths
         ),
         "a client that did not read cost too much memory": any(

@@ -14,6 +14,8 @@ import ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_pd_openai_app
 
+from benchmarks.systems import CPU_WORKER
+
 
 def llm_config(options: argparse.Namespace) -> LLMConfig:
     """The configuration of one pool; both pools have the same."""
@@ -32,6 +34,8 @@ def llm_config(options: argparse.Namespace) -> LLMConfig:
         engine_kwargs={
             "max_model_len": options.max_model_len,
             "enforce_eager": True,
+            # On a processor with AMX the first bfloat16 request would end it.
+            "worker_cls": CPU_WORKER,
             "kv_transfer_config": transfer,
         },
         experimental_configs=experimental,

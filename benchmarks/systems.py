@@ -20,6 +20,8 @@ import yaml
 
 from engine.models import resolve_model
 
+CPU_WORKER = "engine.cpu_worker.CPUWorker"
+"""engine.arguments has it too, and imports vLLM, which takes seconds."""
 MAX_MODEL_LEN = 4096
 SERVED_NAME = "demo"
 
@@ -69,13 +71,15 @@ class RunningSystem:
 
 
 def launch_vllm(folder: Path, config: Path) -> Launch:
-    """One vLLM server, as shipped."""
+    """One vLLM server, as shipped but for the permission that its AMX kernels need."""
     port = _free_port()
     command = (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", resolve_model("demo"), "--served-model-name", SERVED_NAME),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--max-model-len", str(MAX_MODEL_LEN), "--enforce-eager"),
+        # On a processor with AMX its first bfloat16 request would end it.
+        *("--worker-cls", CPU_WORKER),
         "--disable-uvicorn-access-log",
     )
     return Launch(command=command, port=port, environment=_ENGINE_ENVIRONMENT)

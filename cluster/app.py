@@ -35,6 +35,11 @@ ROUTER_ENV = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
 }
 
+ENGINE_ENV = {
+    # An engine that crashes says where.
+    "PYTHONFAULTHANDLER": "1",
+}
+
 CPU_ENGINE_ENV = {
     # One thread per engine, left to the scheduler of the operating system: engines share cores.
     "OMP_NUM_THREADS": "1",
@@ -165,7 +170,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
     )
-    env = SERVE_ENV | pool.env
+    env = SERVE_ENV | ENGINE_ENV | pool.env
     if pool.gpus == 0:
         env = CPU_ENGINE_ENV | env
     actor_options: dict[str, Any] = {

@@ -4,15 +4,15 @@ Owns reading Serve's REST status; the rest is pure. Never changes anything there
 """
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The services asked are on this machine, whatever proxy the environment names.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+from cluster.local_http import OPENER
+from router.serve_messages import one_line
+
+_FAILED = "DEPLOY_FAILED"
+"""Serve has given up. UNHEALTHY it calls also what it is about to replace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Progress:
 
     summary: str
     trouble: str | None = None
-    """What Serve says is wrong, possibly over several lines, even if it will try again."""
+    """What Serve says is wrong, in one line, even if it will try again."""
     failed: bool = False
     """Serve has given up."""
 
@@ -32,21 +32,10 @@ NOT_YET = Progress(summary="Serve is starting")
 def observe_progress(dashboard_url: str, app_name: str, *, timeout_s: float) -> Progress:
     """The application's state according to Serve; `NOT_YET` while nobody answers."""
     try:
-        with _OPENER.open(
-            f"{dashboard_url}/api/serve/applications/", timeout=timeout_s
-        ) as response:
+        with OPENER.open(f"{dashboard_url}/api/serve/applications/", timeout=timeout_s) as response:
             return read_progress(json.load(response), app_name)
     except (OSError, json.JSONDecodeError):
         return NOT_YET
-
-
-def is_healthy(url: str, *, timeout_s: float) -> bool:
-    """Whether the router answers that both pools can serve."""
-    try:
-        with _OPENER.open(f"{url}/health", timeout=timeout_s) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 def read_progress(details: Mapping[str, Any], app_name: str) -> Progress:
@@ -56,13 +45,13 @@ def read_progress(details: Mapping[str, Any], app_name: str) -> Progress:
         return NOT_YET
     deployments = application.get("deployments", {})
     counts = [f"{name} {_count(each)}" for name, each in sorted(deployments.items())]
-    # What a deployment says is often repeated by the application.
-    reports = [application, *deployments.values()]
-    messages = dict.fromkeys(each.get("message", "").strip() for each in reports)
+    # The application's own message repeats what its deployments say, with more words around it.
+    reports = [*deployments.values(), application]
+    troubles = (one_line(each.get("message", "")) for each in reports)
     return Progress(
         summary=", ".join(counts) or "the application is being built",
-        trouble="\n".join(message for message in messages if message) or None,
-        failed=application.get("status") in _FAILED,
+        trouble=next(filter(None, troubles), None),
+        failed=application.get("status") == _FAILED,
     )
 
 

@@ -17,14 +17,18 @@ from pathlib import Path
 
 from cluster import ports
 from cluster.errors import ConfigError, StartError
+from cluster.first_answer import FirstAnswer
 from cluster.haproxy import command_path as haproxy_command_path
+from cluster.health import Health, observe_health
 from cluster.model_choice import prepare_model
 from cluster.processes import Child, ProcessTree, first_ended
-from cluster.progress import Progress, is_healthy, observe_progress
+from cluster.progress import Progress, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
 from engine.model_cache import cache_dir
 from engine.models import BUILT_IN
 
+WATCH_S = 5.0
+"""How often to look whether an engine has ended, once the cluster is ready."""
 POLL_S = 1.0
 """How often to look whether the cluster is ready; asking costs it a few milliseconds."""
 REPEAT_S = 10.0
@@ -105,12 +109,15 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
         tree.inherited("gcs_server"),
     ]
     _await_ready(file, members=members, dashboard_url=dashboard_url, log=log, began_s=began_s)
+    _await_answer(file, members=members, log=log)
     _say(f"ready in {time.monotonic() - began_s:.0f} s")
     _say(f"  API        {file.url}/v1")
     _say(f"  dashboard  {dashboard_url}")
     _say(f"  try        {_curl(file)}")
-    while (ended := first_ended(members, timeout_s=60)) is None:
+    said: Health | None = None
+    while (ended := first_ended(members, timeout_s=WATCH_S)) is None:
         tree.reap_orphans(known=members)
+        said = _tell_end(observe_health(file.url, timeout_s=WATCH_S), said)
     raise _has_ended(ended, log)
 
 
@@ -119,19 +126,43 @@ def _await_ready(
 ) -> None:
     said: Progress | None = None
     said_s = began_s
-    while not is_healthy(file.url, timeout_s=POLL_S):
+    while not observe_health(file.url, timeout_s=5 * POLL_S).is_open:
         if ended := first_ended(members, timeout_s=POLL_S):
             raise _has_ended(ended, log)
         progress = observe_progress(dashboard_url, file.app_name, timeout_s=5 * POLL_S)
         if progress.failed:
-            reason = _tail(progress.trouble or "")
-            raise StartError(f"Serve has given up; the whole log is {log}\n{reason}")
+            raise StartError(f"{progress.trouble or 'Serve has given up'}; the whole log is {log}")
         now_s = time.monotonic()
         if progress != said or now_s - said_s > REPEAT_S:
             _say(f"{now_s - began_s:4.0f} s  {progress.summary}")
             if progress.trouble and (said is None or progress.trouble != said.trouble):
-                _say(f"        {progress.trouble.splitlines()[-1]}")
+                _say(f"        {progress.trouble}")
             said, said_s = progress, now_s
+
+
+def _await_answer(file: ServeFile, *, members: Sequence[Child], log: Path) -> None:
+    """Ready means that it answers: a request has gone through the router and both engines."""
+    said: str | None = None
+    while True:
+        answer = FirstAnswer(file)
+        while not answer.is_done:
+            if ended := first_ended(members, timeout_s=POLL_S / 10):
+                raise _has_ended(ended, log)
+        if (problem := answer.problem) is None:
+            return
+        if problem != said:
+            _say(f"the first request is not answered yet: {problem}")
+            said = problem
+        if ended := first_ended(members, timeout_s=POLL_S):
+            raise _has_ended(ended, log)
+
+
+def _tell_end(health: Health, told: Health | None) -> Health | None:
+    """Says of an engine that has ended how, once; returns the last that was told."""
+    if health.last_engine_end is None or (told and health.ended_at_s <= told.ended_at_s):
+        return told
+    _say(f"an engine has ended: {health.last_engine_end}")
+    return health
 
 
 def _has_ended(child: Child, log: Path) -> StartError:

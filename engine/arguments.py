@@ -10,6 +10,7 @@ from typing import Any
 from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
 
+CPU_WORKER = "engine.cpu_worker.CPUWorker"
 INLINE_EXECUTOR = "engine.executor.InlineExecutor"
 WORKER_EXTENSION = "engine.worker.WorkerExtension"
 
@@ -20,6 +21,7 @@ def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
     if current_platform.is_cpu():
         # Compilation costs minutes of start on a CPU and gains little on models that fit one.
         defaults["enforce_eager"] = True
+        defaults["worker_cls"] = CPU_WORKER
         single_rank = options.get("tensor_parallel_size", 1) == 1
         if single_rank and options.get("pipeline_parallel_size", 1) == 1:
             defaults["distributed_executor_backend"] = INLINE_EXECUTOR

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from engine.errors import ChannelClosed, ProtocolError
+from engine.exit_cause import EngineExit
 from engine.wire import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -67,6 +68,13 @@ class _Connection(asyncio.Protocol):
         self.closed_because = reason
         if self._transport is not None:
             self._transport.abort()
+
+    def close_after(self, kind: Kind, message: object, *, reason: str) -> None:
+        """Ends the connection once the other side has been sent a last message."""
+        self.closed_because = reason
+        self.send(kind, message)
+        if self._transport is not None:
+            self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Another event loop's transport (uvloop) has the methods but not the class.
@@ -173,6 +181,7 @@ class ReplicaOutputs(Protocol):
     def taken(self, taken: Taken) -> None: ...
     def rejected(self, rejection: Rejection) -> None: ...
     def warmed(self, warmed: Warmed) -> None: ...
+    def engine_ended(self, how: EngineExit) -> None: ...
     def replica_gone(self, reason: str) -> None: ...
 
 
@@ -196,6 +205,8 @@ class ReplicaEnd(_Connection):
             self._owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
         elif kind == Kind.WARMED:
             self._owner.warmed(MsgpackDecoder(Warmed).decode(buffers))
+        elif kind == Kind.ENDED:
+            self._owner.engine_ended(MsgpackDecoder(EngineExit).decode(buffers))
         elif kind == Kind.CHALLENGE:
             challenge: Challenge = MsgpackDecoder(Challenge).decode(buffers)
             if challenge.version != PROTOCOL_VERSION:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from engine.errors import ReplicaLeaves
+from engine.exit_cause import EngineExit
 from engine.preemption import Preemption
 
 
@@ -42,6 +43,7 @@ class EngineDeployment:
         await self._server.start()
         loop = asyncio.get_running_loop()
         self._preemption = Preemption(lambda: loop.call_soon_threadsafe(self._preempted))
+        self._server.ended.add_done_callback(self._engine_ended)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """What routers learn of this replica, through Serve."""
@@ -59,6 +61,12 @@ class EngineDeployment:
         # Serve awaits this one as well, when it ends a replica in an orderly way.
         if hasattr(self, "_server"):
             await asyncio.shield(self._leave())
+
+    def _engine_ended(self, ended: asyncio.Future[EngineExit]) -> None:
+        # Without its engine the process is of no use. Ray shows these words as why it has ended,
+        # and Serve sees it sooner than it would by health checks, of which it wants several.
+        if not ended.cancelled():
+            self._preemption.exit(ended.result().text)
 
     def _preempted(self) -> None:
         self._leave().add_done_callback(lambda _: self._preemption.exit())

@@ -4,6 +4,8 @@ EngineError
 ├── ChannelError            the channel between a router and a replica
 │   ├── ChannelClosed       the other side went away, or this side closed
 │   └── ProtocolError       the other side sent what the protocol does not allow
+├── EngineEnded             the engine core's process has ended
+├── EngineUnusable          the engine has started and does not answer as it should
 ├── ModelUnavailable        a built-in model cannot be had on this machine
 │   └── IndexUnreachable    pip reaches no package index
 ├── EngineStalled           the engine core does not answer, though its process is alive
@@ -11,6 +13,8 @@ EngineError
 ├── ReplicaLeaves           the replica was asked to end and takes nothing new
 └── EngineInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
+
+from engine.exit_cause import EngineExit
 
 
 class EngineError(Exception):
@@ -27,6 +31,18 @@ class ChannelClosed(ChannelError):
 
 class ProtocolError(ChannelError):
     """A frame that the protocol does not allow: the connection is closed."""
+
+
+class EngineEnded(EngineError):
+    """The engine core has ended; `exit` says how."""
+
+    def __init__(self, how: EngineExit) -> None:
+        super().__init__(how.text)
+        self.exit = how
+
+
+class EngineUnusable(EngineError):
+    """The engine has started, and its first answer is not what was asked for."""
 
 
 class ModelUnavailable(EngineError):

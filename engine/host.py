@@ -5,20 +5,28 @@ Owns the `EngineCoreClient` and the processes behind it. Never looks into reques
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
 
-from engine.errors import EngineStalled
+from engine.amx import request_amx
+from engine.errors import EngineEnded, EngineStalled
+from engine.exit_cause import EngineExit, explain_exit, read_own_output
 from engine.guardian import start_guardian
 from engine.internals import check_internals
 from engine.outlet import Inlet
+from engine.probe import probe
 from engine.resume import use_resuming_scheduler
 
 logger = logging.getLogger(__name__)
+
+_FAILED_AT_START = re.compile(r"Failed core proc\(s\): \{(?:'\w+': (-?\d+))?")
+"""vLLM's words for an engine core that ended while it started, with its exit code if it has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,22 +49,33 @@ class EngineHost:
 
     @classmethod
     async def start(cls, args: AsyncEngineArgs) -> "EngineHost":
-        """Starts the engine core and waits until it has loaded the model.
+        """Starts the engine core and waits until it has loaded the model and answered.
 
         Raises:
             EngineInternalsChanged: this vLLM is not the one we call into.
+            EngineEnded: the engine core ended while it started, or by its first answer.
+            EngineUnusable: its first answer is not what was asked for.
             ValueError, RuntimeError: vLLM refused the arguments or could not start.
         """
         check_internals()
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
         host = await asyncio.to_thread(cls._start, args)
-        await host._inlet.open(host.core)
-        await host.core.collective_rpc_async("accept_output_tokens")
+        try:
+            await host._inlet.open(host.core)
+            await host.core.collective_rpc_async("accept_output_tokens")
+            await probe(host.core, host.config)
+        except EngineDeadError:
+            raise EngineEnded(host.exit()) from None
+        except BaseException:
+            host.stop()
+            raise
         return host
 
     @classmethod
     def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
+        # Here as well: the configuration depends on it.
+        request_amx()
         config = args.create_engine_config()
         use_resuming_scheduler(config)
         inlet = Inlet(config)
@@ -64,6 +83,12 @@ class EngineHost:
             core = EngineCoreClient.make_async_mp_client(
                 vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
             )
+        except RuntimeError as error:
+            inlet.close()
+            if failed := _FAILED_AT_START.search(str(error)):
+                exit_code = int(failed[1]) if failed[1] else None
+                raise EngineEnded(explain_exit(exit_code, read_own_output())) from None
+            raise
         except BaseException:
             inlet.close()
             raise
@@ -81,6 +106,11 @@ class EngineHost:
     @property
     def is_dead(self) -> bool:
         return bool(self.core.resources.engine_dead)
+
+    def exit(self) -> EngineExit:
+        """How the engine ended, once it has."""
+        finished = self.core.resources.engine_manager.finished_procs()
+        return explain_exit(next(iter(finished.values()), None), read_own_output())
 
     async def check(self, timeout_s: float) -> None:
         """Asks the engine core for a sign of life, answered between two steps.

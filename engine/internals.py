@@ -1,4 +1,4 @@
-"""The names inside vLLM and Ray that this package relies on, checked before an engine starts.
+"""The names inside vLLM, torch and Ray that this package relies on, checked before a start.
 
 Both are pinned exactly (pyproject.toml). Whoever moves a pin reads this list first.
 """
@@ -7,7 +7,7 @@ from importlib import import_module
 
 from engine.errors import EngineInternalsChanged
 
-PINS = "vLLM 0.32.0 and Ray 2.60.0"
+PINS = "vLLM 0.32.0, torch 2.13.0 and Ray 2.60.0"
 
 RELIED_ON = {
     "vllm.v1.engine.core_client:EngineCoreClient": ("make_async_mp_client",),
@@ -21,6 +21,7 @@ RELIED_ON = {
     ),
     "vllm.v1.engine:EngineCoreRequest": ("sampling_params", "prompt_token_ids"),
     "vllm.v1.engine:EngineCoreOutput": ("kv_transfer_params", "prefill_stats", "finish_reason"),
+    "vllm.v1.engine.utils:CoreEngineProcManager": ("finished_procs",),
     "vllm.v1.serial_utils:MsgpackEncoder": ("encode",),
     "vllm.v1.serial_utils:MsgpackDecoder": ("decode",),
     "vllm.v1.engine.core:time": ("sleep",),
@@ -50,6 +51,7 @@ RELIED_ON = {
     "vllm.v1.structured_output:StructuredOutputManager": ("accept_tokens",),
     "vllm.v1.worker.gpu_model_runner:CachedRequestState": ("__post_init__",),
     "vllm.v1.executor.uniproc_executor:UniProcExecutor": ("execute_model",),
+    "torch:cpu": ("_init_amx", "_is_amx_fp16_supported", "_is_amx_tile_supported"),
     "ray._private:worker": ("raise_sys_exit_with_custom_error_message",),
 }
 

@@ -31,7 +31,11 @@ class Preemption:
         setattr(worker, RAISES_EXIT, self._raise_exit)
         self._notice()
 
-    def exit(self) -> None:
-        """Ends the process, the way Ray ends it on SIGTERM."""
-        setattr(worker, RAISES_EXIT, self._raise_exit)
+    def exit(self, because: str | None = None) -> None:
+        """Ends the process, the way Ray ends it on SIGTERM; Ray shows `because` as the reason."""
+
+        def raise_exit(message: str, exit_code: int = 0) -> None:
+            self._raise_exit(because or message, exit_code)
+
+        setattr(worker, RAISES_EXIT, raise_exit)
         os.kill(os.getpid(), signal.SIGTERM)

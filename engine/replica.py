@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.channel import RouterEnd, listen
+from engine.exit_cause import EngineExit
 from engine.host import EngineHost
 from engine.steps import StepSample, step_sample
 from engine.wire import (
@@ -89,6 +90,8 @@ class EngineReplica:
         self._kv = kv
         self.address: tuple[str, int] | None = None
         self.closed_because: str | None = None
+        self.ended: asyncio.Future[EngineExit] = asyncio.get_running_loop().create_future()
+        """Done where the engine has ended by itself."""
         self._hooks = hooks
         self._running: dict[str, _Running] = {}
         self._routers: set[RouterEnd] = set()
@@ -118,7 +121,8 @@ class EngineReplica:
         if self._server is not None:
             self._server.close()
         for router in list(self._routers):
-            router.close(reason)
+            if router.is_open:
+                router.close(reason)
 
     def say_leaving(self, because: str) -> None:
         """Tells every router to send nothing new, and why. What comes all the same is taken."""
@@ -231,8 +235,16 @@ class EngineReplica:
             raise
         except Exception as error:
             # The engine core is gone: every router learns it now, Serve at its next health check.
-            logger.exception("the engine core ended")
-            self.close(f"the engine core ended: {error}")
+            self._engine_ended(error)
+
+    def _engine_ended(self, error: Exception) -> None:
+        how = self.host.exit() if isinstance(error, EngineDeadError) else _broken(error)
+        logger.error("%s", how.text, exc_info=error)
+        self.closed_because = self.closed_because or how.text
+        for router in list(self._routers):
+            router.close_after(Kind.ENDED, how, reason=how.text)
+        self.close(how.text)
+        self.ended.set_result(how)
 
     def _step(self, step: EngineCoreOutputs) -> None:
         if step.scheduler_stats is not None:
@@ -276,3 +288,7 @@ class EngineReplica:
         self._load_changed = False
         for router in self._routers:
             router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
+
+
+def _broken(error: Exception) -> EngineExit:
+    return EngineExit(cause="error", text=f"the engine's outputs cannot be read: {error}")

@@ -18,12 +18,14 @@ from vllm.v1.metrics.stats import SchedulerStats
 from engine.arguments import engine_args
 from engine.channel import RouterEnd
 from engine.deployment import EngineSettings
-from engine.errors import EngineStalled, ReplicaClosed
+from engine.errors import EngineEnded, EngineStalled, ReplicaClosed
+from engine.exit_cause import EngineExit
 from engine.host import EngineHost
 from engine.metrics import RayExporter
 from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.secret import application_secret
+from engine.start_failure import tell_router
 from kvtransfer.config import kv_transfer_config, side_channel_env
 from kvtransfer.peers import KVPeer
 from kvtransfer.side_channel import ReservedPort
@@ -109,7 +111,11 @@ class EngineServer:
                 resolve_model(settings.model),
                 {**settings.options, "kv_transfer_config": transfer},
             )
-            self.host = await EngineHost.start(args)
+            try:
+                self.host = await EngineHost.start(args)
+            except EngineEnded as end:
+                await tell_router(self.application, self.phase, self.engine_id, end.exit)
+                raise
         tp_size = self.host.config.parallel_config.tensor_parallel_size
         kv = KVPeer(engine_id=self.engine_id, host=host_ip, port=side_channel.port, tp_size=tp_size)
         self.replica = EngineReplica(self.host, kv, self)
@@ -154,6 +160,11 @@ class EngineServer:
     def is_busy(self) -> bool:
         """Whether somebody still needs this replica."""
         return self.replica.num_requests > 0
+
+    @property
+    def ended(self) -> asyncio.Future[EngineExit]:
+        """Done where the engine has ended by itself."""
+        return self.replica.ended
 
     def stop(self) -> None:
         """Ends the connections and the engine, if they were started."""

@@ -25,7 +25,7 @@ from engine.errors import ProtocolError
 from engine.steps import StepSample
 from kvtransfer.peers import KVPeer
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_GREETING_BYTES = 4096
 """No frame before authentication may be longer."""
@@ -48,6 +48,7 @@ class Kind(enum.IntEnum):
     WARMED = 10  # Warmed, decode
     FORGET = 11  # list[str] of engine ids that are gone for good, router to decode
     TAKEN = 12  # Taken, replica
+    ENDED = 13  # EngineExit, replica: the last it says
 
 
 class Challenge(msgspec.Struct, frozen=True):

@@ -14,7 +14,6 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
 
 from engine.arguments import engine_args
@@ -22,6 +21,7 @@ from router.admission import WaitsForReplicas
 from router.answers import TellsRoute
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
+from router.health import Health
 from router.limits import BodyLimit
 from router.settings import FrontendSettings
 
@@ -43,13 +43,6 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
                 log_stats=False,
                 log_requests=False,
             )
-        self._core = core
-
-    async def check_health(self) -> None:
-        """Raises EngineDeadError, which is status 503 on /health, while a pool has no replica."""
-        await super().check_health()
-        if not (self._core.prefill.is_open and self._core.decode.is_open):
-            raise EngineDeadError
 
 
 def frontend_args(settings: FrontendSettings) -> Namespace:
@@ -65,7 +58,9 @@ def frontend_args(settings: FrontendSettings) -> Namespace:
     return args
 
 
-async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) -> ASGIApp:
+async def build_openai_app(
+    settings: FrontendSettings, core: ClusterCoreClient, health: Health
+) -> ASGIApp:
     """The app that answers clients."""
     args = frontend_args(settings)
     options = {**settings.options, "served_model_name": [settings.served_name]}
@@ -73,6 +68,7 @@ async def build_openai_app(settings: FrontendSettings, core: ClusterCoreClient) 
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     llm = ClusterLLM(config, core)
     app = build_app(args, TASKS, config.model_config)
+    app.router.routes.insert(0, health.route())
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 
 from prometheus_client import REGISTRY
 from ray import serve
@@ -12,12 +13,18 @@ from engine.models import resolve_model
 from engine.secret import application_secret
 from router.app import build_openai_app
 from router.core_client import ClusterCoreClient
+from router.engine_ends import EngineEnds
+from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
+from router.serve_messages import one_line
 from router.settings import RouterSettings
 from router.traffic import TrafficMeter
+
+SERVE_TIMEOUT_S = 5.0
+"""How long `/health` waits for what Serve's controller knows."""
 
 
 class Assembly:
@@ -25,7 +32,7 @@ class Assembly:
 
     def __init__(self, settings: RouterSettings) -> None:
         check_internals()
-        application = serve.get_replica_context().app_name
+        self._application = application = serve.get_replica_context().app_name
         self._frontend = settings.frontend
         targets = settings.targets.admission
         traffic = TrafficMeter(ttft_s=targets.ttft_s, itl_s=targets.itl_s)
@@ -42,11 +49,14 @@ class Assembly:
         PoolMetrics(pools, REGISTRY)
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
+        self.engine_ends = EngineEnds(REGISTRY)
+        self._health = Health(pools, self.engine_ends, self._starting)
         self._membership = Membership(
             pools,
             application=application,
             secret=secret,
             stall_timeout_s=settings.stall_timeout_s,
+            engine_ends=self.engine_ends,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
 
@@ -57,4 +67,17 @@ class Assembly:
     async def build(self) -> ASGIApp:
         """The app that answers clients."""
         model = resolve_model(self._frontend.model)
-        return await build_openai_app(dataclasses.replace(self._frontend, model=model), self._core)
+        frontend = dataclasses.replace(self._frontend, model=model)
+        return await build_openai_app(frontend, self._core, self._health)
+
+    async def _starting(self) -> Mapping[str, str]:
+        """What Serve says of each deployment that does not run as it should."""
+        try:
+            async with asyncio.timeout(SERVE_TIMEOUT_S):
+                status = await asyncio.to_thread(serve.status)
+        except TimeoutError:
+            return {"serve": f"Serve's controller did not answer for {SERVE_TIMEOUT_S:g} s"}
+        application = status.applications.get(self._application)
+        deployments = application.deployments if application is not None else {}
+        lines = {name: one_line(each.message) for name, each in deployments.items()}
+        return {name: line for name, line in lines.items() if line is not None}

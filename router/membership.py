@@ -17,6 +17,7 @@ from ray.serve.context import _get_global_client
 
 from engine.channel import connect
 from engine.wire import Kind
+from router.engine_ends import EngineEnds
 from router.errors import PairNotReady
 from router.pool import Pool, Replica
 
@@ -32,9 +33,16 @@ class Membership:
     """Keeps pools in step with Serve. Owns one connecting task per listed, unconnected replica."""
 
     def __init__(
-        self, pools: tuple[Pool, ...], *, application: str, secret: str, stall_timeout_s: float
+        self,
+        pools: tuple[Pool, ...],
+        *,
+        application: str,
+        secret: str,
+        stall_timeout_s: float,
+        engine_ends: EngineEnds,
     ) -> None:
         self._pools = pools
+        self._engine_ends = engine_ends
         self._prefill, self._decode = pools
         self._prefill_engines: set[str] = set()
         """That decode engines were told of."""
@@ -160,4 +168,5 @@ class Membership:
 
     def _lost(self, replica: Replica) -> None:
         """A connection broke: if Serve still lists the replica, it is tried again."""
+        self._engine_ends.observe(replica)
         self._update(replica.pool, self._listed[replica.pool.name])

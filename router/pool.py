@@ -16,6 +16,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from engine.channel import ReplicaEnd
 from engine.errors import ChannelClosed
+from engine.exit_cause import EngineExit
 from engine.wire import (
     AddRequest,
     Kind,
@@ -61,6 +62,8 @@ class Replica:
     """Answers that are awaited, by the prefill engine in question."""
     reading: dict[str, float] = field(default_factory=dict)
     """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
+    exit: EngineExit | None = None
+    """How its engine ended, where it could say so."""
     is_unlisted: bool = False
     """Serve no longer lists it."""
     heard_s: float = field(default_factory=time.monotonic)
@@ -162,6 +165,9 @@ class Replica:
         answer = self.warming.pop(warmed.engine_id, None)
         if answer is not None and not answer.done():
             answer.set_result(warmed.problem)
+
+    def engine_ended(self, how: EngineExit) -> None:
+        self.exit = how
 
     def replica_gone(self, reason: str) -> None:
         for answer in self.warming.values():

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from engine.errors import ReplicaLeaves
+from engine.exit_cause import EngineExit
 from engine.preemption import Preemption
 from router.settings import RouterSettings
 
@@ -42,6 +43,10 @@ class Router:
         if self._leaving is not None:
             # So that Serve starts another one now, and not when this one is gone.
             raise ReplicaLeaves
+
+    async def engine_ended_at_start(self, pool: str, replica_id: str, how: EngineExit) -> None:
+        """Called by a replica whose engine has ended before it could join."""
+        self._assembly.engine_ends.add(pool, replica_id, how)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve passes on to the scaling policies, as router.traffic counts it."""

@@ -4,6 +4,7 @@ Owns the order of the tests and the servers of the end-to-end tests.
 """
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,8 +13,12 @@ import pytest
 import pytest_asyncio
 from servers import Server, Servers, new_client
 
-LAST = ("e2e", "engine", "kvtransfer")
+LAST = ("e2e", "demo", "engine", "kvtransfer")
 """The folders whose tests need the servers, then those whose tests need engines of their own."""
+
+# As on the replicas of a cluster on CPUs (`cluster.app`): else vLLM's first logprobs are compiled,
+# for tens of seconds, in every engine that a test starts.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 RUNNING = pytest.StashKey[Servers]()
 

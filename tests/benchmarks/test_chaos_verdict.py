@@ -11,6 +11,7 @@ from benchmarks.chaos_chart import under_way
 from benchmarks.chaos_client import Outcome
 from benchmarks.chaos_faults import Kind, PoolName
 from benchmarks.chaos_metrics import Scrape
+from benchmarks.chaos_pace import Pace, Speed
 from benchmarks.chaos_verdict import (
     Injected,
     Pause,
@@ -87,8 +88,13 @@ def fault(at_s: float, kind: Kind = Kind.KILL_ENGINE) -> Injected:
     )
 
 
+PACE = Pace(rate=1.0, fault_every_s=12.0, timeout_s=100.0, unread_s=60.0, freed_within_s=2.0)
+
+
 def record(*outcomes: Outcome, **fields: Any) -> Record:
     defaults: dict[str, Any] = {
+        "speed": Speed(start_s=20.0, rate=2.0),
+        "pace": PACE,
         "start_s": 0.0,
         "end_s": 10.0,
         "faults": (),

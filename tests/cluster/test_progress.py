@@ -29,6 +29,25 @@ ROWS = [
     ("retrying",
      application("DEPLOYING", "", decode=STARTING | {"message": "no memory\n"}),
      Progress(summary="decode 0/2", trouble="no memory")),
+    ("slow-and-no-trouble",
+     application("DEPLOYING", "", decode=STARTING | {"message":
+         "Deployment 'decode' in application 'pdserve' has 1 replicas that have taken more than 30s"
+         " to initialize.\nThis may be caused by a slow __init__ or reconfigure method."}),
+     Progress(summary="decode 0/2")),
+    ("waits-for-room",
+     application("DEPLOYING", "", decode=STARTING | {"message":
+         "Deployment 'decode' has 1 replicas that have taken more than 30s to be scheduled."}),
+     Progress(summary="decode 0/2", trouble="Deployment 'decode' has 1 replicas that have taken"
+                                            " more than 30s to be scheduled.")),
+    ("an-engine-ended",
+     application("DEPLOYING", "", decode=STARTING | {"message":
+         "A replica failed to start with exception. Retrying 2 more time(s). Error:\nTraceback\n"
+         "  File engine/host.py\nengine.errors.EngineEnded: the engine was ended by SIGILL"}),
+     Progress(summary="decode 0/2", trouble="the engine was ended by SIGILL")),
+    ("unhealthy-is-replaced",
+     application("UNHEALTHY", "The deployments are UNHEALTHY.",
+                 decode=STARTING | {"message": "A replica's health check failed."}),
+     Progress(summary="decode 0/2", trouble="A replica's health check failed.")),
     ("given-up",
      application("DEPLOY_FAILED", "no memory", decode=STARTING | {"message": "no memory"}),
      Progress(summary="decode 0/2", trouble="no memory", failed=True)),

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from cluster.app import CPU_ENGINE_ENV
 from cluster.ports import LOCALHOST, pick_free
 from cluster.serve_file import load_serve_file
 from engine.models import resolve_model
@@ -26,7 +27,8 @@ MAX_MODEL_LEN = 512
 BLOCK_SIZE = 32
 PREFILL, DECODE = "prefill", "decode"
 
-START_TIMEOUT_S = 400.0
+START_TIMEOUT_S = 900.0
+"""Far more than a start takes: a machine may be slow, and others may use it."""
 STOP_TIMEOUT_S = 30.0
 TAIL_LINES = 30
 ANSWER_TIMEOUT_S = 150.0
@@ -75,8 +77,8 @@ class Servers(contextlib.ExitStack):
             RuntimeError: one of them does not start; with the end of what it says.
         """
         # The last line of what it says when it is ready: tests read those before it.
-        _await_line(self._cluster, "  try  ")
-        _await_line(self._plain, "Application startup complete")
+        await_line(self._cluster, "  try  ")
+        await_line(self._plain, "Application startup complete")
         return self._cluster, self._plain
 
     def end_soon(self) -> None:
@@ -90,38 +92,44 @@ def _cluster(log: Path) -> contextlib.AbstractContextManager[Server]:
     command = [str(Path(sys.executable).parent / "pdserve"), "up", str(CONFIG)]
     # Every ten seconds by default; tests need not wait so long.
     env = {"RAY_metrics_report_interval_ms": "1000"}
-    return _started(command, load_serve_file(CONFIG).url, env, log)
+    return started(command, load_serve_file(CONFIG).url, env, log)
 
 
 def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
     (port,) = pick_free([None])
-    command = [
-        sys.executable,
-        *("-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", resolve_model(MODEL)),
-        *("--served-model-name", MODEL),
+    command = plain_command(
+        MODEL,
         *("--dtype", "float32"),
         *("--block-size", str(BLOCK_SIZE)),
         *("--max-model-len", str(MAX_MODEL_LEN)),
-        *("--host", LOCALHOST),
-        *("--port", str(port)),
         *("--tool-call-parser", "hermes"),
         "--enable-auto-tool-choice",
+        port=port,
+    )
+    return started(command, f"http://{LOCALHOST}:{port}", plain_environment(), log)
+
+
+def plain_command(model: str, *options: str, port: int) -> list[str]:
+    """One vLLM server's, for a built-in model under its own name."""
+    return [
+        sys.executable,
+        *("-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", resolve_model(model)),
+        *("--served-model-name", model),
+        *("--host", LOCALHOST),
+        *("--port", str(port)),
         "--enforce-eager",
+        *options,
     ]
-    # As the cluster's replicas have it on a CPU.
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        # vLLM compiles a function of three lines on the first logprobs: 15 s, for nothing.
-        "TORCHDYNAMO_DISABLE": "1",
-    }
-    return _started(command, f"http://{LOCALHOST}:{port}", env, log)
+
+
+def plain_environment() -> dict[str, str]:
+    """As the cluster's replicas have it on a CPU."""
+    return {"VLLM_CPU_KVCACHE_SPACE": "1"} | CPU_ENGINE_ENV
 
 
 @contextlib.contextmanager
-def _started(
+def started(
     command: Sequence[str], url: str, env: Mapping[str, str], log: Path
 ) -> Iterator[Server]:
     with log.open("wb") as output:
@@ -150,7 +158,7 @@ def _started(
                 left.kill()
 
 
-def _await_line(server: Server, line: str) -> None:
+def await_line(server: Server, line: str) -> None:
     """Waits for a line in the log. A port that answers might be another server's."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while line not in (output := server.log.read_text(errors="replace")):

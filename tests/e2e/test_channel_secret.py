@@ -8,6 +8,7 @@ from servers import DECODE, PREFILL, Server
 
 from engine.channel import connect
 from engine.errors import ChannelClosed, ProtocolError
+from engine.exit_cause import EngineExit
 from engine.wire import FrameReader, Kind, Rejection, StepOutputs, Taken, Warmed
 
 GREETING_S = 1.0
@@ -27,6 +28,9 @@ class Intruder:
 
     def warmed(self, warmed: Warmed) -> None:
         raise AssertionError(warmed)
+
+    def engine_ended(self, how: EngineExit) -> None:
+        raise AssertionError(how)
 
     def replica_gone(self, reason: str) -> None:
         raise AssertionError(reason)

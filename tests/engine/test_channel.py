@@ -13,6 +13,7 @@ from vllm.v1.serial_utils import MsgpackEncoder
 from engine import channel
 from engine.channel import ReplicaEnd, RouterEnd, connect, listen
 from engine.errors import ChannelClosed
+from engine.exit_cause import EngineExit
 from engine.wire import (
     AddRequest,
     Hello,
@@ -97,6 +98,9 @@ class FakeRouter:
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.append(rejection)
         self.changed.set()
+
+    def engine_ended(self, how: EngineExit) -> None:
+        self.exit = how
 
     def replica_gone(self, reason: str) -> None:
         self.gone.set()

@@ -12,6 +12,7 @@ from ray._private import worker
 
 from engine.deployment import EngineDeployment, EngineSettings
 from engine.errors import ReplicaLeaves
+from engine.exit_cause import EngineExit
 from engine.preemption import RAISES_EXIT
 
 SETTINGS = EngineSettings(
@@ -33,6 +34,7 @@ class FakeServer:
     def __init__(self, settings: EngineSettings) -> None:
         self.finished = asyncio.Event()
         self.calls: list[str] = []
+        self.ended: asyncio.Future[EngineExit] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -127,3 +129,16 @@ async def test_serve_ends_it_while_it_drains_after_sigterm(replica: Replica) -> 
     replica.server.finished.set()
     await ending
     assert replica.server.calls == ["start", "drain", "stop"]
+
+
+async def test_without_its_engine_it_exits_and_says_why(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(worker, RAISES_EXIT, lambda message, exit_code=0: said.append(message))
+    await replica.start()
+    replica.server.ended.set_result(EngineExit(cause="SIGILL", text="the engine was ended"))
+    await asyncio.sleep(0)
+    assert replica.num_exits == 1
+    getattr(worker, RAISES_EXIT)(NOTICE, exit_code=1)  # as Ray's handler of that signal does
+    assert said == ["the engine was ended"]

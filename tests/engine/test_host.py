@@ -18,6 +18,7 @@ from benchmarks.chaos_processes import suspend
 from engine.arguments import engine_args
 from engine.channel import ReplicaEnd, RouterEnd, connect
 from engine.errors import EngineStalled
+from engine.exit_cause import EngineExit
 from engine.guardian import MARK_VARIABLE, marked_pids
 from engine.host import EngineHost
 from engine.models import resolve_model
@@ -92,6 +93,9 @@ class Recorder:
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.put_nowait(rejection)
+
+    def engine_ended(self, how: EngineExit) -> None:
+        self.exit = how
 
     def replica_gone(self, reason: str) -> None:
         self.gone.set()

@@ -1,0 +1,61 @@
+"""How hard a chaos run presses: its load and its deadlines, from how fast this machine is.
+
+Owns the plan. Pure: benchmarks.chaos_run measures, benchmarks.chaos_report tells.
+"""
+
+from dataclasses import dataclass
+
+_FREED_STARTS = 0.1
+_LEAST_FREED_S = 2.0
+_LEAST_UNREAD_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What was measured before the run, on the cluster that it disturbs.
+
+    `start_s` is from a replica's end to its successor's first request, `rate` how many requests of
+    the run's mix were answered a second in the meantime, with that pool down to one replica.
+    """
+
+    start_s: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """What is put on a cluster, in parts of its speed."""
+
+    load: float
+    """Arrivals, in parts of `Speed.rate`."""
+    fault_every: float
+    """From one fault to the next, in starts of an engine."""
+    patience: float
+    """How long a client waits for a whole answer, in starts of an engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """The same in seconds. All but `rate` grow with the time that an engine takes to start."""
+
+    rate: float
+    """Requests a second, on average."""
+    fault_every_s: float
+    timeout_s: float
+    """How long a client waits for a whole answer, and the pools may take to be whole again."""
+    unread_s: float
+    """How long the client that does not read does not."""
+    freed_within_s: float
+    """How soon no engine may work for a dead router any more."""
+
+
+def plan_pace(speed: Speed, pressure: Pressure) -> Pace:
+    """The pace of a run on a machine of that speed."""
+    return Pace(
+        rate=pressure.load * speed.rate,
+        fault_every_s=pressure.fault_every * speed.start_s,
+        timeout_s=pressure.patience * speed.start_s,
+        # While both pools may be empty nobody else can be answered either.
+        unread_s=max(_LEAST_UNREAD_S, 2 * speed.start_s),
+        freed_within_s=max(_LEAST_FREED_S, _FREED_STARTS * speed.start_s),
+    )

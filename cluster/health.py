@@ -1,0 +1,50 @@
+"""What a router's `/health` says, read.
+
+Owns the reading; router.health owns the form.
+"""
+
+import json
+import urllib.error
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.local_http import OPENER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """A look at a router."""
+
+    is_open: bool = False
+    """Whether each pool has a live replica."""
+    last_engine_end: str | None = None
+    """The last engine that ended, and how, in one line."""
+    ended_at_s: float = 0.0
+
+
+UNREACHED = Health()
+
+
+def observe_health(url: str, *, timeout_s: float) -> Health:
+    """What the router behind `url` says; `UNREACHED` while nobody answers."""
+    try:
+        with OPENER.open(f"{url}/health", timeout=timeout_s) as response:
+            return read_health(response.status, response.read())
+    except urllib.error.HTTPError as error:
+        return read_health(error.code, error.read())
+    except OSError:
+        return UNREACHED
+
+
+def read_health(status: int, body: bytes) -> Health:
+    """Reads an answer; one that is not a router's says nothing but its status."""
+    is_open = status == 200
+    try:
+        end: dict[str, Any] = json.loads(body).get("last_engine_end", {})
+    except (ValueError, AttributeError):
+        end = {}
+    return Health(
+        is_open=is_open,
+        last_engine_end=end.get("message"),
+        ended_at_s=float(end.get("at_s", 0.0)),
+    )

@@ -1,0 +1,44 @@
+"""Greedy answers in bfloat16: the same, up to a choice between two tokens that is a tie.
+
+The same step computed in another batch, or once more after a failover, differs in its last digits.
+Logits near 20 are 0.125 apart in bfloat16, so the first two may change places; what follows is
+another text. Any single server differs from itself in this way.
+"""
+
+from typing import Any
+
+from answers import differences
+
+TIE = 0.25
+"""The largest distance of two logprobs that rounding can turn over: two steps of such logits."""
+
+ASKS_FOR_LOGPROBS = {
+    "logprobs": True,
+    "top_logprobs": 2,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+}
+"""What a request must have for its answer to be compared."""
+
+
+def unlike(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
+    """How an answer differs from the expected one, one line each; empty up to a tie."""
+    lines = differences(_without_logprobs(expected), _without_logprobs(actual))
+    return [] if lines and _parted_at_a_tie(expected, actual) else lines
+
+
+def _parted_at_a_tie(expected: dict[str, Any], actual: dict[str, Any]) -> bool:
+    ids, others = expected["choices"][0]["token_ids"], actual["choices"][0]["token_ids"]
+    pairs = zip(ids, others, strict=False)
+    index = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
+    if index is None:
+        return False  # one goes on where the other ends
+    best = expected["choices"][0]["logprobs"]["content"][index]["top_logprobs"]
+    logprobs = {each["token"]: each["logprob"] for each in best}
+    other = logprobs.get(f"token_id:{others[index]}")
+    return other is not None and abs(logprobs[f"token_id:{ids[index]}"] - other) <= TIE
+
+
+def _without_logprobs(answer: dict[str, Any]) -> dict[str, Any]:
+    choice = answer["choices"][0]
+    return answer | {"choices": [{k: v for k, v in choice.items() if k != "logprobs"}]}
