@@ -26,6 +26,7 @@ from cluster.scaling import (
     plan_scale,
 )
 from engine.server import EngineMetrics
+from router.engine_ends import EngineEnds
 from router.metrics import PoolMetrics, RouterMetrics
 from router.traffic import TrafficMeter
 
@@ -50,6 +51,7 @@ def exported() -> dict[str, set[str]]:
     """The labels of every metric that Ray's metrics ports show, by the metric's name there."""
     registry = CollectorRegistry()
     RouterMetrics(registry, TrafficMeter(ttft_s=1.0, itl_s=1.0))
+    EngineEnds(registry)
     metrics = [
         *registry._collector_to_names,
         *EngineMetrics("decode", "d").registry._collector_to_names,
