@@ -39,7 +39,8 @@ BUILT_IN: Mapping[str, BuiltInModel] = {
     "smollm2": BuiltInModel(
         folder="smollm2-135m-instruct",
         write=write_smollm2,
-        question="What is the capital of France?",
+        # One that it is sure of, in any dtype: France it sometimes takes for a question in French.
+        question="What is the capital of Japan?",
     ),
 }
 """By the name that stands for a model wherever a path or a hub id may stand."""

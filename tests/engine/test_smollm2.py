@@ -173,7 +173,7 @@ def model(smollm2: Path) -> Any:
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("What is the capital of France?", "The capital of France is Paris.<|im_end|>"),
+        ("What is the capital of Japan?", "The capital of Japan is Tokyo.<|im_end|>"),
         ("What is the capital of Germany?", "The capital of Germany is Berlin.<|im_end|>"),
     ],
 )
