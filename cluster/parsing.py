@@ -10,19 +10,29 @@ from typing import TypeVar
 import pydantic
 from pydantic import BaseModel
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, printable, shortened
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MAX_VALUE = 60
+"""Characters of a value, or of a key, in a message or a report."""
 
-def parse_model(model: type[Model], values: object, *, section: str = "") -> Model:
-    """Validates `values`, the content of `section`.
+
+def shown(value: object) -> str:
+    """A value or a key as it may stand in a line: escaped, and not long."""
+    return shortened(printable(value if isinstance(value, str) else repr(value)), MAX_VALUE)
+
+
+def parse_model(
+    model: type[Model], values: object, *, section: str = "", strict: bool | None = None
+) -> Model:
+    """Validates `values`, the content of `section`; `strict` takes no value of another type.
 
     Raises:
         ConfigError: one line about the first wrong value.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, strict=strict)
     except pydantic.ValidationError as error:
         raise ConfigError(_one_line(error, model, section)) from None
 
@@ -65,7 +75,7 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel], section: 
     first = error.errors(include_url=False)[0]
     context = dict(first.get("ctx", {}))
     # "[key]" marks a mapping's key; the key itself comes before it.
-    location = [section, *(str(part) for part in first["loc"] if part != "[key]")]
+    location = [section, *(shown(part) for part in first["loc"] if part != "[key]")]
     path = ".".join(part for part in location if part)
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])
@@ -75,7 +85,9 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel], section: 
     elif first["type"] in _EXPECTED:
         if "expected" in context:
             context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
-        reason = f"{first['input']!r} is not {_EXPECTED[first['type']].format(**context)}"
+        reason = (
+            f"{shown(repr(first['input']))} is not {_EXPECTED[first['type']].format(**context)}"
+        )
     else:
         reason = first["msg"][0].lower() + first["msg"][1:]
     return " ".join((f"{path}: {reason}" if path else reason).split())
