@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
+from cluster.pairing import pair_problem
 from cluster.parallelism import Parallelism, transfer_problem
 from cluster.parsing import parse_model
 from cluster.scaling import PoolLimits
@@ -23,9 +24,6 @@ from cluster.sections import (
     SloConfig,
     TransferConfig,
 )
-
-SAME_IN_BOTH_POOLS = ("max_model_len", "dtype", "block_size", "kv_cache_dtype")
-"""Options that shape the KV cache or the requests both pools must be able to take."""
 
 Pool = Literal["prefill", "decode"]
 POOLS: tuple[Pool, Pool] = ("prefill", "decode")
@@ -125,14 +123,7 @@ class ClusterConfig(Section):
             self._check_parallelism(name)
             self._check_sizes(name)
         self._check_budget()
-        for option in SAME_IN_BOTH_POOLS:
-            prefill, decode = (self.pool_engine(name).get(option, "unset") for name in POOLS)
-            if prefill != decode:
-                raise ValueError(
-                    f"engine.{option}: {prefill} in prefill and {decode} in decode must be the "
-                    "same; set it once, in the shared engine"
-                )
-        problem = transfer_problem(
+        problem = pair_problem(*(self.pool_engine(name) for name in POOLS)) or transfer_problem(
             self.transfer.connector,
             prefill=self.parallelism("prefill"),
             decode=self.parallelism("decode"),
@@ -191,6 +182,11 @@ class ClusterConfig(Section):
             raise ValueError(
                 f"{name}.kv_cache_gib: is for pools on CPU; with gpus set "
                 f"{name}.engine.gpu_memory_utilization"
+            )
+        if not pool.gpus and options.get("kv_cache_memory_bytes") is not None:
+            raise ValueError(
+                f"{name}.engine.kv_cache_memory_bytes: is for pools on GPUs; set "
+                f"{name}.kv_cache_gib instead"
             )
 
 

@@ -7,15 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-OWNED_ENGINE_OPTIONS = {
-    "model": "set by the top-level model",
-    "served_model_name": "set by the top-level served_name",
-    "kv_transfer_config": "set from transfer",
-    "scheduler_cls": "pdserve's own lets an answer go on in another engine",
-    "worker_extension_cls": "taken by pdserve's own",
-    "data_parallel_size": "raise the pool's replicas instead",
-}
-"""Options of vLLM that this project sets itself, and where to say it instead."""
+from cluster.owned_options import OWNED_ENGINE_OPTIONS
 
 
 def _engine_option(name: str) -> str:
@@ -117,7 +109,7 @@ class TransferConfig(Section):
     )
     lease_s: float = Field(
         default=30.0,
-        gt=0,
+        ge=1,
         description="Seconds that prefill keeps finished blocks for a decode replica that does "
         "not ask for them.",
     )
