@@ -123,6 +123,8 @@ class ClusterConfig(Section):
             self._check_parallelism(name)
             self._check_sizes(name)
         self._check_budget()
+        if self.transfer.connector == "nccl" and "backends" in self.transfer.model_fields_set:
+            raise ValueError("transfer.backends: are of nixl; transfer.connector nccl has none")
         problem = pair_problem(*(self.pool_engine(name) for name in POOLS)) or transfer_problem(
             self.transfer.connector,
             prefill=self.parallelism("prefill"),

@@ -19,10 +19,34 @@ def _engine_option(name: str) -> str:
 def _resource(name: str) -> str:
     if name in ("CPU", "GPU"):
         raise ValueError(f"may not be set here: use {name.lower()}s of the pool")
+    if not name:
+        raise ValueError("a resource must have a name")
     return name
 
 
+def _variable(name: str) -> str:
+    if not name or "=" in name or "\0" in name:
+        raise ValueError("is not the name of an environment variable")
+    return name
+
+
+def _variable_value(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a NUL may not be in an environment variable")
+    return value
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a backend is named twice")
+    return names
+
+
 EngineOptions = dict[Annotated[str, AfterValidator(_engine_option)], Any]
+Variables = dict[
+    Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_variable_value)]
+]
+Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
 Resources = dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]]
 
 
@@ -84,7 +108,7 @@ class PoolConfig(Section):
         description="GiB of KV cache of each replica on CPU. On GPUs set "
         "`engine.gpu_memory_utilization` instead.",
     )
-    env: dict[str, str] = Field(
+    env: Variables = Field(
         default_factory=dict, description="Environment variables of each replica."
     )
 
@@ -97,7 +121,7 @@ class TransferConfig(Section):
         description="What moves the KV blocks: reads by NIXL, or messages over NCCL between GPUs "
         "and over Gloo between CPUs.",
     )
-    backends: tuple[str, ...] = Field(
+    backends: Backends = Field(
         default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
     )
     shared_memory: Literal["auto", "never"] = Field(

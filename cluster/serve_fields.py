@@ -11,11 +11,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from ray._common.ray_option_utils import validate_actor_options
+from ray._common.utils import resources_from_ray_options
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from cluster.config import POOLS, ClusterConfig
 from cluster.errors import ConfigError
 from cluster.parsing import did_you_mean, parse_model, shown
+from cluster.sections import PoolConfig
 
 IMPORT_PATH = "cluster.app:build"
 
@@ -65,6 +69,32 @@ def parse_serve_fields(document: Mapping[str, Any]) -> ServeDeploySchema:
     _check_address(schema.http_options)
     _check_application(schema.applications[0])
     return schema
+
+
+def check_ray_options(config: ClusterConfig) -> None:
+    """Refuses what Ray would not take as the resources or labels of a replica.
+
+    Raises:
+        ConfigError: one line with the field and Ray's reason.
+    """
+    for section, options in (
+        ("router", {"cpus": ("num_cpus", config.router.cpus)}),
+        *((name, _ray_options(config.pool(name))) for name in POOLS),
+    ):
+        for field, (option, value) in options.items():
+            try:
+                validate_actor_options({option: value}, in_options=False)
+                resources_from_ray_options({option: value})
+            except ValueError as error:
+                raise ConfigError(f"{section}.{field}: {error}") from None
+
+
+def _ray_options(pool: PoolConfig) -> dict[str, tuple[str, Any]]:
+    return {
+        "cpus": ("num_cpus", pool.cpus),
+        "resources": ("resources", pool.resources),
+        "labels": ("label_selector", pool.labels),
+    }
 
 
 def _fields(

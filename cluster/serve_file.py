@@ -11,6 +11,7 @@ from typing import Any
 from cluster.config import ClusterConfig, parse_args
 from cluster.engine_options import check_engine_options
 from cluster.errors import ConfigError, shortened
+from cluster.transfer_options import check_backends
 from cluster.yaml_file import parse_yaml
 
 MAX_PATH = 120
@@ -68,11 +69,13 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _parse(path: Path, document: Mapping[str, Any]) -> ServeFile:
     # Imported here: it takes a second, and the application itself, which only parses args, is
     # spared it.
-    from cluster.serve_fields import parse_serve_fields
+    from cluster.serve_fields import check_ray_options, parse_serve_fields
 
     schema = parse_serve_fields(document)
     (application,) = schema.applications
     config = parse_args(application.args)
+    check_ray_options(config)
+    check_backends(config)
     check_engine_options(config)
     return ServeFile(
         path=path,

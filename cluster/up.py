@@ -17,6 +17,7 @@ from pathlib import Path
 from cluster import ports
 from cluster.errors import ConfigError, StartError
 from cluster.haproxy import command_path as haproxy_command_path
+from cluster.nodes import unplaceable
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, is_healthy, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
@@ -26,6 +27,8 @@ POLL_S = 1.0
 """How often to look whether the cluster is ready; asking costs it a few milliseconds."""
 REPEAT_S = 10.0
 """How long to be silent at most while the cluster starts."""
+PLACED_WITHIN_S = 30.0
+"""After this, replicas that fit no node are taken for ones that never will: nobody adds nodes."""
 GRACE_S = 4.0
 """How long processes may take to end before they are killed. Serve's own shutdown takes over 30 s
 (its proxy drains); who presses Ctrl-C does not want that."""
@@ -126,6 +129,8 @@ def _await_ready(
             reason = _tail(progress.trouble or "")
             raise StartError(f"Serve has given up; the whole log is {log}\n{reason}")
         now_s = time.monotonic()
+        if now_s - began_s > PLACED_WITHIN_S and (why := unplaceable(file.config, dashboard_url)):
+            raise StartError(why)
         if progress != said or now_s - said_s > REPEAT_S:
             _say(f"{now_s - began_s:4.0f} s  {progress.summary}")
             if progress.trouble and (said is None or progress.trouble != said.trouble):

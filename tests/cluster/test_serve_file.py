@@ -78,6 +78,17 @@ WRONG = [
      "applications.0.route_prefix: '//a' is not / or a path"),
     ("route-dots", f"applications: [{{{APPLICATION}, route_prefix: /a/../b}}]",
      "applications.0.route_prefix: '/a/../b' is not / or a path"),
+    ("backend", f"applications: [{{{APPLICATION}, args: {{transfer: {{backends: [NOPE]}}}}}}]",
+     "transfer.backends: 'NOPE' is not one of "),
+    ("backend-storage", f"applications: [{{{APPLICATION}, args: {{transfer: {{backends: "
+     "[POSIX]}}}]", "transfer.backends: 'POSIX' is not one of "),
+    ("label", f"applications: [{{{APPLICATION}, args: {{decode: {{labels: {{a: b c}}}}}}}}]",
+     "decode.labels: Invalid label selector value `b c`"),
+    ("resource", f"applications: [{{{APPLICATION}, args: {{decode: {{resources: "
+     "{memory: 1}}}}]",
+     "decode.resources: The resources dictionary must not contain the key 'memory'"),
+    ("cpus", f"applications: [{{{APPLICATION}, args: {{router: {{cpus: 1.0e-9}}}}}}]",
+     "router.cpus: The precision of the fractional quantity of resource num_cpus cannot go"),
     ("long-value", f"applications: [{{{APPLICATION}, args: {{slo: {{ttft_s: {'x' * 200_000}}}}}}}]",
      "slo.ttft_s: 'xxxx"),
     ("long-key", f"applications: [{{{APPLICATION}, args: {{{'x' * 1000}: 1}}}}]", "xxxx"),
