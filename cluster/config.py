@@ -16,6 +16,7 @@ from cluster.parsing import parse_model
 from cluster.scaling import PoolLimits
 from cluster.sections import (
     EngineOptions,
+    Name,
     PoolConfig,
     RecoveryConfig,
     RouterConfig,
@@ -32,14 +33,12 @@ POOLS: tuple[Pool, Pool] = ("prefill", "decode")
 class ClusterConfig(Section):
     """The `args` of the Serve application: one model, two pools, a router."""
 
-    model: str = Field(
+    model: Name = Field(
         default="demo",
-        min_length=1,
         description="A folder or hub id that vLLM loads, or `demo` for the small built-in model.",
     )
-    served_name: str | None = Field(
+    served_name: Name | None = Field(
         default=None,
-        min_length=1,
         description="The model's name in the API; the value of `model` if unset.",
     )
     engine: EngineOptions = Field(

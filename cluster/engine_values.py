@@ -229,5 +229,6 @@ _REGISTRIES: Mapping[str, Callable[[], Collection[str]]] = {
     "load_format": _load_formats,
     "quantization": _quantizations,
     "tokenizer_mode": _tokenizer_modes,
+    "worker_cls": lambda: ("auto", "a class as module.name"),
 }
 """Options whose annotation is any text, and the names that vLLM has for them."""

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pydantic
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import _compile_jinja_template
 from vllm.exceptions import VLLMValidationError
 from vllm.reasoning import ReasoningParserManager
-from vllm.renderers.chat_utils import validate_chat_template
+from vllm.renderers.chat_utils import load_chat_template
 from vllm.tool_parsers import ToolParserManager
 
 from cluster.engine_values import check_registered
@@ -52,6 +54,7 @@ _WITHOUT_EFFECT = {
     "uds": "set http_options.host and port instead",
     "uvicorn_log_level": "set logging_config of the application instead",
 }
+_KEY = re.compile(r"[!-~]+")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 _IMPORT_PATH = re.compile(r"\w+(\.\w+)+")
 
@@ -88,9 +91,9 @@ def check_frontend(options: Mapping[str, Any], engine: Mapping[str, Any]) -> Non
 
 
 def _check_value(path: str, name: str, value: Any) -> None:
-    if name == "api_key" and not (value and all(value)):
+    if name == "api_key" and not (value and all(map(_KEY.fullmatch, value))):
         # vLLM would leave an empty key out, and with it the question for one.
-        raise ConfigError(f"{path}: {shown(repr(value))} is not a key or a list of keys")
+        raise ConfigError(f"{path}: must be a key, or a list of keys, that a header can carry")
     if name == "allowed_origins" and not all(map(_ORIGIN.fullmatch, value)):
         raise ConfigError(f"{path}: {shown(repr(value))} is not * or origins like https://a.b")
     if name == "middleware" and not all(map(_IMPORT_PATH.fullmatch, value)):
@@ -99,8 +102,9 @@ def _check_value(path: str, name: str, value: Any) -> None:
         check_registered(path, value, ToolParserManager.list_registered())
     if name == "chat_template":
         try:
-            validate_chat_template(value)
-        except (OSError, ValueError, VLLMValidationError) as error:
+            # As vLLM's renderer does before the first chat.
+            _compile_jinja_template(load_chat_template(value))
+        except (OSError, ValueError, VLLMValidationError, TemplateError) as error:
             raise ConfigError(f"{path}: {error}") from None
 
 

@@ -4,6 +4,7 @@ Owns the words; knows no model.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -46,6 +47,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(names)}" if len(names) <= 12 else "no known name is near it"
 
 
+_IN_BRACKETS = re.compile(r"[a-z]*\[.+\]")
+"""In pydantic's path to a value: "[key]" after a mapping's key, and types that it tried."""
+
 _EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -87,9 +91,8 @@ def one_line(
     """
     first = error.errors(include_url=False)[0]
     context = dict(first.get("ctx", {}))
-    # "[key]" marks a mapping's key; the key itself comes before it.
-    inner = first["loc"][skip:] if skip is not None else ()
-    location = [section, *(shown(part) for part in inner if part != "[key]")]
+    inner = [str(part) for part in (first["loc"][skip:] if skip is not None else ())]
+    location = [section, *(shown(part) for part in inner if not _IN_BRACKETS.fullmatch(part))]
     path = ".".join(part for part in location if part)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         *parents, name = (str(part) for part in first["loc"])

@@ -24,6 +24,12 @@ def _resource(name: str) -> str:
     return name
 
 
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{text!r} is not a printable text")
+    return text
+
+
 def _variable(name: str) -> str:
     if not name or "=" in name or "\0" in name:
         raise ValueError("is not the name of an environment variable")
@@ -42,7 +48,11 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+MAX_REPLICAS = 100_000
+"""Of one deployment; Serve counts in 32 bits, and a typing error is found sooner."""
+
 EngineOptions = dict[Annotated[str, AfterValidator(_engine_option)], Any]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
 Variables = dict[
     Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_variable_value)]
 ]
@@ -62,11 +72,13 @@ class PoolConfig(Section):
     replicas: int = Field(
         default=1,
         ge=1,
+        le=MAX_REPLICAS,
         description="Engines in this pool; with `max_replicas`, how many it starts with.",
     )
     max_replicas: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_REPLICAS,
         description="Lets the pool grow and shrink with the traffic, to this many at most. "
         "Unset, it keeps its size.",
     )
@@ -104,7 +116,8 @@ class PoolConfig(Section):
     )
     kv_cache_gib: float = Field(
         default=1.0,
-        gt=0,
+        ge=0.001,
+        le=1_000_000,
         description="GiB of KV cache of each replica on CPU. On GPUs set "
         "`engine.gpu_memory_utilization` instead.",
     )
@@ -142,7 +155,9 @@ class TransferConfig(Section):
 class RouterConfig(Section):
     """The OpenAI endpoint in front of the two pools."""
 
-    replicas: int = Field(default=1, ge=1, description="Routers, each serving the whole API.")
+    replicas: int = Field(
+        default=1, ge=1, le=MAX_REPLICAS, description="Routers, each serving the whole API."
+    )
     cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each router.")
     policy: Literal["p2c", "least_work", "round_robin", "random"] = Field(
         default="p2c",
@@ -175,7 +190,10 @@ class RouterConfig(Section):
         "For ever if unset.",
     )
     max_body_mib: float = Field(
-        default=8.0, gt=0, description="Largest request body in MiB; a larger one gets status 413."
+        default=8.0,
+        ge=1e-6,
+        le=1_000_000,
+        description="Largest request body in MiB; a larger one gets status 413.",
     )
     frontend: dict[str, Any] = Field(
         default_factory=dict,

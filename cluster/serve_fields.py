@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from ray._common.ray_option_utils import validate_actor_options
 from ray._common.utils import resources_from_ray_options
+from ray.runtime_env import RuntimeEnv
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
@@ -30,6 +31,7 @@ _REFUSED = {
     "applications.0.external_scaler_enabled": "set max_replicas of a pool in args instead",
     "applications.0.host": "set http_options.host instead",
     "applications.0.port": "set http_options.port instead",
+    "grpc_options.grpc_servicer_functions": "the API is HTTP only",
     "http_options.ssl_ca_certs": _TLS,
     "http_options.ssl_certfile": _TLS,
     "http_options.ssl_keyfile": _TLS,
@@ -40,7 +42,9 @@ _REFUSED = {
 
 _SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+"
 _ROUTE = re.compile(rf"/|(?:{_SEGMENT})+")
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*")
+# The last part of a name has a letter; one that has none is a mistyped address.
+_HOST_NAME = re.compile(r"(?:(?!-)[A-Za-z0-9-]{1,63}\.)*(?!-)(?=[0-9-]*[A-Za-z])[A-Za-z0-9-]{1,63}")
+_APP_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def parse_serve_fields(document: Mapping[str, Any]) -> ServeDeploySchema:
@@ -124,6 +128,13 @@ def _section(hint: Any) -> type[BaseModel] | None:
 def _check_address(options: HTTPOptionsSchema) -> None:
     if not 1 <= options.port <= 65535:
         raise ConfigError(f"http_options.port: {options.port} is not between 1 and 65535")
+    for name, least in (("keep_alive_timeout_s", 0), ("request_timeout_s", 0.001)):
+        if (seconds := getattr(options, name)) is not None and seconds < least:
+            raise ConfigError(f"http_options.{name}: {seconds:g} is not at least {least:g}")
+    if options.root_path and not _ROUTE.fullmatch(options.root_path):
+        raise ConfigError(
+            f"http_options.root_path: {shown(repr(options.root_path))} is not a path like /llm"
+        )
     try:
         ipaddress.ip_address(options.host)
     except ValueError:
@@ -140,6 +151,15 @@ def _check_application(application: ServeApplicationSchema) -> None:
             f"applications.0.import_path: {shown(repr(application.import_path))} is not "
             f"{IMPORT_PATH}"
         )
+    if not _APP_NAME.fullmatch(application.name):
+        raise ConfigError(
+            f"applications.0.name: {shown(repr(application.name))} is not letters, digits, and "
+            ". _ -"
+        )
+    try:
+        RuntimeEnv(**application.runtime_env)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"applications.0.runtime_env: {error}") from None
     route = application.route_prefix
     if route is None:
         raise ConfigError("applications.0.route_prefix: null is not a path such as /")

@@ -78,12 +78,12 @@ def test_report_is_printable_and_not_long(
     path.write_text(
         "applications: [{import_path: cluster.app:build, args: {connector: nccl}}]".replace(
             "{connector: nccl}",
-            '{served_name: "a\\eb", prefill: {env: {A: "' + "x" * 9000 + '"}}}',
+            '{prefill: {env: {B: "a\\eb", A: "' + "x" * 9000 + '"}}}',
         )
     )
     assert main(["check", str(path)]) == 0
     report = capsys.readouterr().out
-    assert "served as a\\x1bb\n" in report
+    assert "B=a\\x1bb, A=xxx" in report
     assert max(map(len, report.splitlines())) < 500
 
 

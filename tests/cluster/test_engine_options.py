@@ -64,6 +64,8 @@ WRONG = [
     ("config-format", {"config_format": "nope"}, "config_format: 'nope' is not one of auto, hf"),
     ("executor", {"distributed_executor_backend": "nope"},
      "distributed_executor_backend: 'nope' is not one of external_launcher, mp, ray, uni"),
+    ("worker", {"worker_cls": "nope"}, "worker_cls: 'nope' is not one of a class as module.name"),
+    ("overrides-key", {"hf_overrides": {1: 2}}, "hf_overrides.1: 1 is not a text"),
     ("log-level", {"logging_config": {"log_level": "loud"}}, "logging_config.log_level: 'loud' is"),
     ("draft-text", {"speculative_config": "ngram"}, "speculative_config: 'ngram' is not a mapping"),
     ("draft-empty", {"speculative_config": {}}, "speculative_config: num_speculative_tokens must"),
