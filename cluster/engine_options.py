@@ -6,16 +6,22 @@ it needs vLLM, but no GPU. vLLM takes seconds to import, so nothing here does be
 
 import contextlib
 import logging
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 from cluster.config import POOLS, ClusterConfig
 from cluster.errors import ConfigError
 from cluster.parsing import did_you_mean, shown
 
 
-def check_engine_options(config: ClusterConfig) -> None:
+def check_engine_options(config: ClusterConfig, *, whole: bool = False) -> None:
     """Refuses options that vLLM does not have, and values that it would not take.
+
+    With `whole`, vLLM is also asked about all options of an engine beside its model, where it can
+    be: that takes a few seconds more, and where it starts, vLLM does it anyway.
 
     Raises:
         ConfigError: one line that names the option and what it may be.
@@ -24,12 +30,17 @@ def check_engine_options(config: ClusterConfig) -> None:
         "engine": config.engine,
         **{f"{name}.engine": config.pool(name).engine for name in POOLS},
     }
-    if config.router.frontend or any(sections.values()):
-        with _without_logs():
-            _import_plugins(config)
-            for section, options in sections.items():
-                _check_section(section, options)
-            _check_whole(config)
+    if not (config.router.frontend or any(sections.values())):
+        return  # spares the seconds that importing vLLM takes
+    with _leaving_no_trace():
+        _import_plugins(config)
+        for section, options in sections.items():
+            _check_section(section, options)
+        _check_together(config)
+        if whole:
+            from cluster.engine_config import check_whole_engines
+
+            check_whole_engines(config)
 
 
 def _import_plugins(config: ClusterConfig) -> None:
@@ -38,7 +49,7 @@ def _import_plugins(config: ClusterConfig) -> None:
     import_plugins(config.router.frontend, config.pool_engine("decode"))
 
 
-def _check_whole(config: ClusterConfig) -> None:
+def _check_together(config: ClusterConfig) -> None:
     from cluster.engine_values import check_together
     from cluster.frontend_options import check_frontend
 
@@ -48,12 +59,17 @@ def _check_whole(config: ClusterConfig) -> None:
 
 
 @contextlib.contextmanager
-def _without_logs() -> Iterator[None]:
-    """vLLM and torch log while they are imported and asked; the answer is one line, or a report."""
+def _leaving_no_trace() -> Iterator[None]:
+    """vLLM and torch log and warn while they are asked, and set environment variables for engines.
+
+    The answer is one line, or a report; and Ray and its workers inherit the environment.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with mock.patch.dict(os.environ), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

@@ -76,7 +76,7 @@ def _parse(path: Path, document: Mapping[str, Any]) -> ServeFile:
     config = parse_args(application.args)
     check_ray_options(config)
     check_backends(config)
-    check_engine_options(config)
+    check_engine_options(config, whole=True)
     return ServeFile(
         path=path,
         config=config,
