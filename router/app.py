@@ -79,4 +79,5 @@ def take_cors(app: FastAPI) -> Callable[[ASGIApp], ASGIApp]:
     middlewares: list[Any] = app.user_middleware
     (cors,) = (each for each in middlewares if each.cls is CORSMiddleware)
     middlewares.remove(cors)
+    app.middleware_stack = None  # may be built already; the app builds it anew when it is called
     return lambda inner: CORSMiddleware(inner, *cors.args, **cors.kwargs)

@@ -1,17 +1,18 @@
 """What becomes of the options of vLLM's API server, and of its CORS middleware."""
 
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
-from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
+from vllm.entrypoints.launchers.app import build_app
 
 from engine.demo_model import resolve_model
 from router.admission import WaitsForReplicas
 from router.answers import NOTE, Refusal, TellsRoute
-from router.app import take_cors
+from router.app import TASKS, take_cors
 from router.frontend import frontend_args
 from router.limits import BodyLimit
 from router.settings import FrontendSettings
@@ -74,17 +75,18 @@ def guarded(app: FastAPI, *, ready: bool) -> ASGIApp:
 
 
 def app_with(**frontend: Any) -> FastAPI:
-    app = FastAPI()
+    app: FastAPI = build_app(frontend_args(settings({}, **frontend)), TASKS, None)
 
-    @app.post("/v1/completions")
-    async def complete(body: dict[str, Any]) -> dict[str, Any]:
+    @app.post("/v1/echo")
+    async def echo(body: dict[str, Any]) -> dict[str, Any]:
         if body.get("busy"):
             note = NOTE.get()
             assert note is not None
-            note.refusal = Refusal(status=429, message="busy", retry_after_s=1)  # type: ignore[arg-type]
+            note.refusal = Refusal(
+                status=HTTPStatus.TOO_MANY_REQUESTS, message="busy", retry_after_s=1
+            )
         return body
 
-    init_entrypoints_middleware(frontend_args(settings({}, **frontend)), app, ("generate",))
     return app
 
 
@@ -92,6 +94,7 @@ def app_with(**frontend: Any) -> FastAPI:
     ("status", "ready", "body", "headers"),
     [
         pytest.param(200, True, {}, {}, id="answer"),
+        pytest.param(429, True, {"busy": True}, {}, id="refused"),
         pytest.param(413, True, {"text": "x" * 200}, {}, id="too-large"),
         pytest.param(503, False, {}, {}, id="no-replica"),
         pytest.param(401, True, {}, {"Authorization": "Bearer wrong"}, id="wrong-key"),
@@ -102,9 +105,24 @@ def test_every_answer_has_the_cors_header(
     status: int, ready: bool, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     app = app_with(allowed_origins=["https://a.b"], api_key="key")
-    path = "/v1/none" if status == 404 else "/v1/completions"
+    path = "/v1/none" if status == 404 else "/v1/echo"
     sent = {"Authorization": "Bearer key", "Origin": "https://a.b", **headers}
     answer = TestClient(guarded(app, ready=ready)).post(path, json=body, headers=sent)
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == "https://a.b"
     assert answer.headers.get_list("vary") == ["Origin"]
+
+
+def test_without_origins_no_answer_has_it() -> None:
+    client = TestClient(guarded(app_with(), ready=True))
+    answer = client.post("/v1/echo", json={}, headers={"Origin": "https://a.b"})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_browser_may_ask_first() -> None:
+    asks = {"Origin": "https://a.b", "Access-Control-Request-Method": "POST"}
+    app = app_with(allowed_origins="https://a.b", api_key="key")
+    answer = TestClient(guarded(app, ready=False)).options("/v1/echo", headers=asks)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://a.b"
