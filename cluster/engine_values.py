@@ -4,7 +4,6 @@ Owns the way to each option's own validator: vLLM builds config objects of its a
 are asked. What only the model or the node can tell, vLLM tells when it starts.
 """
 
-import contextlib
 import dataclasses
 import types
 import typing
@@ -15,6 +14,9 @@ from typing import Any
 import pydantic
 from vllm import AsyncEngineArgs
 from vllm import config as vllm_config
+from vllm.config.model import ModelImpl, TokenizerMode
+from vllm.config.parallel import DistributedExecutorBackend
+from vllm.config.speculative import DSparkModelTypes, MTPModelTypes
 
 from cluster.errors import ConfigError
 from cluster.parsing import one_line, parse_model, shown
@@ -31,8 +33,13 @@ _FIRST_OWNERS = ("MultiModalConfig", "ModelConfig", "SchedulerConfig", "CacheCon
 """Where several config objects have a field of that name; SpeculativeConfig's are the draft's."""
 
 
-_POSITIVE = {"kv_cache_memory_bytes": None, "max_model_len": -1, "num_gpu_blocks_override": None}
-"""Numbers that vLLM judges only beside the model; -1 has it find the length that fits."""
+_POSITIVE = {
+    "kv_cache_memory_bytes": None,
+    "max_model_len": -1,
+    "num_gpu_blocks_override": None,
+    "renderer_num_workers": None,
+}
+"""Numbers that vLLM judges only where it uses them; -1 has it find the length that fits."""
 
 
 def check_value(section: str, name: str, value: object, hint: Any) -> None:
@@ -96,38 +103,22 @@ def check_together(section: str, options: Mapping[str, Any]) -> None:
 
 
 def _check_field(path: str, value: object, owner: Any, name: str) -> None:
+    # Validates one field; the others are there, but empty.
+    bare = object.__new__(owner)
+    bare.__dict__.update(dict.fromkeys(owner.__dataclass_fields__))
     try:
-        _validate_field(owner, name, value)
+        owner.__pydantic_validator__.validate_assignment(bare, name, value)
     except pydantic.ValidationError as error:
         (wrong, *_) = error.errors(include_url=False)
         if wrong["loc"][:1] == (name,):
             # Below a value that has no parts, pydantic names the types that it tried.
             depth = 1 if isinstance(value, Mapping | list) else None
             raise ConfigError(one_line(error, section=path, skip=depth)) from None
-    except Exception as error:  # whatever a validator of vLLM stumbles over
-        if _takes_default(owner, name):
-            raise ConfigError(f"{path}: {shown(repr(value))} is not taken: {error}") from None
-
-
-def _validate_field(owner: Any, name: str, value: object) -> None:
-    # One field only; the others are there, but empty.
-    bare = object.__new__(owner)
-    bare.__dict__.update(dict.fromkeys(owner.__dataclass_fields__))
-    owner.__pydantic_validator__.validate_assignment(bare, name, value)
-
-
-def _takes_default(owner: Any, name: str) -> bool:
-    """Whether a field can be judged by itself: its default is taken without the other fields."""
-    default = owner.__pydantic_fields__[name].get_default(call_default_factory=True)
-    with contextlib.suppress(Exception):
-        _validate_field(owner, name, default)
-        return True
-    return False
+    except Exception:  # of a validator that looks at the other fields: it cannot be asked here
+        return
 
 
 def _check_draft(path: str, value: object) -> None:
-    from vllm.config.speculative import DSparkModelTypes, MTPModelTypes
-
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: {shown(repr(value))} is not a mapping")
     options = {str(name).replace("-", "_"): part for name, part in value.items()}
@@ -143,6 +134,8 @@ def _check_draft(path: str, value: object) -> None:
             speculative(**options)
         except pydantic.ValidationError as error:
             raise ConfigError(one_line(error, section=path)) from None
+        except ImportError as error:  # what the method needs is not installed
+            raise ConfigError(f"{path}: {error}") from None
 
 
 def _check_type(section: str, name: str, value: object, hint: Any, *, strict: bool = True) -> None:
@@ -192,12 +185,6 @@ def _reasoning_parsers() -> Collection[str]:
     return names
 
 
-def _executors() -> Collection[str]:
-    from vllm.config.parallel import DistributedExecutorBackend
-
-    return typing.get_args(DistributedExecutorBackend)
-
-
 def _quantizations() -> Collection[str]:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
@@ -217,7 +204,6 @@ def _config_formats() -> Collection[str]:
 
 
 def _tokenizer_modes() -> Collection[str]:
-    from vllm.config.model import TokenizerMode
     from vllm.tokenizers.registry import TokenizerRegistry
 
     return {*typing.get_args(TokenizerMode), *TokenizerRegistry.tokenizers}
@@ -225,8 +211,9 @@ def _tokenizer_modes() -> Collection[str]:
 
 _REGISTRIES: Mapping[str, Callable[[], Collection[str]]] = {
     "config_format": _config_formats,
-    "distributed_executor_backend": _executors,
+    "distributed_executor_backend": lambda: typing.get_args(DistributedExecutorBackend),
     "load_format": _load_formats,
+    "model_impl": lambda: typing.get_args(ModelImpl),
     "quantization": _quantizations,
     "tokenizer_mode": _tokenizer_modes,
     "worker_cls": lambda: ("auto", "a class as module.name"),

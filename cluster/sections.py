@@ -198,7 +198,7 @@ class RouterConfig(Section):
     frontend: dict[str, Any] = Field(
         default_factory=dict,
         description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "
-        "tool_call_parser: hermes}`.",
+        "tool_call_parser: hermes}`. Where it takes a list, one text is a list of one.",
     )
 
 
