@@ -12,6 +12,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cluster.config import ClusterConfig, Pool, parse_args
+from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
 from cluster.scaling_args import scaling_args
 from engine.deployment import EngineDeployment, EngineSettings
@@ -147,22 +148,11 @@ def _size(config: ClusterConfig, name: Pool | Literal["router"]) -> dict[str, An
     return {"autoscaling_config": scaling}
 
 
-def _engine_options(config: ClusterConfig, name: Pool) -> dict[str, Any]:
-    pool = config.pool(name)
-    options: dict[str, Any] = {}
-    if pool.gpus == 0:
-        options["kv_cache_memory_bytes"] = int(pool.kv_cache_gib * 2**30)
-    if name == "prefill":
-        # Routers say by when each prompt must start.
-        options["scheduling_policy"] = "priority"
-    return options | config.pool_engine(name)
-
-
 def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
     pool = config.pool(name)
     settings = EngineSettings(
         model=config.model,
-        options=_engine_options(config, name),
+        options=start_options(config, name),
         lease_s=config.transfer.lease_s,
         connector=config.transfer.connector,
         backends=config.transfer.backends,

@@ -8,13 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.config import POOLS, ClusterConfig, Pool
+from cluster.errors import printable, shortened
+from cluster.placement import Node, placement_problem, replica_needs
 from cluster.serve_file import ServeFile
 
 _HEADINGS = ("deployment", "replicas", "GPUs each", "CPUs each", "tensor parallel", "placed on")
 
 
-def describe(file: ServeFile) -> str:
-    """The deployments of a config, what they need in all, and where they will be reached."""
+MAX_CELL = 400
+"""Characters of a value in the report."""
+
+
+def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
+    """The deployments of a config, what they need, and where they will be reached.
+
+    `nodes` are those of the cluster that would run it, where one could be asked.
+    """
     config = file.config
     lines = [
         *_table([_HEADINGS, _router_row(config), *(_pool_row(config, name) for name in POOLS)]),
@@ -23,12 +32,15 @@ def describe(file: ServeFile) -> str:
             [
                 *((f"{name} engine", _options(config, name)) for name in POOLS),
                 ("model", f"{config.model}, served as {config.public_name}"),
-                (
-                    "transfer",
-                    f"{config.transfer.connector} over {', '.join(config.transfer.backends)}",
-                ),
+                ("transfer", _transfer(config)),
                 ("policy", config.router.policy),
                 ("needs", _totals(config)),
+                *(
+                    (f"one {need.deployment} replica", f"{need}, on one node")
+                    for need in replica_needs(config)
+                    if need.deployment != "router"
+                ),
+                *([("nodes", _placement(config, nodes))] if nodes else []),
                 ("SLO", _slo(config)),
                 ("URL", f"{file.url}/v1"),
             ]
@@ -93,12 +105,24 @@ def _totals(config: ClusterConfig) -> str:
     return ", ".join(parts) + at_most + budget
 
 
+def _transfer(config: ClusterConfig) -> str:
+    transfer = config.transfer
+    over = f" over {', '.join(transfer.backends)}" if transfer.connector == "nixl" else ""
+    return transfer.connector + over
+
+
+def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:
+    problem = placement_problem(replica_needs(config), nodes)
+    return problem or f"each replica fits one of the {len(nodes)} seen"
+
+
 def _slo(config: ClusterConfig) -> str:
     slo = config.slo
     return f"TTFT {slo.ttft_s:g} s and ITL {slo.itl_s:g} s for {slo.percentile:g} % of requests"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[shortened(printable(cell), MAX_CELL) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

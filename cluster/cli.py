@@ -41,8 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "validate a config and print what would run where")
     check.description = (
         "Validates a Serve config file and prints what it would run where. Needs no GPU and starts "
-        "nothing. A wrong value gets one line that names the field and what it may be, and exit "
-        "status 2."
+        "nothing; with RAY_DASHBOARD_ADDRESS set, that cluster is asked whether a node is large "
+        "enough for each replica. A wrong value gets one line that names the field and what it "
+        "may be, and exit status 2."
     )
     _add_file(check)
 
@@ -108,9 +109,12 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from cluster.check import describe
+    from cluster.nodes import known_dashboard, observe_nodes
     from cluster.serve_file import load_serve_file
 
-    print(describe(load_serve_file(options.file)))
+    file = load_serve_file(options.file)
+    dashboard_url = known_dashboard()
+    print(describe(file, observe_nodes(dashboard_url) if dashboard_url else ()))
 
 
 def _up(options: argparse.Namespace) -> None:

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
+from cluster.pairing import pair_problem
 from cluster.parallelism import Parallelism, transfer_problem
 from cluster.parsing import parse_model
 from cluster.scaling import PoolLimits
 from cluster.sections import (
     EngineOptions,
+    Name,
     PoolConfig,
     RecoveryConfig,
     RouterConfig,
@@ -24,9 +26,6 @@ from cluster.sections import (
     TransferConfig,
 )
 
-SAME_IN_BOTH_POOLS = ("max_model_len", "dtype", "block_size", "kv_cache_dtype")
-"""Options that shape the KV cache or the requests both pools must be able to take."""
-
 Pool = Literal["prefill", "decode"]
 POOLS: tuple[Pool, Pool] = ("prefill", "decode")
 
@@ -34,15 +33,13 @@ POOLS: tuple[Pool, Pool] = ("prefill", "decode")
 class ClusterConfig(Section):
     """The `args` of the Serve application: one model, two pools, a router."""
 
-    model: str = Field(
+    model: Name = Field(
         default="demo",
-        min_length=1,
         description="A folder or hub id that vLLM loads, or a built-in one: `smollm2`, a small "
         "chat model, or `demo`, a tiny one with random weights.",
     )
-    served_name: str | None = Field(
+    served_name: Name | None = Field(
         default=None,
-        min_length=1,
         description="The model's name in the API; the value of `model` if unset.",
     )
     engine: EngineOptions = Field(
@@ -126,14 +123,9 @@ class ClusterConfig(Section):
             self._check_parallelism(name)
             self._check_sizes(name)
         self._check_budget()
-        for option in SAME_IN_BOTH_POOLS:
-            prefill, decode = (self.pool_engine(name).get(option, "unset") for name in POOLS)
-            if prefill != decode:
-                raise ValueError(
-                    f"engine.{option}: {prefill} in prefill and {decode} in decode must be the "
-                    "same; set it once, in the shared engine"
-                )
-        problem = transfer_problem(
+        if self.transfer.connector == "nccl" and "backends" in self.transfer.model_fields_set:
+            raise ValueError("transfer.backends: are of nixl; transfer.connector nccl has none")
+        problem = pair_problem(*(self.pool_engine(name) for name in POOLS)) or transfer_problem(
             self.transfer.connector,
             prefill=self.parallelism("prefill"),
             decode=self.parallelism("decode"),
@@ -192,6 +184,11 @@ class ClusterConfig(Section):
             raise ValueError(
                 f"{name}.kv_cache_gib: is for pools on CPU; with gpus set "
                 f"{name}.engine.gpu_memory_utilization"
+            )
+        if not pool.gpus and options.get("kv_cache_memory_bytes") is not None:
+            raise ValueError(
+                f"{name}.engine.kv_cache_memory_bytes: is for pools on GPUs; set "
+                f"{name}.kv_cache_gib instead"
             )
 
 

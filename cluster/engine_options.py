@@ -1,23 +1,27 @@
-"""Which engine options vLLM has, and what the plain ones among them may be.
+"""Which engine options vLLM has, and whether it would take their values.
 
-Owns the comparison of a config's `engine` sections with vLLM's own arguments; it needs vLLM, but no
-GPU. Values that only vLLM can judge (nested configs, what a model supports) are left to it.
+Owns the comparison of a config's `engine` and `router.frontend` sections with vLLM's own arguments;
+it needs vLLM, but no GPU. vLLM takes seconds to import, so nothing here does before it must.
 """
 
-import types
-import typing
-from collections.abc import Mapping
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import pydantic
+from unittest import mock
 
 from cluster.config import POOLS, ClusterConfig
 from cluster.errors import ConfigError
-from cluster.parsing import did_you_mean, parse_model
+from cluster.parsing import did_you_mean, shown
 
 
-def check_engine_options(config: ClusterConfig) -> None:
-    """Refuses options that vLLM does not have, and plain values of the wrong type.
+def check_engine_options(config: ClusterConfig, *, whole: bool = False) -> None:
+    """Refuses options that vLLM does not have, and values that it would not take.
+
+    With `whole`, vLLM is also asked about all options of an engine beside its model, where it can
+    be: that takes a few seconds more, and where it starts, vLLM does it anyway.
 
     Raises:
         ConfigError: one line that names the option and what it may be.
@@ -26,57 +30,57 @@ def check_engine_options(config: ClusterConfig) -> None:
         "engine": config.engine,
         **{f"{name}.engine": config.pool(name).engine for name in POOLS},
     }
-    if config.router.frontend:
-        _check_frontend(config.router.frontend)
-    if not any(sections.values()):
+    if not (config.router.frontend or any(sections.values())):
         return  # spares the seconds that importing vLLM takes
-    known = _vllm_options()
-    for section, options in sections.items():
-        for name, value in options.items():
-            if name not in known:
-                hint = did_you_mean(name.replace("-", "_"), known)
-                raise ConfigError(f"{section}.{name}: vLLM has no such engine option; {hint}")
-            if _is_plain(known[name]):
-                _check_value(section, {name: value}, known[name])
+    with _leaving_no_trace():
+        _import_plugins(config)
+        for section, options in sections.items():
+            _check_section(section, options)
+        _check_together(config)
+        if whole:
+            from cluster.engine_config import check_whole_engines
+
+            check_whole_engines(config)
 
 
-def _check_frontend(options: Mapping[str, Any]) -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+def _import_plugins(config: ClusterConfig) -> None:
+    from cluster.frontend_options import import_plugins
 
-    arguments = vars(make_arg_parser(FlexibleArgumentParser()).parse_args([]))
-    known = arguments.keys() - _vllm_options().keys()
-    for name in options:
+    import_plugins(config.router.frontend, config.pool_engine("decode"))
+
+
+def _check_together(config: ClusterConfig) -> None:
+    from cluster.engine_values import check_together
+    from cluster.frontend_options import check_frontend
+
+    for name in POOLS:
+        check_together(f"{name}.engine", config.pool_engine(name))
+    check_frontend(config.router.frontend, config.pool_engine("decode"))
+
+
+@contextlib.contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """vLLM and torch log and warn while they are asked, and set environment variables for engines.
+
+    The answer is one line, or a report; and Ray and its workers inherit the environment.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with mock.patch.dict(os.environ), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _check_section(section: str, options: Mapping[str, Any]) -> None:
+    from cluster.engine_values import check_value
+    from engine.arguments import option_types
+
+    known = option_types()
+    for name, value in options.items():
         if name not in known:
             hint = did_you_mean(name.replace("-", "_"), known)
-            raise ConfigError(f"router.frontend.{name}: vLLM's server has no such option; {hint}")
-
-
-def _vllm_options() -> Mapping[str, Any]:
-    import dataclasses
-
-    from vllm.config.quantization import QuantizationConfigArgs
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    # The one annotation that vLLM imports for type checkers only.
-    names = {"QuantizationConfigArgs": QuantizationConfigArgs}
-    hints = typing.get_type_hints(AsyncEngineArgs, localns=names)
-    return {field.name: hints[field.name] for field in dataclasses.fields(AsyncEngineArgs)}
-
-
-def _is_plain(hint: Any) -> bool:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [part for part in typing.get_args(hint) if part is not type(None)]
-        return len(inner) == 1 and _is_plain(inner[0])
-    return hint in (bool, int, float, str) or typing.get_origin(hint) is typing.Literal
-
-
-def _check_value(section: str, option: Mapping[str, Any], hint: Any) -> None:
-    (name,) = option
-    # A model of one field, so that the message comes out as for every other field.
-    model = pydantic.create_model(  # type: ignore[call-overload]
-        "EngineOption",
-        __config__=pydantic.ConfigDict(strict=True, protected_namespaces=()),
-        **{name: (hint, ...)},
-    )
-    parse_model(model, option, section=section)
+            raise ConfigError(f"{section}.{shown(name)}: vLLM has no such engine option; {hint}")
+        check_value(section, name, value, known[name])

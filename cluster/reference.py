@@ -61,6 +61,8 @@ def _type(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(part) for part in inner if part is not type(None))
+    if origin is typing.Annotated:
+        return _type(inner[0])
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if origin is dict:

@@ -7,15 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-OWNED_ENGINE_OPTIONS = {
-    "model": "set by the top-level model",
-    "served_model_name": "set by the top-level served_name",
-    "kv_transfer_config": "set from transfer",
-    "scheduler_cls": "pdserve's own lets an answer go on in another engine",
-    "worker_extension_cls": "taken by pdserve's own",
-    "data_parallel_size": "raise the pool's replicas instead",
-}
-"""Options of vLLM that this project sets itself, and where to say it instead."""
+from cluster.owned_options import OWNED_ENGINE_OPTIONS
 
 
 def _engine_option(name: str) -> str:
@@ -27,10 +19,44 @@ def _engine_option(name: str) -> str:
 def _resource(name: str) -> str:
     if name in ("CPU", "GPU"):
         raise ValueError(f"may not be set here: use {name.lower()}s of the pool")
+    if not name:
+        raise ValueError("a resource must have a name")
     return name
 
 
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{text!r} is not a printable text")
+    return text
+
+
+def _variable(name: str) -> str:
+    if not name or "=" in name or "\0" in name:
+        raise ValueError("is not the name of an environment variable")
+    return name
+
+
+def _variable_value(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a NUL may not be in an environment variable")
+    return value
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a backend is named twice")
+    return names
+
+
+MAX_REPLICAS = 100_000
+"""Of one deployment; Serve counts in 32 bits, and a typing error is found sooner."""
+
 EngineOptions = dict[Annotated[str, AfterValidator(_engine_option)], Any]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
+Variables = dict[
+    Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_variable_value)]
+]
+Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
 Resources = dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]]
 
 
@@ -46,11 +72,13 @@ class PoolConfig(Section):
     replicas: int = Field(
         default=1,
         ge=1,
+        le=MAX_REPLICAS,
         description="Engines in this pool; with `max_replicas`, how many it starts with.",
     )
     max_replicas: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_REPLICAS,
         description="Lets the pool grow and shrink with the traffic, to this many at most. "
         "Unset, it keeps its size.",
     )
@@ -88,11 +116,12 @@ class PoolConfig(Section):
     )
     kv_cache_gib: float = Field(
         default=1.0,
-        gt=0,
+        ge=0.001,
+        le=1_000_000,
         description="GiB of KV cache of each replica on CPU. On GPUs set "
         "`engine.gpu_memory_utilization` instead.",
     )
-    env: dict[str, str] = Field(
+    env: Variables = Field(
         default_factory=dict, description="Environment variables of each replica."
     )
 
@@ -105,7 +134,7 @@ class TransferConfig(Section):
         description="What moves the KV blocks: reads by NIXL, or messages over NCCL between GPUs "
         "and over Gloo between CPUs.",
     )
-    backends: tuple[str, ...] = Field(
+    backends: Backends = Field(
         default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
     )
     shared_memory: Literal["auto", "never"] = Field(
@@ -117,7 +146,7 @@ class TransferConfig(Section):
     )
     lease_s: float = Field(
         default=30.0,
-        gt=0,
+        ge=1,
         description="Seconds that prefill keeps finished blocks for a decode replica that does "
         "not ask for them.",
     )
@@ -126,7 +155,9 @@ class TransferConfig(Section):
 class RouterConfig(Section):
     """The OpenAI endpoint in front of the two pools."""
 
-    replicas: int = Field(default=1, ge=1, description="Routers, each serving the whole API.")
+    replicas: int = Field(
+        default=1, ge=1, le=MAX_REPLICAS, description="Routers, each serving the whole API."
+    )
     cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each router.")
     policy: Literal["p2c", "least_work", "round_robin", "random"] = Field(
         default="p2c",
@@ -159,12 +190,15 @@ class RouterConfig(Section):
         "For ever if unset.",
     )
     max_body_mib: float = Field(
-        default=8.0, gt=0, description="Largest request body in MiB; a larger one gets status 413."
+        default=8.0,
+        ge=1e-6,
+        le=1_000_000,
+        description="Largest request body in MiB; a larger one gets status 413.",
     )
     frontend: dict[str, Any] = Field(
         default_factory=dict,
         description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "
-        "tool_call_parser: hermes}`.",
+        "tool_call_parser: hermes}`. Where it takes a list, one text is a list of one.",
     )
 
 

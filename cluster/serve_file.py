@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.config import ClusterConfig, parse_args
 from cluster.engine_options import check_engine_options
-from cluster.errors import ConfigError
-from cluster.parsing import did_you_mean, parse_model
+from cluster.errors import ConfigError, shortened
+from cluster.transfer_options import check_backends
+from cluster.yaml_file import parse_yaml
 
-IMPORT_PATH = "cluster.app:build"
+MAX_PATH = 120
+"""Characters of a file's name in a message; the rest is for what is wrong in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,8 @@ class ServeFile:
     @property
     def url(self) -> str:
         """Where a client on this machine finds the application, without a slash at the end."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}{self.route_prefix.rstrip('/')}"
 
 
@@ -50,22 +51,16 @@ def load_serve_file(path: Path) -> ServeFile:
     try:
         return _parse(path, _read(path))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{shortened(str(path), MAX_PATH)}: {error}") from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(error.strerror) from None
+        raise ConfigError(error.strerror or str(error)) from None
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8 text") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"is not YAML: {place}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise ConfigError("is not a Serve config file: a mapping with applications is expected")
     return document
@@ -74,30 +69,14 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _parse(path: Path, document: Mapping[str, Any]) -> ServeFile:
     # Imported here: it takes a second, and the application itself, which only parses args, is
     # spared it.
-    from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+    from cluster.serve_fields import check_ray_options, parse_serve_fields
 
-    # Serve ignores the fields it does not know, so a misspelt one would be lost in silence.
-    _refuse_unknown(document, ServeDeploySchema.model_fields, "")
-    _refuse_unknown(document.get("http_options"), HTTPOptionsSchema.model_fields, "http_options.")
-    applications = document.get("applications")
-    if isinstance(applications, list):
-        if len(applications) != 1:
-            raise ConfigError(f"applications: {len(applications)} are listed, must be one")
-        _refuse_unknown(applications[0], ServeApplicationSchema.model_fields, "applications.0.")
-    schema = parse_model(ServeDeploySchema, document)
+    schema = parse_serve_fields(document)
     (application,) = schema.applications
-    if application.import_path != IMPORT_PATH:
-        raise ConfigError(
-            f"applications.0.import_path: {application.import_path!r} is not {IMPORT_PATH}"
-        )
-    if application.route_prefix is None:
-        raise ConfigError("applications.0.route_prefix: null is not a path such as /")
-    if not 1 <= schema.http_options.port <= 65535:
-        raise ConfigError(
-            f"http_options.port: {schema.http_options.port} is not between 1 and 65535"
-        )
     config = parse_args(application.args)
-    check_engine_options(config)
+    check_ray_options(config)
+    check_backends(config)
+    check_engine_options(config, whole=True)
     return ServeFile(
         path=path,
         config=config,
@@ -106,12 +85,3 @@ def _parse(path: Path, document: Mapping[str, Any]) -> ServeFile:
         app_name=application.name,
         route_prefix=application.route_prefix,
     )
-
-
-def _refuse_unknown(section: object, known: Mapping[str, Any], prefix: str) -> None:
-    if not isinstance(section, dict):
-        return  # absent, or the schema says what it should be
-    for name in section:
-        if name not in known:
-            hint = did_you_mean(str(name), known)
-            raise ConfigError(f"{prefix}{name}: no such field; {hint}")

@@ -21,6 +21,7 @@ from cluster.first_answer import FirstAnswer
 from cluster.haproxy import command_path as haproxy_command_path
 from cluster.health import Health, observe_health
 from cluster.model_choice import prepare_model
+from cluster.nodes import unplaceable
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
@@ -33,6 +34,8 @@ POLL_S = 1.0
 """How often to look whether the cluster is ready; asking costs it a few milliseconds."""
 REPEAT_S = 10.0
 """How long to be silent at most while the cluster starts."""
+PLACED_WITHIN_S = 30.0
+"""After this, replicas that fit no node are taken for ones that never will: nobody adds nodes."""
 GRACE_S = 4.0
 """How long processes may take to end before they are killed. Serve's own shutdown takes over 30 s
 (its proxy drains); who presses Ctrl-C does not want that."""
@@ -133,6 +136,8 @@ def _await_ready(
         if progress.failed:
             raise StartError(f"{progress.trouble or 'Serve has given up'}; the whole log is {log}")
         now_s = time.monotonic()
+        if now_s - began_s > PLACED_WITHIN_S and (why := unplaceable(file.config, dashboard_url)):
+            raise StartError(why)
         if progress != said or now_s - said_s > REPEAT_S:
             _say(f"{now_s - began_s:4.0f} s  {progress.summary}")
             if progress.trouble and (said is None or progress.trouble != said.trouble):

@@ -4,10 +4,14 @@ Routers need them as well, for vLLM's front end. So what runs in the engine's pr
 imports vLLM's scheduler and model runner, is named here and not imported.
 """
 
+import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
 from vllm import AsyncEngineArgs
+from vllm.config.quantization import QuantizationConfigArgs
 from vllm.platforms import current_platform
 
 CPU_WORKER = "engine.cpu_worker.CPUWorker"
@@ -25,4 +29,27 @@ def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
         single_rank = options.get("tensor_parallel_size", 1) == 1
         if single_rank and options.get("pipeline_parallel_size", 1) == 1:
             defaults["distributed_executor_backend"] = INLINE_EXECUTOR
-    return AsyncEngineArgs(model=model, **(defaults | dict(options)))
+    types = option_types()
+    built = {name: _as_config(value, types.get(name)) for name, value in options.items()}
+    return AsyncEngineArgs(model=model, **(defaults | built))
+
+
+def option_types() -> Mapping[str, Any]:
+    """The engine arguments that vLLM has, by name, with their annotated types."""
+    # The one annotation that vLLM imports for type checkers only.
+    names = {"QuantizationConfigArgs": QuantizationConfigArgs}
+    hints = typing.get_type_hints(AsyncEngineArgs, localns=names)
+    fields = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
+    return {name: hints[name] for name in fields if not name.startswith("_")}
+
+
+def _as_config(value: Any, hint: Any) -> Any:
+    """A mapping as the config object that vLLM wants for this argument; anything else as it is.
+
+    vLLM makes some of these objects itself, and changes fields of others before it does.
+    """
+    takes_object = any(dataclasses.is_dataclass(part) for part in (hint, *typing.get_args(hint)))
+    if not takes_object or not isinstance(value, Mapping):
+        return value
+    adapter: TypeAdapter[Any] = TypeAdapter(hint)
+    return adapter.validate_python(dict(value))

@@ -3,16 +3,17 @@
 Owns the making of the app; every route, check and answer in it is vLLM's own.
 """
 
-from argparse import Namespace
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor.abstract import Executor
 
@@ -21,6 +22,7 @@ from router.admission import WaitsForReplicas
 from router.answers import TellsRoute
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
+from router.frontend import frontend_args
 from router.health import Health
 from router.limits import BodyLimit
 from router.settings import FrontendSettings
@@ -45,19 +47,6 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
             )
 
 
-def frontend_args(settings: FrontendSettings) -> Namespace:
-    """vLLM's server arguments with their defaults, and ours where they differ."""
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    engine = engine_args(settings.model, settings.options)
-    values = {name: getattr(engine, name) for name in settings.options} | dict(settings.frontend)
-    for name, value in values.items():
-        setattr(args, name, value)
-    args.model = settings.model
-    args.served_model_name = [settings.served_name]
-    args.disable_log_stats = True
-    return args
-
-
 async def build_openai_app(
     settings: FrontendSettings, core: ClusterCoreClient, health: Health
 ) -> ASGIApp:
@@ -72,5 +61,19 @@ async def build_openai_app(
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)
+    cors = take_cors(app)
     held = WaitsForReplicas(TellsRoute(app), core.ready, core.limits.max_wait_s)
-    return EndsByItself(BodyLimit(held, settings.max_body_bytes))
+    return EndsByItself(cors(BodyLimit(held, settings.max_body_bytes)))
+
+
+def take_cors(app: FastAPI) -> Callable[[ASGIApp], ASGIApp]:
+    """Takes vLLM's CORS middleware out of the app, to be put around more than the app.
+
+    A browser hides an answer without its header from the page, so every answer must have it: also
+    those of the middlewares around the app, and the app's own about API keys.
+    """
+    middlewares: list[Any] = app.user_middleware
+    (cors,) = (each for each in middlewares if each.cls is CORSMiddleware)
+    middlewares.remove(cors)
+    app.middleware_stack = None  # may be built already; the app builds it anew when it is called
+    return lambda inner: CORSMiddleware(inner, *cors.args, **cors.kwargs)

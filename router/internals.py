@@ -12,7 +12,12 @@ RELIED_ON = {
     "vllm.v1.engine.core_client": ("EngineCoreClient",),
     "vllm.entrypoints.launchers.app": ("build_app",),
     "vllm.entrypoints.launchers.api_server.app_state": ("init_app_state",),
-    "vllm.entrypoints.launchers.cli_args": ("make_arg_parser",),
+    "vllm.entrypoints.launchers.cli_args": (
+        "FrontendArgs",
+        "make_arg_parser",
+        "validate_parsed_serve_args",
+    ),
+    "vllm.entrypoints.launchers.launcher": ("validate_api_server_args",),
     "vllm.v1.executor.abstract": ("Executor",),
     "ray.serve._private.common": ("DeploymentID",),
     "ray.serve._private.constants": (

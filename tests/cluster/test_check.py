@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.check import describe
 from cluster.cli import main
+from cluster.placement import Node
+from cluster.serve_file import load_serve_file
 
 CONFIG = """\
 http_options: {host: 127.0.0.1, port: 8100}
@@ -31,15 +34,67 @@ router      1         0          0.25       -                any node
 prefill     2         4          0.25       4                ray.io/accelerator-type=H100
 decode      3         0          2          1                0.5 fast_nic
 
-prefill engine  max_model_len=512, tensor_parallel_size=4
-decode engine   max_model_len=512, 1 GiB of KV cache, OMP_NUM_THREADS=4
-model           org/model, served as model
-transfer        nixl over UCX
-policy          p2c
-needs           8 GPUs, 6.75 CPUs, 1.5 fast_nic
-SLO             TTFT 0.5 s and ITL 0.05 s for 90 % of requests
-URL             http://127.0.0.1:8100/v1
+prefill engine       max_model_len=512, tensor_parallel_size=4
+decode engine        max_model_len=512, 1 GiB of KV cache, OMP_NUM_THREADS=4
+model                org/model, served as model
+transfer             nixl over UCX
+policy               p2c
+needs                8 GPUs, 6.75 CPUs, 1.5 fast_nic
+one prefill replica  4 GPUs, 0.25 CPUs and ray.io/accelerator-type=H100, on one node
+one decode replica   2 CPUs, 0.5 fast_nic, on one node
+SLO                  TTFT 0.5 s and ITL 0.05 s for 90 % of requests
+URL                  http://127.0.0.1:8100/v1
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "line"),
+    [
+        (8.0, "no node can hold a prefill replica: it needs 16 GPUs, 0.25 CPUs on one node; the "
+              "most of 2 nodes is 8 GPU"),
+        (16.0, "each replica fits one of the 2 seen"),
+    ],
+)  # fmt: skip
+def test_report_of_nodes_that_were_seen(gpus: float, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    pool = "{gpus: 16, engine: {tensor_parallel_size: 16}}"
+    path.write_text(
+        f"applications: [{{import_path: cluster.app:build, args: {{prefill: {pool}}}}}]"
+    )
+    nodes = [Node(resources={"CPU": 64.0, "GPU": gpus})] * 2
+    assert f"nodes                {line}" in describe(load_serve_file(path), nodes).splitlines()
+
+
+def test_report_is_printable_and_not_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "applications: [{import_path: cluster.app:build, args: {connector: nccl}}]".replace(
+            "{connector: nccl}",
+            '{prefill: {env: {B: "a\\eb", A: "' + "x" * 9000 + '"}}}',
+        )
+    )
+    assert main(["check", str(path)]) == 0
+    report = capsys.readouterr().out
+    assert "B=a\\x1bb, A=xxx" in report
+    assert max(map(len, report.splitlines())) < 500
+
+
+def test_report_of_a_connector_without_backends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.replace("served_name: model", "transfer: {connector: nccl}").replace(
+        "gpus: 4\n        engine: {tensor_parallel_size: 4}", "gpus: 1"))  # fmt: skip
+    assert main(["check", str(path)]) == 0
+    assert "transfer             nccl\n" in capsys.readouterr().out
 
 
 def test_report_of_pools_that_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +103,7 @@ def test_report_of_pools_that_scale(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["check", str(path)]) == 0
     report = capsys.readouterr().out
     assert "decode      1 to 3    0 " in report
-    assert "needs           8 GPUs, 6.75 CPUs, 1.5 fast_nic at most\n" in report
+    assert "needs                8 GPUs, 6.75 CPUs, 1.5 fast_nic at most\n" in report
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
