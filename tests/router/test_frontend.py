@@ -1,5 +1,7 @@
 """What becomes of the options of vLLM's API server, and of its CORS middleware."""
 
+import logging
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -63,6 +65,14 @@ def test_what_vllm_refuses_is_refused_before_an_app_is_made(
 ) -> None:
     with pytest.raises(Exception, match=r"list|parser|exist"):
         frontend_args(settings(options, **frontend))
+
+
+@pytest.fixture(autouse=True)
+def _level_of_logs() -> Iterator[None]:
+    # Making vLLM's app raises it for everybody.
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 def guarded(app: FastAPI, *, ready: bool) -> ASGIApp:
