@@ -15,8 +15,8 @@ sys.path[:0] = {path!r}
 from asking_worker import AskingWorker
 from refuse_amx import refuse_amx
 from engine.arguments import engine_args
-from engine.demo_model import resolve_model
 from engine.host import EngineHost
+from engine.models import resolve_model
 
 OPTIONS = {{
     "worker_cls": "asking_worker.AskingWorker",
