@@ -112,8 +112,10 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
         tree.inherited("gcs_server"),
     ]
     _await_ready(file, members=members, dashboard_url=dashboard_url, log=log, began_s=began_s)
+    asked_s = time.monotonic()
     _await_answer(file, members=members, log=log)
-    _say(f"ready in {time.monotonic() - began_s:.0f} s")
+    now_s = time.monotonic()
+    _say(f"ready in {now_s - began_s:.0f} s; the first answers took {now_s - asked_s:.1f} s")
     _say(f"  API        {file.url}/v1")
     _say(f"  dashboard  {dashboard_url}")
     _say(f"  try        {_curl(file)}")

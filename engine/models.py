@@ -4,6 +4,7 @@ Owns the names. Never loads a model.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,18 @@ def resolve_model(model: str, say: Say = logger.info) -> str:
     target = model_folder(model)
     if not is_whole(target):
         try:
-            BUILT_IN[model].write(target, say)
+            timed = _timed(say)
+            BUILT_IN[model].write(target, timed)
+            timed(f"{model} is made")
         except OSError as error:
             raise ModelUnavailable(
                 f"cannot write {target}: {error.strerror or error}; set XDG_CACHE_HOME to a folder "
                 "that has room and may be written"
             ) from error
     return str(target)
+
+
+def _timed(say: Say) -> Say:
+    """The same, with the seconds since now before each line."""
+    start_s = time.monotonic()
+    return lambda line: say(f"{time.monotonic() - start_s:4.0f} s  {line}")

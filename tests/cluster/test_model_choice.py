@@ -35,12 +35,13 @@ def test_tiny_model_takes_its_place_under_its_name(config: Path, tmp_path: Path)
     asked = load_serve_file(config)
     served = prepare_model(asked, tmp_path, said.append)
 
-    downloading, instead, building = said
-    assert downloading.startswith("downloading ")
+    downloading, instead, building, made = said
+    assert " s  downloading " in downloading
     assert instead.startswith(
         "serving the tiny model demo as smollm2, which answers noise: cannot download smollm2: "
     )
-    assert building.startswith("building the demo model in ")
+    assert " s  building the demo model in " in building
+    assert made.endswith(" s  demo is made")
 
     assert (served.config.model, served.config.public_name) == ("demo", "smollm2")
     # All else is as it was, also in the file that Serve reads.

@@ -44,14 +44,8 @@ def demo_and_plain(folder: Path) -> Iterator[Demo]:
     # First the model: both servers need it.
     resolve_model(MODEL)
     (port,) = pick_free([None])
-    plain = plain_command(
-        MODEL,
-        "--max-model-len",
-        str(file.config.engine["max_model_len"]),
-        # In bfloat16, on a processor with AMX, its first request would end it.
-        *("--worker-cls", CPU_WORKER),
-        port=port,
-    )
+    # In bfloat16, on a processor with AMX, its first request would end it.
+    plain = plain_command(MODEL, "--worker-cls", CPU_WORKER, port=port)
     up = [str(Path(sys.executable).parent / "pdserve"), "up", str(CONFIG)]
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(started(up, file.url, {}, folder / "demo.log"))

@@ -113,7 +113,7 @@ def test_installed_file_is_not_trusted(
 def test_command_says_it_in_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch-model"]) == 1
     out, err = capsys.readouterr()
-    assert out == "downloading SmolLM2-135M-Instruct (93 MB)\n"
+    assert out == "   0 s  downloading SmolLM2-135M-Instruct (93 MB)\n"
     assert err.startswith("pdserve: cannot download smollm2: ")
     assert err.count("\n") == 1
 
