@@ -9,6 +9,9 @@ import queue
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
 from typing import Any
 
 from cluster.local_http import OPENER
@@ -17,12 +20,22 @@ from cluster.serve_file import ServeFile
 _ONE_TOKEN, _TWO_TOKENS = 1, 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why a request was not answered, in one line."""
+
+    text: str
+    is_refusal: bool
+    """The cluster does not want such a request, now and later: by its configuration (a key that is
+    not known here, a limit), and not because it cannot."""
+
+
 class FirstAnswer:
     """Asks in a thread, so that whoever waits can look after other things."""
 
     def __init__(self, file: ServeFile) -> None:
         self._file = file
-        self._outcome: queue.Queue[str | None] = queue.Queue()
+        self._outcome: queue.Queue[Problem | None] = queue.Queue()
         # Nobody waits for it to end: it may be in the midst of a request.
         threading.Thread(target=self._ask, daemon=True).start()
 
@@ -31,8 +44,8 @@ class FirstAnswer:
         return not self._outcome.empty()
 
     @property
-    def problem(self) -> str | None:
-        """Once it is done: why there is no answer, in one line; None if there is one."""
+    def problem(self) -> Problem | None:
+        """Once it is done: why there is no answer; None if there is one."""
         return self._outcome.get()
 
     def _ask(self) -> None:
@@ -43,7 +56,7 @@ class FirstAnswer:
         self._outcome.put(None)
 
 
-def _post(file: ServeFile, max_tokens: int) -> str | None:
+def _post(file: ServeFile, max_tokens: int) -> Problem | None:
     headers = {"Content-Type": "application/json"}
     if (key := _api_key(file)) is not None:
         headers["Authorization"] = f"Bearer {key}"
@@ -62,9 +75,10 @@ def _post(file: ServeFile, max_tokens: int) -> str | None:
             response.read()
             return None
     except urllib.error.HTTPError as error:
-        return f"status {error.code}: {_message(error.read())}"
-    except OSError as error:
-        return str(error)
+        text = f"status {error.code}: {_message(error.read())}"
+        return Problem(text=text, is_refusal=error.code < HTTPStatus.INTERNAL_SERVER_ERROR)
+    except (OSError, HTTPException) as error:
+        return Problem(text=str(error) or repr(error), is_refusal=False)
 
 
 def _api_key(file: ServeFile) -> str | None:

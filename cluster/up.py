@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cluster import ports
 from cluster.errors import ConfigError, StartError
-from cluster.first_answer import FirstAnswer
+from cluster.first_answer import FirstAnswer, Problem
 from cluster.haproxy import command_path as haproxy_command_path
 from cluster.health import Health, observe_health
 from cluster.model_choice import prepare_model
@@ -149,7 +149,7 @@ def _await_ready(
 
 def _await_answer(file: ServeFile, *, members: Sequence[Child], log: Path) -> None:
     """Ready means that it answers: a request has gone through the router and both engines."""
-    said: str | None = None
+    said: Problem | None = None
     while True:
         answer = FirstAnswer(file)
         while not answer.is_done:
@@ -157,8 +157,11 @@ def _await_answer(file: ServeFile, *, members: Sequence[Child], log: Path) -> No
                 raise _has_ended(ended, log)
         if (problem := answer.problem) is None:
             return
+        if problem.is_refusal:
+            _say(f"whether the engines answer was not seen; the first request got {problem.text}")
+            return
         if problem != said:
-            _say(f"the first request is not answered yet: {problem}")
+            _say(f"the first request is not answered yet: {problem.text}")
             said = problem
         if ended := first_ended(members, timeout_s=POLL_S):
             raise _has_ended(ended, log)

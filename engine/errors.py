@@ -37,8 +37,11 @@ class EngineEnded(EngineError):
     """The engine core has ended; `exit` says how."""
 
     def __init__(self, how: EngineExit) -> None:
-        super().__init__(how.text)
+        super().__init__(how)
         self.exit = how
+
+    def __str__(self) -> str:
+        return self.exit.text
 
 
 class EngineUnusable(EngineError):

@@ -3,6 +3,7 @@
 Owns the making of the app; every route, check and answer in it is vLLM's own.
 """
 
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,10 @@ async def build_openai_app(
     config = engine_args(settings.model, options).create_engine_config()
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     llm = ClusterLLM(config, core)
+    level = logging.root.level
     app = build_app(args, TASKS, config.model_config)
+    # What vLLM imports for some hosting services raises it: our warnings would not be seen.
+    logging.root.setLevel(level)
     app.router.routes.insert(0, health.route())
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
