@@ -6,7 +6,9 @@ Owns the `EngineCoreClient` and the processes behind it. Never looks into reques
 import asyncio
 import logging
 import re
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
@@ -63,7 +65,7 @@ class EngineHost:
         host = await asyncio.to_thread(cls._start, args)
         try:
             await host._inlet.open(host.core)
-            await host.core.collective_rpc_async("accept_output_tokens")
+            await _unless_ended(host.core, host.core.collective_rpc_async("accept_output_tokens"))
             await probe(host.core, host.config)
         except EngineDeadError:
             raise EngineEnded(host.exit()) from None
@@ -129,3 +131,20 @@ class EngineHost:
         """Ends the engine's processes; whatever is still running in them is lost."""
         self._inlet.close()
         self.core.shutdown(timeout=0)
+
+
+async def _unless_ended(core: AsyncMPClient, call: Coroutine[Any, Any, object]) -> None:
+    """Awaits a call to an engine that has no request yet.
+
+    vLLM answers no call of an engine that has ended; whoever waits for its next output is told.
+
+    Raises:
+        EngineDeadError: it has ended.
+    """
+    tasks = asyncio.create_task(call), asyncio.create_task(core.get_output_async())
+    try:
+        (done, *_), _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await done
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -6,9 +6,13 @@ Owns where models lie that are made here. Never knows what is in them.
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_DRAFT = ".draft-"
+_STALE_S = 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -30,7 +34,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     engine may be loading the first one by then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    _remove_stale(target.parent)
+    draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{target.name}-", dir=target.parent))
     try:
         yield draft
         draft.chmod(0o755)
@@ -43,3 +48,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` that goes when the block ends."""
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=parent) as folder:
+        yield Path(folder)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Removes what processes have left that were killed while they made a model."""
+    for folder in parent.glob(f"{_DRAFT}*"):
+        with suppress(FileNotFoundError):  # another process removes it as well
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)

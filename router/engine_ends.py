@@ -58,6 +58,6 @@ def _guess(replica: Replica) -> EngineExit | None:
     reason = replica.end.closed_because if replica.end is not None else "it was never made"
     if replica.load.leaves_because == "stalled":
         return EngineExit(cause="stalled", text=f"the engine gave no sign of life: {reason}")
-    if replica.is_leaving:
+    if replica.is_leaving or not replica.has_joined:
         return None
     return EngineExit(cause="lost", text=f"the connection to it was lost: {reason}")

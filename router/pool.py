@@ -62,6 +62,8 @@ class Replica:
     """Answers that are awaited, by the prefill engine in question."""
     reading: dict[str, float] = field(default_factory=dict)
     """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
+    has_joined: bool = False
+    """It was in the pool, and may be no longer."""
     exit: EngineExit | None = None
     """How its engine ended, where it could say so."""
     is_unlisted: bool = False
@@ -209,6 +211,7 @@ class Pool:
 
     def insert(self, replica: Replica) -> None:
         self._replicas[replica.replica_id] = replica
+        replica.has_joined = True
         self.ledger.insert(replica.replica_id, time.monotonic())
         if replica.facts is not None:
             self.block_size = index_block_size(replica.facts.block_size)

@@ -20,7 +20,7 @@ from engine.channel import ReplicaEnd, RouterEnd, connect
 from engine.errors import EngineStalled
 from engine.exit_cause import EngineExit
 from engine.guardian import MARK_VARIABLE, marked_pids
-from engine.host import EngineHost
+from engine.host import EngineHost, _unless_ended
 from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.steps import StepSample
@@ -34,7 +34,7 @@ import asyncio, os, sys
 from engine.models import resolve_model
 from engine.guardian import MARK_VARIABLE
 from engine.arguments import engine_args
-from engine.host import EngineHost
+from engine.host import EngineHost, _unless_ended
 
 async def main():
     host = await EngineHost.start(engine_args(resolve_model("demo"), {OPTIONS!r}))
@@ -276,3 +276,19 @@ def test_nothing_of_an_engine_outlives_its_replica() -> None:
 def test_an_engine_that_cannot_start_says_why() -> None:
     with pytest.raises(ValueError, match="max_model_len"):
         engine_args(resolve_model("demo"), {"max_model_len": 10**9}).create_engine_config()
+
+
+class Mute:
+    """An engine core's client whose calls are never answered; its outputs end with the engine."""
+
+    async def call(self) -> None:
+        await asyncio.Event().wait()
+
+    async def get_output_async(self) -> None:
+        raise EngineDeadError
+
+
+async def test_a_call_to_an_engine_that_ends_does_not_wait_for_ever() -> None:
+    core = Mute()
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(_unless_ended(core, core.call()), 10)  # type: ignore[arg-type]

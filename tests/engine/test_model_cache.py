@@ -1,6 +1,8 @@
 """Folders of models: whole or not there, also when several processes write the same one."""
 
 import multiprocessing
+import os
+import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -81,3 +83,14 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         f"cannot write {cache_dir()}/demo-model: File exists; set XDG_CACHE_HOME to a folder that "
         "has room and may be written"
     )
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".draft-old", tmp_path / ".draft-new"
+    for folder in (old, new):
+        (folder / "inner").mkdir(parents=True)
+    yesterday_s = time.time() - 25 * 3600
+    os.utime(old, (yesterday_s, yesterday_s))
+    with whole_folder(tmp_path / "model") as draft:
+        (draft / "config.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".draft-new", "model"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_replicas import join
+from fake_replicas import FakeEnd, join
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -74,6 +74,17 @@ def test_an_end_is_counted_by_cause(what: Any, cause: str, text: str) -> None:
     assert seen.count(cause) == 1
     assert seen.ends.last is not None
     assert seen.ends.last.text == f"decode replica a: {text}"
+
+
+def test_who_could_not_join_and_is_tried_again_is_not_counted() -> None:
+    seen = Ends()
+    replica = Replica("a", pool(), on_gone=nothing)
+    replica.end = FakeEnd(closed_because="it is tried again")  # type: ignore[assignment]
+    seen.ends.observe(replica)
+    assert seen.ends.last is None
+    said(replica)
+    seen.ends.observe(replica)
+    assert seen.count("SIGKILL") == 1
 
 
 @pytest.mark.parametrize(
