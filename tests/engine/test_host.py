@@ -291,4 +291,4 @@ class Mute:
 async def test_a_call_to_an_engine_that_ends_does_not_wait_for_ever() -> None:
     core = Mute()
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(_unless_ended(core, core.call()), 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(_unless_ended(core, core.call()), 10)
