@@ -11,7 +11,7 @@ help:  ## This list
 setup: $(VENV)/.installed  ## Make .venv and install everything, pinned
 
 $(VENV)/.installed: requirements-cpu.txt pyproject.toml
-	@$(PYTHON) -m tools.install $(VENV)
+	@PYTHONSAFEPATH= $(PYTHON) -m tools.install $(VENV)
 	@touch $@
 
 serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for another)

@@ -54,7 +54,7 @@ def main() -> int:
     """The command line."""
     options = _parser().parse_args()
     run_options = RunOptions(
-        duration_s=options.minutes * 60,
+        least_s=options.minutes * 60,
         pressure=Pressure(
             load=options.load, fault_every=options.fault_every, patience=options.patience
         ),
@@ -108,7 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Faults: {chaos_report.describe_kinds()}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--minutes", type=_positive, default=5.0, help="how long load is put on")
+    parser.add_argument(
+        "--minutes",
+        type=_positive,
+        default=5.0,
+        help="how long load is put on, at least; a slow machine takes longer for a few faults",
+    )
     parser.add_argument(
         "--load",
         type=_positive,

@@ -5,6 +5,8 @@ Owns the plan. Pure: benchmarks.chaos_run measures, benchmarks.chaos_report tell
 
 from dataclasses import dataclass
 
+MIN_FAULTS = 4
+"""However slow the machine is: a run without faults shows nothing."""
 _FREED_STARTS = 0.1
 _LEAST_FREED_S = 2.0
 _LEAST_UNREAD_S = 60.0
@@ -38,6 +40,8 @@ class Pressure:
 class Pace:
     """The same in seconds. All but `rate` grow with the time that an engine takes to start."""
 
+    duration_s: float
+    """How long load is put on."""
     rate: float
     """Requests a second, on average."""
     fault_every_s: float
@@ -49,11 +53,13 @@ class Pace:
     """How soon no engine may work for a dead router any more."""
 
 
-def plan_pace(speed: Speed, pressure: Pressure) -> Pace:
-    """The pace of a run on a machine of that speed."""
+def plan_pace(speed: Speed, pressure: Pressure, *, least_s: float) -> Pace:
+    """The pace of a run on a machine of that speed, of `least_s` or of a few faults."""
+    fault_every_s = pressure.fault_every * speed.start_s
     return Pace(
+        duration_s=max(least_s, (MIN_FAULTS + 1) * fault_every_s),
         rate=pressure.load * speed.rate,
-        fault_every_s=pressure.fault_every * speed.start_s,
+        fault_every_s=fault_every_s,
         timeout_s=pressure.patience * speed.start_s,
         # While both pools may be empty nobody else can be answered either.
         unread_s=max(_LEAST_UNREAD_S, 2 * speed.start_s),

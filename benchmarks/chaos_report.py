@@ -185,7 +185,7 @@ def _method(record: Record, options: RunOptions) -> str:
         " once, which had to give the same. How fast this machine is was measured next: a decode"
         f" replica was killed, another one answered in its place after {speed.start_s:.0f} s, and"
         f" meanwhile all cases, asked at once, were answered at {speed.rate:.2f} a second. Then"
-        f" requests arrived for {options.duration_s:.0f} s at {pace.rate:.2f} a second on average,"
+        f" requests arrived for {pace.duration_s:.0f} s at {pace.rate:.2f} a second on average,"
         f" {options.pressure.load:g} of that rate (Poisson, open loop), each drawn from the cases,"
         f" and in the {BURST_S:g} s before each fault {options.burst} more. Three of four carry a"
         " cache salt of their own, so that no prefix cache answers them. A request failed if it"

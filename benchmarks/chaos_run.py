@@ -52,7 +52,7 @@ class RunOptions:
     With `poisons` one more request comes at the end, whose every engine is killed.
     """
 
-    duration_s: float
+    least_s: float
     pressure: Pressure
     burst: int
     seed: int
@@ -105,12 +105,13 @@ class ChaosRun:
         await self._learn_answers()
         self._say(f"{len(self._cases)} cases have their answers; measuring the machine's speed")
         speed = await self._measure_speed()
-        self._pace = plan_pace(speed, self._options.pressure)
+        options = self._options
+        self._pace = plan_pace(speed, options.pressure, least_s=options.least_s)
         self._client = Client(self._system.url, timeout_s=self._pace.timeout_s)
         start_s = time.monotonic()
         self._say(
             f"a start takes {speed.start_s:.0f} s, and {speed.rate:.1f} requests/s are answered"
-            f" meanwhile; now {self._pace.rate:.2f} a second for {self._options.duration_s:.0f} s"
+            f" meanwhile; now {self._pace.rate:.2f} a second for {self._pace.duration_s:.0f} s"
             f" and a fault every {self._pace.fault_every_s:.0f} s"
         )
         try:
@@ -184,7 +185,7 @@ class ChaosRun:
     async def _disturb(self, start_s: float) -> None:
         """Load and faults, until every request has ended."""
         async with asyncio.TaskGroup() as tasks:
-            until_s = start_s + self._options.duration_s
+            until_s = start_s + self._pace.duration_s
             tasks.create_task(self._put_load(tasks, until_s=until_s))
             tasks.create_task(self._inject_faults(tasks, start_s=start_s))
 
@@ -220,9 +221,9 @@ class ChaosRun:
         options, every_s = self._options, self._pace.fault_every_s
         rng = random.Random(f"{options.seed} faults")
         order = FaultOrder(rng, options.kinds, spare_last=options.spare_last)
-        for number in range(1, int(options.duration_s / every_s) + 1):
+        for number in range(1, int(self._pace.duration_s / every_s) + 1):
             at_s = start_s + number * every_s
-            if at_s >= start_s + options.duration_s:
+            if at_s >= start_s + self._pace.duration_s:
                 return
             await _sleep_until(at_s - BURST_S)
             for _ in range(options.burst):

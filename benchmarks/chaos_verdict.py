@@ -307,6 +307,7 @@ def _earliest(times_s: Mapping[int, float], after_s: float, until_s: float) -> i
 def _reasons(record: Record, *, num_failed: int, num_wrong: int) -> tuple[str, ...]:
     found = {
         "there was no request": not record.outcomes,
+        "there was no fault": not record.faults,
         f"{num_failed} requests failed": num_failed,
         f"{num_wrong} answers are wrong": num_wrong,
         "the pools did not become whole again": record.whole_after_s is None,

@@ -33,13 +33,15 @@ _FIRST_OWNERS = ("MultiModalConfig", "ModelConfig", "SchedulerConfig", "CacheCon
 """Where several config objects have a field of that name; SpeculativeConfig's are the draft's."""
 
 
-_POSITIVE = {
-    "kv_cache_memory_bytes": None,
-    "max_model_len": -1,
-    "num_gpu_blocks_override": None,
-    "renderer_num_workers": None,
+_LEAST = {
+    "kv_cache_memory_bytes": 1,
+    "max_model_len": 2,  # a prompt and its answer
+    "num_gpu_blocks_override": 1,
+    "renderer_num_workers": 1,
 }
-"""Numbers that vLLM judges only where it uses them; -1 has it find the length that fits."""
+"""Numbers that vLLM judges only where it uses them."""
+_FINDS_OUT = {"max_model_len": -1}
+"""Values that have vLLM find out what fits."""
 
 
 def check_value(section: str, name: str, value: object, hint: Any) -> None:
@@ -62,8 +64,9 @@ def check_value(section: str, name: str, value: object, hint: Any) -> None:
         _check_field(path, value, *owner)
     elif not _is_plain(hint):
         _check_type(section, name, value, hint, strict=False)
-    if name in _POSITIVE and isinstance(value, int) and value < 1 and value != _POSITIVE[name]:
-        raise ConfigError(f"{path}: {value} is not at least 1")
+    least = _LEAST.get(name)
+    if least is not None and isinstance(value, int) and _FINDS_OUT.get(name) != value < least:
+        raise ConfigError(f"{path}: {value} is not at least {least}")
     if name in _REGISTRIES and isinstance(value, str) and "." not in value:
         check_registered(path, value.lower(), _REGISTRIES[name]())
     if name == "reasoning_parser" and value:

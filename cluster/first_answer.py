@@ -75,7 +75,7 @@ def _post(file: ServeFile, max_tokens: int) -> Problem | None:
             response.read()
             return None
     except urllib.error.HTTPError as error:
-        text = f"status {error.code}: {_message(error.read())}"
+        text = f"status {error.code}: {_message(error)}"
         return Problem(text=text, is_refusal=error.code < HTTPStatus.INTERNAL_SERVER_ERROR)
     except (OSError, HTTPException) as error:
         return Problem(text=str(error) or repr(error), is_refusal=False)
@@ -88,8 +88,11 @@ def _api_key(file: ServeFile) -> str | None:
     return str(keys[0]) if keys else None
 
 
-def _message(body: bytes) -> str:
-    text = body.decode(errors="replace")
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        text = error.read().decode(errors="replace")
+    except (OSError, HTTPException):  # it broke off
+        return "no message"
     with contextlib.suppress(ValueError, KeyError, TypeError):  # not of OpenAI's form
         text = str(json.loads(text)["error"]["message"])
     return " ".join(text.split())[:300]

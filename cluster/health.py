@@ -6,6 +6,7 @@ Owns the reading; router.health owns the form.
 import json
 import urllib.error
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from cluster.local_http import OPENER
@@ -31,8 +32,15 @@ def observe_health(url: str, *, timeout_s: float) -> Health:
         with OPENER.open(f"{url}/health", timeout=timeout_s) as response:
             return read_health(response.status, response.read())
     except urllib.error.HTTPError as error:
+        return _read_error(error)
+    except (OSError, HTTPException):
+        return UNREACHED
+
+
+def _read_error(error: urllib.error.HTTPError) -> Health:
+    try:
         return read_health(error.code, error.read())
-    except OSError:
+    except (OSError, HTTPException):  # it broke off
         return UNREACHED
 
 
@@ -46,5 +54,5 @@ def read_health(status: int, body: bytes) -> Health:
     return Health(
         is_open=is_open,
         last_engine_end=end.get("message"),
-        ended_at_s=float(end.get("at_s", 0.0)),
+        ended_at_s=float(end.get("at_s") or 0.0),
     )

@@ -10,6 +10,7 @@ import yaml
 
 from cluster.errors import StartError
 from cluster.serve_file import ServeFile, load_serve_file
+from engine.demo_model import MAX_POSITIONS
 from engine.errors import ModelUnavailable
 from engine.models import resolve_model
 
@@ -38,10 +39,12 @@ def prepare_model(file: ServeFile, folder: Path, say: Callable[[str], None]) -> 
 
 def _with_model(file: ServeFile, model: str, folder: Path) -> ServeFile:
     document = yaml.safe_load(file.path.read_text(encoding="utf-8"))
-    document["applications"][0]["args"] |= {
-        "model": model,
-        "served_name": file.config.public_name,
-    }
+    args = document["applications"][0]["args"]
+    args |= {"model": model, "served_name": file.config.public_name}
+    for section in (args, args.get("prefill"), args.get("decode")):
+        engine = (section or {}).get("engine") or {}
+        if isinstance(engine.get("max_model_len"), int):
+            engine["max_model_len"] = min(engine["max_model_len"], MAX_POSITIONS)
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
     return load_serve_file(path)

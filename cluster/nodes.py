@@ -6,6 +6,7 @@ Owns that question and the reading of its answer; what follows from it is cluste
 import json
 import os
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 from cluster.config import ClusterConfig
@@ -33,7 +34,7 @@ def observe_nodes(dashboard_url: str) -> tuple[Node, ...]:
     try:
         with OPENER.open(f"{dashboard_url}/api/v0/nodes", timeout=TIMEOUT_S) as response:
             return read_nodes(json.load(response))
-    except (OSError, ValueError):
+    except (OSError, HTTPException, ValueError):
         return ()
 
 

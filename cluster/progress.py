@@ -6,6 +6,7 @@ Owns reading Serve's REST status; the rest is pure. Never changes anything there
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from cluster.local_http import OPENER
@@ -34,7 +35,7 @@ def observe_progress(dashboard_url: str, app_name: str, *, timeout_s: float) -> 
     try:
         with OPENER.open(f"{dashboard_url}/api/serve/applications/", timeout=timeout_s) as response:
             return read_progress(json.load(response), app_name)
-    except (OSError, json.JSONDecodeError):
+    except (OSError, HTTPException, json.JSONDecodeError):
         return NOT_YET
 
 

@@ -136,13 +136,19 @@ def _check_address(options: HTTPOptionsSchema) -> None:
             f"http_options.root_path: {shown(repr(options.root_path))} is not a path like /llm"
         )
     try:
-        ipaddress.ip_address(options.host)
+        address = ipaddress.ip_address(options.host)
     except ValueError:
         if not _HOST_NAME.fullmatch(options.host):
             raise ConfigError(
                 f"http_options.host: {shown(repr(options.host))} is not an address of this "
                 "machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
             ) from None
+        return
+    if address.version == 6 and not address.is_unspecified:
+        raise ConfigError(
+            f"http_options.host: {options.host}: by an IPv6 address Serve's HAProxy reaches no "
+            "router; must be an IPv4 one, such as 127.0.0.1, or :: for all addresses"
+        )
 
 
 def _check_application(application: ServeApplicationSchema) -> None:

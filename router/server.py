@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from engine.errors import ReplicaLeaves
 from engine.exit_cause import EngineExit
+from engine.log_handlers import keep_log_handlers
 from engine.preemption import Preemption
 from router.settings import RouterSettings
 
@@ -30,6 +31,7 @@ class Router:
         self._leaving: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
+        keep_log_handlers()
         from router.assembly import Assembly
 
         self._assembly = Assembly(self._settings)

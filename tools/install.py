@@ -184,6 +184,9 @@ def main(arguments: Sequence[str]) -> int:
     except Failed as failure:
         print(failure, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"cannot install into {venv}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted. make setup goes on from here.", file=sys.stderr)
         return 130

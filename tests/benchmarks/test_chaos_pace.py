@@ -12,15 +12,29 @@ PRESSURE = Pressure(load=0.5, fault_every=0.6, patience=5.0)
     [
         pytest.param(
             Speed(start_s=20.0, rate=4.0),
-            Pace(rate=2.0, fault_every_s=12.0, timeout_s=100.0, unread_s=60.0, freed_within_s=2.0),
+            Pace(
+                duration_s=120.0,
+                rate=2.0,
+                fault_every_s=12.0,
+                timeout_s=100.0,
+                unread_s=60.0,
+                freed_within_s=2.0,
+            ),
             id="fast",
         ),
         pytest.param(
             Speed(start_s=60.0, rate=1.0),
-            Pace(rate=0.5, fault_every_s=36.0, timeout_s=300.0, unread_s=120.0, freed_within_s=6.0),
+            Pace(
+                duration_s=180.0,
+                rate=0.5,
+                fault_every_s=36.0,
+                timeout_s=300.0,
+                unread_s=120.0,
+                freed_within_s=6.0,
+            ),
             id="three times slower",
         ),
     ],
 )
 def test_plan_pace(speed: Speed, expected: Pace) -> None:
-    assert plan_pace(speed, PRESSURE) == expected
+    assert plan_pace(speed, PRESSURE, least_s=120.0) == expected

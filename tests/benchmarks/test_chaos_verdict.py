@@ -88,7 +88,17 @@ def fault(at_s: float, kind: Kind = Kind.KILL_ENGINE) -> Injected:
     )
 
 
-PACE = Pace(rate=1.0, fault_every_s=12.0, timeout_s=100.0, unread_s=60.0, freed_within_s=2.0)
+PACE = Pace(
+    duration_s=120.0,
+    rate=1.0,
+    fault_every_s=12.0,
+    timeout_s=100.0,
+    unread_s=60.0,
+    freed_within_s=2.0,
+)
+
+
+LEFT = Injected(at_s=1.0, kind=Kind.CLIENTS_LEAVE, pool=None, target="", num_live={})
 
 
 def record(*outcomes: Outcome, **fields: Any) -> Record:
@@ -97,7 +107,7 @@ def record(*outcomes: Outcome, **fields: Any) -> Record:
         "pace": PACE,
         "start_s": 0.0,
         "end_s": 10.0,
-        "faults": (),
+        "faults": (LEFT,),
         "outcomes": outcomes,
         "expected": {"one": RIGHT},
         "samples": (),
@@ -140,6 +150,7 @@ def test_it_held() -> None:
     ("run", "reason"),
     [
         pytest.param(record(), "there was no request", id="no request"),
+        pytest.param(record(outcome(), faults=()), "there was no fault", id="no fault"),
         pytest.param(
             record(outcome(answer=None, error="HTTP 500")), "1 requests failed", id="failed"
         ),

@@ -16,7 +16,7 @@ WRONG = [
     ("misspelt", {"max-model-len": 1}, "max-model-len: vLLM has no such engine option; did you "
      "mean max_model_len?"),
     ("private", {"_api_process_count": 2}, "_api_process_count: vLLM has no such engine option"),
-    ("length-zero", {"max_model_len": 0}, "max_model_len: 0 is not at least 1"),
+    ("length-one", {"max_model_len": 1}, "max_model_len: 1 is not at least 2"),
     ("length-negative", {"max_model_len": -5}, "max_model_len: -5 is not at least -1"),
     ("length-text", {"max_model_len": "auto"}, "max_model_len: 'auto' is not a whole number"),
     ("seqs-zero", {"max_num_seqs": 0}, "max_num_seqs: 0 is not at least 1"),

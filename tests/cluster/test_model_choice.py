@@ -8,6 +8,7 @@ import yaml
 from cluster.errors import StartError
 from cluster.model_choice import prepare_model
 from cluster.serve_file import load_serve_file
+from engine.demo_model import MAX_POSITIONS
 
 CONFIG = """\
 http_options: {port: 8123}
@@ -71,3 +72,9 @@ def test_where_there_is_neither(config: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(StartError, match=r"cannot write .*demo-model: "):
         prepare_model(load_serve_file(config), tmp_path, print)
+
+
+def test_it_has_room_for_less_than_was_asked_for(config: Path, tmp_path: Path) -> None:
+    config.write_text(CONFIG.replace("max_model_len: 512", "max_model_len: 8192"))
+    served = prepare_model(load_serve_file(config), tmp_path, lambda line: None)
+    assert served.config.engine == {"max_model_len": MAX_POSITIONS}
