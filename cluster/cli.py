@@ -1,6 +1,7 @@
 """The `pdserve` command.
 
-Owns the command line and exit statuses: 0 done, 1 could not be done here, 2 the input is wrong.
+Owns the command line and exit statuses: 0 done, 1 could not be done here, 2 the input is wrong,
+130 interrupted.
 """
 
 import argparse
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ModelUnavailable) as error:
         print(f"pdserve: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("pdserve: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -43,6 +43,7 @@ _ANSWERS = (
 SAME_IN_BOTH_POOLS = (*_KV, *_MODEL, *_ANSWERS)
 """Options that shape the KV cache, the weights, or the answers; the router has decode's."""
 
+_ALIASES = {"half": "float16", "float": "float32"}
 _DRAFTS_WITHOUT_WEIGHTS = ("ngram", "[ngram]", "ngram_gpu", "suffix")
 _SAME_DRAFT = ("method", "model", "revision", "code_revision", "quantization")
 
@@ -67,8 +68,10 @@ def pair_problem(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> str |
 
 
 def _set(value: object) -> object:
-    """None for what is vLLM's own default wherever it is allowed."""
-    return None if value is False else value
+    """None for what is vLLM's own default wherever it is allowed, one name for one thing."""
+    if value is False or value == "auto":
+        return None
+    return _ALIASES.get(value, value) if isinstance(value, str) else value
 
 
 def _draft(speculative: object) -> tuple[Any, ...] | None:

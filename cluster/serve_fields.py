@@ -40,6 +40,8 @@ _REFUSED = {
 }
 """Fields of Serve that make it run something else than the args say, and what to set instead."""
 
+_ANCHORS = "x-"
+"""Begins the names of fields at the top that only hold what others refer to, as elsewhere."""
 _SEGMENT = r"/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+"
 _ROUTE = re.compile(rf"/|(?:{_SEGMENT})+")
 # The last part of a name has a letter; one that has none is a mistyped address.
@@ -57,6 +59,8 @@ def parse_serve_fields(document: Mapping[str, Any]) -> ServeDeploySchema:
     if isinstance(applications, list) and len(applications) != 1:
         raise ConfigError(f"applications: {len(applications)} are listed, must be one")
     for path, name, value, known in _fields(document, ServeDeploySchema, ""):
+        if path == name and name.startswith(_ANCHORS):
+            continue
         if name not in known:
             raise ConfigError(f"{path}: no such field; {did_you_mean(name, known)}")
         if path in _REFUSED and value not in (None, False, []):
@@ -136,19 +140,13 @@ def _check_address(options: HTTPOptionsSchema) -> None:
             f"http_options.root_path: {shown(repr(options.root_path))} is not a path like /llm"
         )
     try:
-        address = ipaddress.ip_address(options.host)
+        ipaddress.ip_address(options.host)
     except ValueError:
         if not _HOST_NAME.fullmatch(options.host):
             raise ConfigError(
                 f"http_options.host: {shown(repr(options.host))} is not an address of this "
                 "machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
             ) from None
-        return
-    if address.version == 6 and not address.is_unspecified:
-        raise ConfigError(
-            f"http_options.host: {options.host}: by an IPv6 address Serve's HAProxy reaches no "
-            "router; must be an IPv4 one, such as 127.0.0.1, or :: for all addresses"
-        )
 
 
 def _check_application(application: ServeApplicationSchema) -> None:

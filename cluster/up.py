@@ -28,6 +28,7 @@ from cluster.serve_file import ServeFile, load_serve_file
 from engine.model_cache import cache_dir
 from engine.models import BUILT_IN
 
+HOSTS = (ports.LOCALHOST, "localhost", "0.0.0.0")
 WATCH_S = 5.0
 """How often to look whether an engine has ended, once the cluster is ready."""
 POLL_S = 1.0
@@ -80,6 +81,7 @@ def up(path: Path) -> None:
     began_s = time.monotonic()
     file = load_serve_file(path)
     _check_model_folder(file)
+    _check_host(file)
     _check_port(file)
     log = _log_path(file)
     # Short: the paths of Ray's Unix sockets lie under it and may have 107 characters.
@@ -186,6 +188,15 @@ def _check_model_folder(file: ServeFile) -> None:
         raise ConfigError(f"{file.path}: model: {model!r} is not a folder on this machine")
 
 
+def _check_host(file: ServeFile) -> None:
+    # Routers listen where the API does, and HAProxy looks for them at the node's address.
+    if file.host not in HOSTS:
+        raise ConfigError(
+            f"{file.path}: http_options.host: {file.host} is not one of {', '.join(HOSTS)}, with "
+            "which `pdserve up` works; on a cluster of your own use `serve run`"
+        )
+
+
 def _check_port(file: ServeFile) -> None:
     try:
         free = ports.is_free(file.port, host=file.host)
@@ -269,8 +280,10 @@ def _curl(file: ServeFile) -> str:
     if built_in is not None and built_in.question is not None:
         messages = [{"role": "user", "content": built_in.question}]
         api, body = "chat/completions", {"model": model, "messages": messages, "max_tokens": 60}
-    url, kind = f"{file.url}/v1/{api}", "Content-Type: application/json"
-    return shlex.join(["curl", url, "-H", kind, "-d", json.dumps(body)])
+    headers = ["-H", "Content-Type: application/json"]
+    if file.config.router.frontend.get("api_key"):
+        headers += ["-H", "Authorization: Bearer YOUR_KEY"]
+    return shlex.join(["curl", f"{file.url}/v1/{api}", *headers, "-d", json.dumps(body)])
 
 
 def _tail(text: str) -> str:

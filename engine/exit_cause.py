@@ -56,6 +56,8 @@ def explain_exit(exit_code: int | None, output: str) -> EngineExit:
         output: The end of what the engine and its replica have written.
     """
     said = last_words(output)
+    if exit_code is not None and exit_code < 0 and _crash(said) is None:
+        said = ""  # whatever it was, it was before, and did not end the engine
     name = _signal(exit_code, said)
     if name is not None:
         text = f"the engine was ended by {name}"
@@ -73,11 +75,15 @@ def explain_exit(exit_code: int | None, output: str) -> EngineExit:
 def _signal(exit_code: int | None, said: str) -> str | None:
     """The signal that ended the engine, or one of its ranks, which then ended the engine."""
     if exit_code is None or exit_code >= 0:
-        return _FATAL_SIGNALS.get(said.partition(",")[0])
+        return _crash(said)
     try:
         return signal.Signals(-exit_code).name
     except ValueError:
         return f"signal_{-exit_code}"
+
+
+def _crash(said: str) -> str | None:
+    return _FATAL_SIGNALS.get(said.partition(",")[0])
 
 
 def last_words(output: str) -> str:

@@ -3,6 +3,7 @@
 Owns where models lie that are made here. Never knows what is in them.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _DRAFT = ".draft-"
+_MANIFEST = "pdserve-files.json"
+"""The sizes of all other files of the folder, by name."""
 _STALE_S = 24 * 3600.0
 
 
@@ -22,8 +25,12 @@ def cache_dir() -> Path:
 
 
 def is_whole(target: Path) -> bool:
-    """Whether a model is there."""
-    return (target / "config.json").exists()
+    """Whether a model is there, with all of its files at their full sizes."""
+    try:
+        sizes = json.loads((target / _MANIFEST).read_text())
+        return bool(sizes == _sizes(target))
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -38,6 +45,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     draft = Path(tempfile.mkdtemp(prefix=f"{_DRAFT}{target.name}-", dir=target.parent))
     try:
         yield draft
+        (draft / _MANIFEST).write_text(json.dumps(_sizes(draft), indent=2) + "\n")
         draft.chmod(0o755)
         if not is_whole(target):
             shutil.rmtree(target, ignore_errors=True)
@@ -63,3 +71,11 @@ def _remove_stale(parent: Path) -> None:
         with suppress(FileNotFoundError):  # another process removes it as well
             if time.time() - folder.stat().st_mtime > _STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        file.name: file.stat().st_size
+        for file in sorted(folder.iterdir())
+        if file.name != _MANIFEST
+    }

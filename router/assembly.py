@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from prometheus_client import REGISTRY
 from ray import serve
+from ray.exceptions import RayError
 from starlette.types import ASGIApp
 
 from engine.metrics import RayExporter
@@ -75,8 +76,8 @@ class Assembly:
         try:
             async with asyncio.timeout(SERVE_TIMEOUT_S):
                 status = await asyncio.to_thread(serve.status)
-        except TimeoutError:
-            return {"serve": f"Serve's controller did not answer for {SERVE_TIMEOUT_S:g} s"}
+        except (TimeoutError, RayError) as error:
+            return {"serve": f"Serve's controller does not answer: {error!r}"}
         application = status.applications.get(self._application)
         deployments = application.deployments if application is not None else {}
         lines = {name: one_line(each.message) for name, each in deployments.items()}

@@ -15,6 +15,8 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
     ("own-affair", {"max_num_seqs": 8}, {"enforce_eager": True}, None),
     ("null-is-unset", {"max_model_len": None}, {}, None),
     ("false-is-unset", {"enable_lora": False}, {}, None),
+    ("auto-is-unset", {"dtype": "auto", "kv_cache_dtype": "auto"}, {}, None),
+    ("two-names-of-one", {"dtype": "half"}, {"dtype": "float16"}, None),
     ("zero-is-not-unset", {"max_logprobs": 0}, {}, "engine.max_logprobs: 0 in prefill and unset"),
     ("lora", {}, {"enable_lora": True}, "engine.enable_lora: unset in prefill and True in decode"),
     ("revision", {"revision": "a"}, {"revision": "b"}, "engine.revision: a in prefill and b in de"),

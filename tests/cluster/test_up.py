@@ -12,6 +12,8 @@ import pytest
 
 from cluster import ports
 from cluster.cli import main
+from cluster.serve_file import load_serve_file
+from cluster.up import _curl
 
 CONFIG = """\
 http_options: {{host: 127.0.0.1, port: {port}}}
@@ -59,6 +61,25 @@ def test_missing_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["up", str(path)]) == 2
     line = f"pdserve: {path}: model: '/no/such/folder' is not a folder on this machine\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_host_at_which_the_proxy_finds_no_router(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    text = CONFIG.format(port=8000, model="demo").replace("127.0.0.1", "192.0.2.7")
+    path.write_text(text)
+    assert main(["up", str(path)]) == 2
+    assert "http_options.host: 192.0.2.7 is not one of 127.0.0.1, " in capsys.readouterr().err
+
+
+def test_the_printed_curl_says_where_the_key_goes(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    args = "{model: demo, router: {frontend: {api_key: secret}}}"
+    path.write_text(CONFIG.format(port=8000, model="demo").replace("{model: demo}", args))
+    curl = _curl(load_serve_file(path))
+    assert "'Authorization: Bearer YOUR_KEY'" in curl
+    assert "secret" not in curl
 
 
 def test_free_ports_differ_and_avoid_a_taken_one() -> None:

@@ -46,6 +46,11 @@ ROWS = [
         id="killed",
     ),
     pytest.param(
+        -9, RAISED, "SIGKILL", "the engine was ended by SIGKILL (somebody killed it, or the system"
+        " did because memory ran out)",
+        id="killed-long-after-an-error",
+    ),
+    pytest.param(
         1, RAISED, "error",
         "the engine ended with exit status 1; it said last: ValueError: no such weights:",
         id="raised",

@@ -54,6 +54,18 @@ def test_remains_are_replaced(tmp_path: Path) -> None:
     assert not (target / "half").exists()
 
 
+@pytest.mark.parametrize("damage", ["weights", "config.json"])
+def test_a_damaged_one_is_made_again(damage: str, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for _ in range(2):
+        with whole_folder(target) as draft:
+            (draft / "config.json").write_text("{}")
+            (draft / "weights").write_text("0" * 100)
+        assert is_whole(target)
+        (target / damage).write_text("0")
+        assert not is_whole(target)
+
+
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), whole_folder(tmp_path / "model") as draft:
         draft.mkdir()
