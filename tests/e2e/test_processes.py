@@ -10,8 +10,9 @@ import psutil
 from answers import COMPLETIONS, ask, differences
 from cases import Case, token_prompt
 from metrics import Sample, scrape, total
-from servers import DECODE, PREFILL, Server
+from servers import CONFIG, DECODE, PREFILL, Server
 
+from benchmarks.serve_api import ServeApi
 from engine import guardian
 
 ENGINE = "VLLM::"
@@ -127,4 +128,29 @@ async def test_decode_engine_core_killed(
         assert not differences(expected, await asked + await late)
     after = await scrape(client, cluster.url)
     assert num_moves(after, "decode_died") > num_moves(before, "decode_died")
+    await replaced(client, cluster, plain)
+
+
+async def running(api: ServeApi) -> set[str]:
+    """The replicas that Serve lists as running; none where it does not answer."""
+    try:
+        return {each.replica_id for each in await api.replicas() if each.state == "RUNNING"}
+    except httpx.HTTPError:
+        return set()
+
+
+async def test_serves_controller_killed(
+    client: httpx.AsyncClient, cluster: Server, plain: Server
+) -> None:
+    """The one that Ray starts in its place finds the replicas as they were, and keeps them."""
+    api = ServeApi(cluster.log, CONFIG)
+    before = await running(api)
+    assert len(before) == 3
+    (controller,) = cluster.processes("ray::ServeController")
+    controller.kill()
+    deadline_s = time.monotonic() + REPLACED_WITHIN_S
+    while len(after := await running(api)) < len(before):
+        assert time.monotonic() < deadline_s, f"of {before} there are {after}"
+        await asyncio.sleep(POLL_S)
+    assert after == before
     await replaced(client, cluster, plain)
