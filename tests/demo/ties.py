@@ -9,8 +9,9 @@ from typing import Any
 
 from answers import differences
 
-TIE = 0.25
-"""The largest distance of two logprobs that rounding can turn over: two steps of such logits."""
+TIE = 0.5
+"""The largest distance of two logprobs that rounding can turn over: a few steps of such logits, as
+what leads to them is rounded as well."""
 
 GREEDY = {
     "temperature": 0,
