@@ -2,7 +2,7 @@
 
 The same step computed in another batch, or once more after a failover, differs in its last digits.
 Logits near 20 are 0.125 apart in bfloat16, so the first two may change places; what follows is
-another text. Any single server differs from itself in this way.
+another text. A single vLLM server differs from itself in this way, as its batches change.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 from answers import differences
 
 TIE = 0.5
-"""The largest distance of two logprobs that rounding can turn over: a few steps of such logits, as
-what leads to them is rounded as well."""
+"""The largest distance of two logprobs that is taken for a tie: four steps of such logits. What leads
+to them is rounded as well; how far that reaches is a judgement, not a bound."""
 
 GREEDY = {
     "temperature": 0,
