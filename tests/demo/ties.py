@@ -10,8 +10,8 @@ from typing import Any
 from answers import differences
 
 TIE = 0.5
-"""The largest distance of two logprobs that is taken for a tie: four steps of such logits. What leads
-to them is rounded as well; how far that reaches is a judgement, not a bound."""
+"""The largest distance of two logprobs that is taken for a tie: four steps of such logits. What
+leads to them is rounded as well; how far that reaches is a judgement, not a bound."""
 
 GREEDY = {
     "temperature": 0,
