@@ -86,7 +86,7 @@ async def cluster(both_servers: tuple[Server, Server]) -> AsyncIterator[Server]:
 async def _left(url: str) -> tuple[str, ...]:
     """What is left once nothing changes any more, or after a long time."""
     deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
-    while (left := await audit(url)) and time.monotonic() < deadline_s:
+    while (left := await audit(url)) and time.monotonic() < deadline_s:  # noqa: ASYNC110
         await asyncio.sleep(0.5)
     return left
 
