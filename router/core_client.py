@@ -442,7 +442,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""
-        how = replica.load.leaves_because or "died"
+        how = "silent" if replica.is_silent else replica.load.leaves_because or "died"
         cause = f"{replica.pool.name}_{how}"
         has = replica.load.num_running + replica.load.num_waiting
         had = sum(state.replica is replica for state in self._requests.values())

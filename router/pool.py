@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 from vllm.v1.engine import EngineCoreRequest
 
 from engine.channel import ReplicaEnd
@@ -30,6 +29,7 @@ from engine.wire import (
 from kvtransfer.peers import KVPeer
 from router.cost_fit import CostFit, PoolCost, StepShape
 from router.errors import NoReplica
+from router.faults import Fault, fault_of
 from router.ledger import Ledger
 from router.policies import Policy, RoutePlan
 from router.prefixes import PrefixIndex, index_block_size
@@ -68,13 +68,31 @@ class Replica:
     """How its engine ended, where it could say so."""
     is_unlisted: bool = False
     """Serve no longer lists it."""
+    is_silent: bool = False
+    """Nothing was heard of it for the stall timeout."""
+    is_node_dead: bool = False
+    """Ray says that its node is dead."""
+    closed_because: str | None = None
+    """Why the connection has ended; None while it has not."""
     heard_s: float = field(default_factory=time.monotonic)
     joined_s: float = field(default_factory=time.monotonic)
 
     @property
     def is_leaving(self) -> bool:
         """It finishes what it has and gets nothing new."""
-        return self.is_unlisted or bool(self.load.leaves_because)
+        return self.is_unlisted or self.fault is not None or bool(self.load.leaves_because)
+
+    @property
+    def fault(self) -> Fault | None:
+        """What has gone wrong with it; None where nothing has, or it left in an orderly way."""
+        return fault_of(
+            engine_exit=self.exit,
+            is_node_dead=self.is_node_dead,
+            is_silent=self.is_silent,
+            leaves_because=self.load.leaves_because,
+            is_unlisted=self.is_unlisted,
+            closed_because=self.closed_because,
+        )
 
     @property
     def work_s(self) -> float:
@@ -172,6 +190,7 @@ class Replica:
         self.exit = how
 
     def replica_gone(self, reason: str) -> None:
+        self.closed_because = reason
         for answer in self.warming.values():
             if not answer.done():
                 answer.set_exception(ChannelClosed(reason))
@@ -259,7 +278,7 @@ class Pool:
         for replica in list(self):
             if replica.end is not None and now_s - replica.heard_s > timeout_s:
                 # Whatever made it hang: its requests are not taken for having killed it.
-                replica.load = msgspec.structs.replace(replica.load, leaves_because="stalled")
+                replica.is_silent = True
                 replica.end.close(f"nothing heard for {timeout_s:g} s")
 
     def plan(

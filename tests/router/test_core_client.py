@@ -490,7 +490,7 @@ async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_s
     assert end_of(other).closed_because is None
     lose(silent)
     assert {asked.request_id for asked in end_of(other).added()} == {"a~2", "b"}
-    assert moves(cluster, "prefill_stalled") == 1
+    assert moves(cluster, "prefill_silent") == 1
     assert not any(state.is_suspect for state in cluster.core._requests.values())
 
 
