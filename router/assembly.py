@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping
 
+import ray
 from prometheus_client import REGISTRY
 from ray import serve
 from ray.exceptions import RayError
@@ -19,7 +20,9 @@ from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
 from router.metrics import PoolMetrics, RouterMetrics
+from router.nodes import dead_nodes
 from router.policies import POLICIES
+from router.serve_list import ServeList
 from router.serve_messages import one_line
 from router.settings import RouterSettings
 from router.traffic import TrafficMeter
@@ -50,14 +53,23 @@ class Assembly:
         PoolMetrics(pools, REGISTRY)
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
+        router_id = ray.get_runtime_context().get_worker_id()
         self.engine_ends = EngineEnds(REGISTRY)
-        self._health = Health(pools, self.engine_ends, self._starting)
+        self._health = Health(pools, self.engine_ends, self._starting, pairs=self._core.pairs)
         self._membership = Membership(
             pools,
-            application=application,
+            self._core.pairs,
+            router_id=router_id,
             secret=secret,
             stall_timeout_s=settings.stall_timeout_s,
             engine_ends=self.engine_ends,
+            dead_nodes=dead_nodes,
+        )
+        self._serve_list = ServeList(
+            (pool.name for pool in pools),
+            application=application,
+            router_id=router_id,
+            changed=self._membership.listed,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
 

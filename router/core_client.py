@@ -30,6 +30,7 @@ from router.errors import NoReplica
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import RouterMetrics
+from router.pairs import Pairs
 from router.phases import RequestPhase
 from router.placement import Placement, Placer
 from router.policies import Policy, RoutePlan
@@ -72,7 +73,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         num_routers: int = 1,
     ) -> None:
         events = PoolEvents(
-            joined=self._joined,
+            opened=self._opened,
             stepped=self._stepped,
             taken=self._taken,
             rejected=self._rejected,
@@ -80,12 +81,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
         self.decode = Pool("decode", policy, events, num_routers=num_routers)
+        self.pairs = Pairs()
         self._looks_again = looks_again(policy, num_routers=num_routers)
         self._targets = targets or Targets()
         self._placer = Placer(
             self.prefill,
             self.decode,
             self._targets,
+            pairs=self.pairs,
             num_routers=num_routers,
             expected_output_tokens=metrics.expected_output_tokens,
             handover_s=lambda: metrics.handover_s,
@@ -103,7 +106,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """Requests that are not let in before a replica could answer them."""
         self._trial: Trial[RequestState] = Trial()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
-        self._decode_joined = asyncio.Event()
+        self._decode_opened = asyncio.Event()
 
     # What AsyncLLM calls.
 
@@ -153,8 +156,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._num_held += 1
         try:
             while not self.decode.is_open:
-                self._decode_joined.clear()
-                await self._decode_joined.wait()
+                self._decode_opened.clear()
+                await self._decode_opened.wait()
         finally:
             self._num_held -= 1
 
@@ -174,7 +177,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.plan = plan_handoff(
             state.params,
             num_output_tokens=state.num_output_tokens,
-            has_prefill=self.prefill.is_open,
+            has_prefill=self._placer.has_prefill,
             prefills_whole_prompt=self.prefills_whole_prompt,
         )
         state.prefill = state.decode = None
@@ -231,9 +234,16 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self.prefill.prefixes.add(reader.replica_id, state.chain)
 
     def _hand_over(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> None:
+        assert state.prefill is not None
         work_s = self._placer.decode_share_s(state)
-        replica = self.decode[self.decode.plan(work_s).replica_id]
-        self._to_decode(state, replica, decode_request(state, kv_transfer_params), work_s)
+        replica_id = self._placer.decode_replica(state.prefill.replica_id, work_s)
+        if replica_id is None:
+            # Nobody who is left can read it there: as if the KV were lost.
+            self._release_handover(state)
+            self._route(state)
+            return
+        request = decode_request(state, kv_transfer_params)
+        self._to_decode(state, self.decode[replica_id], request, work_s)
 
     def _to_decode(
         self, state: RequestState, replica: Replica, request: EngineCoreRequest, work_s: float
@@ -331,10 +341,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         return placement if is_better else None
 
-    def _joined(self, replica: Replica) -> None:
+    def _opened(self, replica: Replica) -> None:
         if replica.pool is not self.decode:
             return
-        self._decode_joined.set()
+        self._decode_opened.set()
         waiting = [s for s in self._requests.values() if s.waits_until is not None]
         for state in waiting:
             self._route(state)
@@ -371,17 +381,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self._acquit(state)
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
-        kv_transfer_params = output.kv_transfer_params
         forwarded = []
         if state.plan.route is Route.PREFILL_FIRST:
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
-        if self.decode.is_open:
-            self._hand_over(state, kv_transfer_params)
-        else:
-            self._release_handover(state)
-            self._wait(state)
+        self._hand_over(state, output.kv_transfer_params)
         return forwarded
 
     def _learn_cached(self, state: RequestState, pool: Pool, output: EngineCoreOutput) -> None:
