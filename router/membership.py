@@ -84,7 +84,6 @@ class Membership:
         for replica in self._pools[pool_name]:
             replica.set_listed(replica.replica_id in replicas)
         self._given_up &= {replica_id for each in self._listed.values() for replica_id in each}
-        self._told = {key: told for key, told in self._told.items() if key in self._wanted()}
         self._reconcile()
 
     def _wanted(self) -> dict[str, tuple[Pool, ListedReplica]]:
@@ -96,19 +95,24 @@ class Membership:
             if replica_id not in self._given_up
         }
 
-    def _reconcile(self, *, wait_s: float = 0.0) -> None:
-        """Connects to whom there is no connection, after a while; leaves those alone that go."""
+    def _reconcile(self) -> None:
+        """Connects to whom there is no connection; leaves those alone that are not wanted."""
         wanted = self._wanted()
         for replica_id in self._connecting.keys() - wanted.keys():
             self._connecting.pop(replica_id).cancel()
+        for pool, listed in wanted.values():
+            self._reach(pool, listed)
+        self._told = {key: told for key, told in self._told.items() if key in wanted}
         joined = {replica.replica_id for pool in self._pools.values() for replica in pool}
-        for replica_id, (pool, listed) in wanted.items():
-            if replica_id not in joined and replica_id not in self._connecting:
-                task = asyncio.create_task(self._connect(pool, listed, wait_s))
-                self._connecting[replica_id] = task
-                task.add_done_callback(partial(self._connected, replica_id))
-        prefill = {key for key, (pool, _) in wanted.items() if pool.name == "prefill"}
-        self._warm_ups.forget_all_but(prefill | joined)
+        self._warm_ups.forget_all_but(wanted.keys() | joined)
+
+    def _reach(self, pool: Pool, listed: ListedReplica, *, wait_s: float = 0.0) -> None:
+        """Begins to connect to a replica to which there is no connection, after a while."""
+        replica_id = listed.replica_id
+        if pool.get(replica_id) is None and replica_id not in self._connecting:
+            task = asyncio.create_task(self._connect(pool, listed, wait_s))
+            self._connecting[replica_id] = task
+            task.add_done_callback(partial(self._connected, replica_id))
 
     def _connected(self, replica_id: str, task: asyncio.Task[None]) -> None:
         if self._connecting.get(replica_id) is task:
@@ -150,13 +154,18 @@ class Membership:
         self._warm_ups.gone(replica)
         self._engine_ends.observe(replica)
         fault, now_s = replica.fault, time.monotonic()
-        if fault in FOR_GOOD:
-            self._given_up.add(replica.replica_id)
-        elif fault in UNEXPLAINED and replica.node_id is not None:
+        if fault in UNEXPLAINED and replica.node_id is not None:
             self._suspect(replica.node_id, now_s)
+        listed = self._listed[replica.pool.name].get(replica.replica_id)
+        if listed is None or fault in FOR_GOOD:
+            if listed is not None:
+                self._given_up.add(replica.replica_id)
+            self._reconcile()
+            return
         # One that lets us in and cuts us off must not keep us busy.
         lived_s = now_s - replica.joined_s
-        self._reconcile(wait_s=0.0 if lived_s >= RECONNECT_S else RECONNECT_S)
+        wait_s = 0.0 if lived_s >= RECONNECT_S else RECONNECT_S
+        self._reach(replica.pool, listed, wait_s=wait_s)
 
     async def _watch(self) -> None:
         """Ends connections to replicas that hang, and gives pairs another try."""

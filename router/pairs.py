@@ -109,8 +109,9 @@ class Pairs:
     def due(self, now_s: float) -> tuple[Pair, ...]:
         """Those that are to be tried again."""
         return tuple(
-            pair
-            for pair, unready in self
+            Pair(prefill=prefill, decode=decode)
+            for prefill, decodes in self._unready.items()
+            for decode, unready in decodes.items()
             if unready.retry_s is not None and unready.retry_s <= now_s
         )
 

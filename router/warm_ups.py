@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Set
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from engine.errors import ChannelClosed
 from engine.wire import Kind
@@ -24,6 +25,26 @@ MOST_AT_ONCE = 16
 """Attempts of one decode replica: each has its engine do something between its steps."""
 
 
+@dataclass(eq=False, slots=True)
+class _Joining:
+    """A replica that is connected and not in its pool yet, and how far it is with those that are
+    in the other pool, by id."""
+
+    replica: Replica
+    trying: set[str] = field(default_factory=set)
+    ready: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def move(self, other_id: str, to: set[str] | None) -> None:
+        """Its pair with another is one of `to` now, or of nobody."""
+        for each in (self.trying, self.ready, self.failed):
+            each.discard(other_id)
+        if to is not None:
+            to.add(other_id)
+        self.changed.set()
+
+
 class WarmUps:
     """Has replicas join with the pairs that they complete."""
 
@@ -31,21 +52,19 @@ class WarmUps:
         self._prefill = prefill
         self._decode = decode
         self._pairs = pairs
-        self._joining: dict[str, Replica] = {}
+        self._joining: dict[str, _Joining] = {}
         self._attempts: dict[Pair, asyncio.Task[None]] = {}
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(MOST_AT_ONCE)
         )
         """By decode replica."""
-        self._changed = asyncio.Event()
-        """An attempt has ended, a replica has joined or left."""
         self._prefill_engines: set[str] = set()
         """That decode engines were told of."""
 
     @property
     def joining(self) -> tuple[Replica, ...]:
         """Replicas that are connected and not in their pool yet."""
-        return tuple(self._joining.values())
+        return tuple(each.replica for each in self._joining.values())
 
     async def join(self, replica: Replica) -> None:
         """Has a new replica join its pool once its pairs allow that.
@@ -54,18 +73,21 @@ class WarmUps:
             ChannelClosed: its connection has ended meanwhile.
         """
         since_s = time.monotonic()
-        met: set[Replica] = set()
-        self._joining[replica.replica_id] = replica
+        joining = self._joining[replica.replica_id] = _Joining(replica)
         try:
-            while not self._may_join(replica, met, time.monotonic() - since_s):
-                self._changed.clear()
+            for other in self._other_pool(replica):
+                self._try(self._pair(replica, other.replica_id))
+            while not self._may_join(joining, time.monotonic() - since_s):
+                joining.changed.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PATIENCE_S):
-                        await self._changed.wait()
+                        await joining.changed.wait()
         finally:
             del self._joining[replica.replica_id]
         replica.pool.insert(replica)
-        self._changed.set()
+        for each in self._joining.values():
+            if each.replica.pool is not replica.pool:
+                self._try(self._pair(replica, each.replica.replica_id))
 
     def retry(self) -> None:
         """Tries again what is due."""
@@ -85,13 +107,14 @@ class WarmUps:
             self._attempts.pop(pair).cancel()
         self._slots.pop(replica_id, None)
         self._pairs.forget(replica_id)
-        self._changed.set()
+        for joining in self._joining.values():
+            joining.move(replica_id, None)
 
     def forget_all_but(self, prefill_ids: Set[str]) -> None:
         """Has decode engines drop what they keep of prefill engines that will not come back."""
         if gone := self._prefill_engines - prefill_ids:
             self._prefill_engines -= gone
-            for decode in (*self._decode, *self._joining.values()):
+            for decode in (*self._decode, *self.joining):
                 if decode.pool is self._decode and decode.end is not None:
                     decode.end.send(Kind.FORGET, sorted(gone))
 
@@ -99,37 +122,29 @@ class WarmUps:
         for task in self._attempts.values():
             task.cancel()
 
-    def _may_join(self, replica: Replica, met: set[Replica], waited_s: float) -> bool:
-        """Whether it may, now that it has met those that have joined by now."""
+    def _may_join(self, joining: _Joining, waited_s: float) -> bool:
+        replica = joining.replica
         if replica.closed_because is not None:
             raise ChannelClosed(replica.closed_because)
-        is_prefill = replica.pool is self._prefill
-        others = list(self._decode if is_prefill else self._prefill)
-        for other in others:
-            if other not in met:
-                met.add(other)
-                self._try(_pair(replica, other) if is_prefill else _pair(other, replica))
-        pairs = [_pair(replica, each) if is_prefill else _pair(each, replica) for each in others]
-        num_trying = sum(pair in self._attempts for pair in pairs)
-        num_ready = sum(self._pairs.is_ready(pair) for pair in pairs)
         joins = may_join(
-            is_prefill=is_prefill,
-            num_ready=num_ready,
-            num_trying=num_trying,
-            num_failed=len(pairs) - num_trying - num_ready,
+            is_prefill=replica.pool is self._prefill,
+            num_ready=len(joining.ready),
+            num_trying=len(joining.trying),
+            num_failed=len(joining.failed),
             waited_s=waited_s,
         )
-        if joins and pairs and not num_ready:
+        if joins and not joining.ready and (joining.failed or joining.trying):
             logger.error("decode replica %s reaches no prefill replica", replica.replica_id)
         return joins
 
     def _try(self, pair: Pair) -> None:
         prefill = self._find(self._prefill, pair.prefill)
         decode = self._find(self._decode, pair.decode)
-        if prefill is None or decode is None or pair in self._attempts:
-            return
-        self._pairs.trying(pair)
-        self._attempts[pair] = asyncio.create_task(self._attempt(pair, prefill, decode))
+        if prefill is not None and decode is not None and pair not in self._attempts:
+            self._pairs.trying(pair)
+            for joining, other_id in self._waiting_for(pair):
+                joining.move(other_id, joining.trying)
+            self._attempts[pair] = asyncio.create_task(self._attempt(pair, prefill, decode))
 
     async def _attempt(self, pair: Pair, prefill: Replica, decode: Replica) -> None:
         assert prefill.facts is not None
@@ -145,28 +160,48 @@ class WarmUps:
             problem = str(error) or type(error).__name__
         del self._attempts[pair]
         if problem is None:
-            self._pairs.ready(pair, time.monotonic())
+            self._ready(pair)
         else:
             self._failed(pair, problem)
-        self._changed.set()
+
+    def _ready(self, pair: Pair) -> None:
+        if self._pairs.problem(pair) is not None:
+            logger.info("prefill %s and decode %s are a pair now", pair.prefill, pair.decode)
+        self._pairs.ready(pair, time.monotonic())
+        for joining, other_id in self._waiting_for(pair):
+            joining.move(other_id, joining.ready)
 
     def _failed(self, pair: Pair, problem: str) -> None:
-        before = self._pairs.problem(pair)
-        self._pairs.failed(pair, problem, time.monotonic())
-        if problem != before:
+        if problem != self._pairs.problem(pair):
             logger.warning(
                 "prefill %s and decode %s are no pair, and tried again: %s",
                 pair.prefill,
                 pair.decode,
                 problem,
             )
+        self._pairs.failed(pair, problem, time.monotonic())
+        for joining, other_id in self._waiting_for(pair):
+            joining.move(other_id, joining.failed)
+
+    def _waiting_for(self, pair: Pair) -> tuple[tuple[_Joining, str], ...]:
+        """The one of a pair that has not joined yet, if any, and the other's id."""
+        sides = ((pair.prefill, pair.decode), (pair.decode, pair.prefill))
+        return tuple(
+            (self._joining[own_id], other_id)
+            for own_id, other_id in sides
+            if own_id in self._joining
+        )
+
+    def _other_pool(self, replica: Replica) -> Pool:
+        return self._decode if replica.pool is self._prefill else self._prefill
+
+    def _pair(self, replica: Replica, other_id: str) -> Pair:
+        if replica.pool is self._prefill:
+            return Pair(prefill=replica.replica_id, decode=other_id)
+        return Pair(prefill=other_id, decode=replica.replica_id)
 
     def _find(self, pool: Pool, replica_id: str) -> Replica | None:
         joining = self._joining.get(replica_id)
-        if joining is not None and joining.pool is pool:
-            return joining
+        if joining is not None and joining.replica.pool is pool:
+            return joining.replica
         return pool.get(replica_id)
-
-
-def _pair(prefill: Replica, decode: Replica) -> Pair:
-    return Pair(prefill=prefill.replica_id, decode=decode.replica_id)
