@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import ray
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge
 from ray import serve
 from ray.exceptions import RayError
 from starlette.types import ASGIApp
@@ -51,6 +51,8 @@ class Assembly:
         )
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
+        unready = Gauge("pdserve_unready_pairs", "Pairs of replicas that cannot exchange KV.")
+        unready.set_function(lambda: len(self._core.pairs))
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
         router_id = ray.get_runtime_context().get_worker_id()
