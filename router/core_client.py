@@ -99,11 +99,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
         self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
-        self._num_held = 0
-        """Requests that are not let in before a replica could answer them."""
         self._trial: Trial[RequestState] = Trial()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
-        self._decode_joined = asyncio.Event()
 
     # What AsyncLLM calls.
 
@@ -148,23 +145,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                 if replica.end is not None:
                     replica.end.close("the router was stopped")
 
-    async def ready(self) -> None:
-        """Returns once a new request could be answered."""
-        self._num_held += 1
-        try:
-            while not self.decode.is_open:
-                self._decode_joined.clear()
-                await self._decode_joined.wait()
-        finally:
-            self._num_held -= 1
-
     def scaling_report(self) -> dict[str, float]:
         """What this router counts and what is outstanding: see router.traffic."""
         return self._traffic.report(
-            prefill=self.prefill,
-            decode=self.decode,
-            requests=self._requests.values(),
-            num_held=self._num_held,
+            prefill=self.prefill, decode=self.decode, requests=self._requests.values()
         )
 
     # The way of a request.
@@ -334,7 +318,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _joined(self, replica: Replica) -> None:
         if replica.pool is not self.decode:
             return
-        self._decode_joined.set()
         waiting = [s for s in self._requests.values() if s.waits_until is not None]
         for state in waiting:
             self._route(state)
@@ -467,7 +450,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _deliver(self, outputs: Iterable[EngineCoreOutput]) -> None:
         batch = list(outputs)
         if batch:
-            self._outputs.put_nowait(EngineCoreOutputs(outputs=batch, timestamp=time.monotonic()))
+            self._outputs.put_nowait(
+                EngineCoreOutputs(
+                    outputs=batch,
+                    timestamp=time.monotonic(),
+                    # Of engines whose weights were never changed, as with one plain server.
+                    weight_version="default",
+                )
+            )
 
 
 def _error(state: RequestState) -> EngineCoreOutput:

@@ -1,7 +1,7 @@
 """`GET /health`: whether both pools can serve, and if not, why.
 
 Owns the answer's form. 200 while each pool has a live replica, else 503; either way the body is
-JSON and has the last engine that ended.
+JSON and has the last engine that ended. Where keys are set, causes are for those who have one.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from router.engine_ends import EngineEnds
+from router.keys import has_key
 from router.pool import Pool
 
 PATH = "/health"
@@ -42,7 +43,8 @@ class Health:
             "status": "ok" if is_open else "unavailable",
             "replicas": {pool.name: len(pool.ledger) for pool in self._pools},
         }
-        if (last := self._ends.last) is not None:
+        is_told = has_key(request.scope)
+        if (last := self._ends.last) is not None and is_told:
             body["last_engine_end"] = {
                 "cause": last.exit.cause,
                 "message": last.text,
@@ -50,7 +52,8 @@ class Health:
             }
         if is_open:
             return JSONResponse(body)
-        body["starting"] = dict(await self._starting())
+        if is_told:
+            body["starting"] = dict(await self._starting())
         return JSONResponse(body, status_code=HTTPStatus.SERVICE_UNAVAILABLE)
 
     @staticmethod

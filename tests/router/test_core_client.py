@@ -295,11 +295,9 @@ async def test_without_decode_a_request_waits_for_one() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     lose(d)
-    waiting = asyncio.create_task(cluster.core.ready())
     await cluster.core.add_request_async(request())
     assert end_of(p).added() == []
     cluster.decode = [cluster.join(cluster.core.decode, "new")]
-    await waiting
     step(p, prefilled())
     step(cluster.decode[0], decoded(1, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1]]
