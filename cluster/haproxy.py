@@ -4,9 +4,9 @@ Serve starts what `RAY_SERVE_HAPROXY_BINARY_PATH` names: point it at the `pdserv
 It becomes the bundled HAProxy, with `-dS` and with the config changed as `CHANGES` says, for which
 Serve has no settings.
 
-`-dS` is for no splicing. With Serve's `splice-request` HAProxy often misses that a client has closed
-its connection while it waits for an answer, and the engines go on writing for nobody. Splicing moves
-large bodies without a copy; requests here are small.
+`-dS` is for no splicing. With Serve's `splice-request` HAProxy often misses that a client has
+closed its connection while it waits for an answer, and the engines go on writing for nobody.
+Splicing moves large bodies without a copy; requests here are small.
 """
 
 import json

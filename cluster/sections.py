@@ -232,6 +232,14 @@ class RouterConfig(Section):
         "tool_call_parser: hermes}`. Where it takes a list, one text is a list of one.",
     )
 
+    @property
+    def api_key(self) -> str | None:
+        """One that clients may use, where they need one."""
+        keys = self.frontend.get("api_key")
+        if isinstance(keys, str):
+            return keys
+        return str(keys[0]) if keys else None
+
 
 class RecoveryConfig(Section):
     """What is done for requests whose engine dies, hangs or leaves."""

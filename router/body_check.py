@@ -1,9 +1,10 @@
 """What a request's body may not hold, whatever else is in it. Pure.
 
-Bounds what costs more than its bytes: texts that every token is searched for, choices, schemas; and
-refuses what JSON can say but nobody behind can hold: a depth beyond any stack, halves of characters,
-numbers beyond 64 bits. Looks at the bytes, as reading all of a large body into objects would cost
-the loop more than what is looked for. A body that is no JSON is left to the app, which says so.
+Bounds what costs more than its bytes: texts that every token is searched for, choices, schemas.
+Refuses what JSON can say but nobody behind can hold: a depth beyond any stack, halves of
+characters, numbers beyond 64 bits. Looks at the bytes, as reading all of a large body into objects
+would cost the loop more than what is looked for. A body that is no JSON is left to the app, which
+says so.
 """
 
 import json

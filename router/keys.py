@@ -6,7 +6,7 @@ list of those that stay open: they only tell how the router is.
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/load", "/version"})
@@ -25,7 +25,6 @@ class NeedsKey(AuthenticationMiddleware):  # type: ignore[misc]
                 await refusal(scope, receive, send)
                 return
         await self.app(scope, receive, send)
-
 
 
 def has_key(scope: Scope) -> bool:

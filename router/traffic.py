@@ -108,9 +108,7 @@ class TrafficMeter:
                 cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
                 for num_tokens in unread
             ),
-            "num_decoding": sum(
-                each.phase is not RequestPhase.PREFILLING for each in requests
-            ),
+            "num_decoding": sum(each.phase is not RequestPhase.PREFILLING for each in requests),
             "kv_usage_fraction": sum(usage) / len(usage) if usage else 0.0,
             "num_kv_tokens": max(
                 (each.num_kv_blocks * each.block_size for each in facts), default=0

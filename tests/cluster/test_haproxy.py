@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -30,9 +29,9 @@ from router.settings import RequestLimits
 
 
 @pytest.fixture
-def ports() -> Iterator[tuple[int, int, int, int]]:
+def ports() -> tuple[int, int, int, int]:
     api, router, metrics, stats = pick_free([None] * 4)
-    yield api, router, metrics, stats
+    return api, router, metrics, stats
 
 
 @pytest.fixture
@@ -102,24 +101,31 @@ async def api(
     options = uvicorn.Config(app, host=LOCALHOST, port=ports[1], log_config=None, lifespan="off")
     server = uvicorn.Server(options)
     serving = asyncio.create_task(server.serve())
-    proxy = subprocess.Popen([get_haproxy_binary(), "-db", "-dS", "-f", str(path)])
     try:
-        await ready(ports[0])
-        yield LOCALHOST, ports[0]
+        async with proxy(path, ports[0], says=b"HTTP/1.1 200"):
+            yield LOCALHOST, ports[0]
     finally:
-        proxy.terminate()
-        await asyncio.to_thread(proxy.wait)
         server.should_exit = True
         await serving
 
 
-async def ready(port: int) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            with contextlib.suppress(OSError):
-                if (await ask((LOCALHOST, port), POST)).startswith(b"HTTP/1.1 200"):
-                    return
-            await asyncio.sleep(0.05)
+@contextlib.asynccontextmanager
+async def proxy(path: Path, port: int, *, says: bytes) -> AsyncIterator[None]:
+    """A running HAProxy, once it answers so."""
+    process = await asyncio.create_subprocess_exec(
+        get_haproxy_binary(), "-db", "-dS", "-f", str(path)
+    )
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(OSError):
+                    if (await ask((LOCALHOST, port), POST)).startswith(says):
+                        break
+                await asyncio.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +166,6 @@ POST = post()
 
 def headers(count: int) -> bytes:
     return b"".join(b"x-%d: y\r\n" % index for index in range(count))
-
 
 
 @pytest.mark.parametrize(
@@ -209,24 +214,11 @@ async def test_without_a_router_clients_are_told_to_come_back(
 ) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(changed(written))
-    proxy = subprocess.Popen([get_haproxy_binary(), "-db", "-dS", "-f", str(path)])
-    try:
-        async with asyncio.timeout(30):
-            while not (told := await refused(ports[0])):
-                await asyncio.sleep(0.05)
-    finally:
-        proxy.terminate()
-        await asyncio.to_thread(proxy.wait)
+    async with proxy(path, ports[0], says=b"HTTP/1.1 503"):
+        told = await ask((LOCALHOST, ports[0]), POST)
     head, _, body = told.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503")
     assert b"\r\nretry-after: 10" in head.lower()
     assert json.loads(body)["error"]["type"] == "ServiceUnavailableError"
-
-
-async def refused(port: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return await ask((LOCALHOST, port), POST)
-    return b""
 
 
 async def test_clients_that_never_finish_do_not_keep_others_out(api: tuple[str, int]) -> None:

@@ -152,14 +152,15 @@ async def test_to_the_app_a_cancel_is_a_client_that_has_gone() -> None:
     async def receive() -> Message:
         if not seen:
             return chunk(1)
+        is_working.set()
         await asyncio.Event().wait()
         raise AssertionError
 
+    is_working = asyncio.Event()
     seen: list[str] = []
     sent: Sent = []
     task = asyncio.create_task(EndsByItself(app_that_waits(seen))(scope(), receive, send_to(sent)))
-    while not seen:
-        await asyncio.sleep(0)
+    await is_working.wait()
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -253,9 +254,7 @@ async def test_an_answer_that_went_no_way_is_left_as_it_is() -> None:
     assert sent[0]["headers"] == [(b"a", b"b")]
 
 
-def answers(
-    status: int, *parts: bytes, kind: bytes = b"application/json"
-) -> Callable[..., Any]:
+def answers(status: int, *parts: bytes, kind: bytes = b"application/json") -> Callable[..., Any]:
     """An app that answers so, whatever it is asked."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from ray.serve._private.http_util import (
-    RequestIdMiddleware,
+    _apply_middlewares,
     parse_disconnect_disabled_header,
     parse_request_timeout_header,
     parse_session_id_header,
@@ -35,9 +35,7 @@ class Serve:
         await self._app(scope, receive, send)
 
 
-async def ask(
-    headers: Headers, answer: Headers
-) -> tuple[Headers, Headers, Headers]:
+async def ask(headers: Headers, answer: Headers) -> tuple[Headers, Headers, Headers]:
     """The headers that Serve sees, that the app sees, and that the client gets."""
     seen: Headers = []
     sent: list[Message] = []
@@ -54,8 +52,7 @@ async def ask(
         return {"type": "http.disconnect"}
 
     serve = Serve(RestoresHeaders(app))
-    (ours,) = middlewares()
-    outer = ours.cls(RequestIdMiddleware(serve))
+    outer = _apply_middlewares(serve, middlewares())
     await outer({"type": "http", "headers": list(headers)}, receive, send)
     return serve.seen, seen, sent[0]["headers"]
 
