@@ -23,10 +23,11 @@ BUFFER_BYTES = 128 * 1024
 MAX_HEADERS = 4096
 REQUEST_TIMEOUT_S = 15
 """For headers, and for as much of the body as the buffer holds."""
-CLIENT_TIMEOUT_S = 60
-"""For the next bytes of a longer body, and for a client to read on."""
+CLIENT_TIMEOUT_S = 300
+"""For the next bytes of a longer body, though the router has given it up, and for a client to read
+on: one may pause."""
 
-_ERRORS = {
+ERRORS = {
     400: "The request is not HTTP as it should be, or has broken off.",
     408: f"The request was not here in {REQUEST_TIMEOUT_S} s.",
     500: "The proxy has failed.",
@@ -34,6 +35,7 @@ _ERRORS = {
     503: "No router is alive, try again.",
     504: "The router does not answer, try again.",
 }
+"""What it says itself, by status."""
 _TYPES = {
     400: "BadRequestError",
     408: "BadRequestError",
@@ -56,7 +58,7 @@ class Change:
 
 def _error(status: int) -> str:
     told = {
-        "message": _ERRORS[status],
+        "message": ERRORS[status],
         "type": _TYPES[status],
         "param": None,
         "code": status,
@@ -94,7 +96,7 @@ CHANGES = (
         "500, in plain text. What is no request yet (broken headers, or some that end in the "
         "middle) keeps HAProxy's text, which it has compiled in.",
         lines=r"    errorfile 502 .*\n    errorfile 503 .*\n    errorfile 504 .*",
-        becomes="\n".join(map(_error, _ERRORS)).replace("\\", r"\\"),
+        becomes="\n".join(map(_error, ERRORS)).replace("\\", r"\\"),
     ),
     Change(
         why="Metrics are for who is on the machine; Serve listens on every address.",

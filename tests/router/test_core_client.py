@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from fake_replicas import HANDED_OVER, FakeEnd, decoded, end_of, prefilled, request, step
 from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreOutput, FinishReason
@@ -16,7 +17,7 @@ from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import IN_FLIGHT_TOKENS, RecoveryLimits
-from router.request import KV_PARAMS
+from router.request import KV_PARAMS, RequestState
 from router.traffic import TrafficMeter
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
@@ -541,3 +542,16 @@ async def test_metrics_tell_ttft_itl_and_handover_apart() -> None:
     assert counts == {"ttft": 1, "itl": 3, "handover": 1}
     assert cluster.registry.get_sample_value("pdserve_output_tokens_total") == 4
     assert cluster.registry.get_sample_value("pdserve_requests_total", {"end": "length"}) == 1
+
+
+async def test_outputs_name_the_weights_as_an_engine_does() -> None:
+    cluster = Cluster()
+    await cluster.core.add_request_async(request())
+    step(cluster.prefill[0], prefilled())
+    assert (await cluster.core.get_output_async()).weight_version == "default"
+
+
+async def test_a_prompt_of_embeddings_counts_by_its_length() -> None:
+    asked = request()
+    asked.prompt_token_ids, asked.prompt_embeds = None, torch.zeros((10, 8))
+    assert RequestState(request=asked, output_token_ids=[1]).num_tokens == 11
