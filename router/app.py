@@ -69,9 +69,7 @@ async def build_openai_app(
     options = {**settings.options, "served_model_name": [settings.served_name]}
     config = engine_args(settings.model, options).create_engine_config()
     core.prefills_whole_prompt = not config.model_config.is_hybrid
-    # As with several front ends: each engine gets every image whole. vLLM's one front end sends an
-    # image once and then only its hash, which an engine that has not seen it cannot follow.
-    config.parallel_config._api_process_count = 2
+    send_images_whole(config)
     llm = ClusterLLM(config, core, settings.client_priority)
     level = logging.root.level
     app = build_app(args, TASKS, config.model_config)
@@ -82,6 +80,15 @@ async def build_openai_app(
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)
     return layered(app, settings)
+
+
+def send_images_whole(config: VllmConfig) -> None:
+    """As where several front ends share an engine: what an engine has seen, none of them knows.
+
+    One front end with an engine of its own sends an image once and then only its hash, which an
+    engine that has not seen it cannot follow.
+    """
+    config.parallel_config._api_process_count = 2
 
 
 def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
