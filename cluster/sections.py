@@ -217,8 +217,8 @@ class RouterConfig(Section):
         default=4096,
         ge=1,
         le=1_000_000,
-        description="Connections of clients that HAProxy holds; more wait. For `pdserve up`; "
-        "elsewhere set `RAY_SERVE_HAPROXY_MAXCONN` before `ray start`.",
+        description="Connections of clients that HAProxy holds, of two file descriptors each; more "
+        "wait. For `pdserve up`; elsewhere set `RAY_SERVE_HAPROXY_MAXCONN` before `ray start`.",
     )
     client_priority: ClientPriority = Field(
         default=(-10, 10),

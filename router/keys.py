@@ -17,7 +17,7 @@ class NeedsKey(AuthenticationMiddleware):  # type: ignore[misc]
     """Answers 401, as vLLM does, to whoever has no key; on every path that does anything."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] != "OPTIONS":
+        if scope["type"] != "lifespan" and scope.get("method") != "OPTIONS":
             scope[_HAS_KEY] = self.verify_token(Headers(scope=scope))
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if not scope[_HAS_KEY] and path not in OPEN_PATHS:
