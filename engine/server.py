@@ -95,6 +95,7 @@ class EngineServer:
         """Starts the engine and lets routers in."""
         settings = self.settings
         host_ip = ray.util.get_node_ip_address()
+        secret = application_secret(self.application)
         os.environ.update(side_channel_env(host_ip))
         # Routers tell decode engines where to find this one before it has handed anything over.
         with ReservedPort(host_ip) as side_channel:
@@ -112,14 +113,14 @@ class EngineServer:
                 {**settings.options, "kv_transfer_config": transfer},
             )
             try:
-                self.host = await EngineHost.start(args)
+                self.host = await EngineHost.start(args, secret=secret)
             except EngineEnded as end:
                 await tell_router(self.application, self.phase, self.engine_id, end.exit)
                 raise
         tp_size = self.host.config.parallel_config.tensor_parallel_size
         kv = KVPeer(engine_id=self.engine_id, host=host_ip, port=side_channel.port, tp_size=tp_size)
         self.replica = EngineReplica(self.host, kv, self)
-        await self.replica.open(host_ip, application_secret(self.application))
+        await self.replica.open(host_ip, secret, stall_timeout_s=settings.stall_timeout_s)
         self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
 
     # What the deployment calls.

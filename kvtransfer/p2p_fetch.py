@@ -86,6 +86,7 @@ class Local:
     """What is the same for every pair of one decode worker."""
 
     engine_id: str
+    secret: str
     rank: tuple[int, int]
     layout: KVLayout
     pages: KVPages
@@ -264,11 +265,14 @@ class PairClient:
 
 def _open_pair(local: Local, remote: Remote) -> _Pair:
     """Raises PairBroken, PairTimeout or PairMismatch."""
-    address = ask_address(remote.host, remote.port, local.rank, timeout_s=local.timeout_s)
+    member = {"engine_id": remote.engine_id, "secret": local.secret}
+    address = ask_address(remote.host, remote.port, local.rank, timeout_s=local.timeout_s, **member)
     check_same(local.layout, address.layout)
     with contextlib.ExitStack() as undo:
         connection = undo.enter_context(
-            Connection.open(address.host, address.port or 0, local.timeout_s)
+            Connection.open(
+                address.host, address.port or 0, local.timeout_s, name=local.engine_id, **member
+            )
         )
         connection.send(Hello(decode_engine_id=local.engine_id, prefill_engine_id=remote.engine_id))
         welcome = connection.receive(local.timeout_s)

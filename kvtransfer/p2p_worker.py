@@ -32,6 +32,7 @@ from kvtransfer.p2p_leases import Leases
 from kvtransfer.p2p_link import transport_for
 from kvtransfer.p2p_pages import BlockIds, KVPages
 from kvtransfer.p2p_serve import PairServer
+from kvtransfer.secret import secret_of
 from kvtransfer.stats import PairStats
 from kvtransfer.worker import READ_TIMEOUT_S
 
@@ -69,12 +70,13 @@ class P2pWorker:
 
     def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Raises ValueError for a cache that cannot be sent block by block."""
-        host = envs.VLLM_NIXL_SIDE_CHANNEL_HOST
+        host, secret = envs.VLLM_NIXL_SIDE_CHANNEL_HOST, secret_of(self._vllm_config)
         pages = KVPages.of_cache(kv_caches, self._kv_cache_config)
         transport = transport_for(pages.device, host, timeout_s=self._timeout_s)
         layout = self._layout(pages)
         self._local = Local(
             engine_id=self._engine_id,
+            secret=secret,
             rank=(get_pp_group().rank_in_group, get_tensor_model_parallel_rank()),
             layout=layout,
             pages=pages,
@@ -85,6 +87,7 @@ class P2pWorker:
             self._server = PairServer(
                 host,
                 engine_id=self._engine_id,
+                secret=secret,
                 leases=self._leases,
                 pages=pages,
                 transport=transport,

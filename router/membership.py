@@ -111,7 +111,12 @@ class Membership:
             try:
                 address = (metadata["host"], metadata["port"])
                 replica.end, replica.facts = await connect(
-                    address, secret=self._secret, router_id=self._router_id, owner=replica
+                    address,
+                    secret=self._secret,
+                    router_id=self._router_id,
+                    replica_id=replica_id,
+                    owner=replica,
+                    stall_timeout_s=self._stall_timeout_s,
                 )
                 await self._warm_up(replica)
             except Exception as error:

@@ -257,7 +257,9 @@ class Pool:
     def end_silent(self, *, now_s: float, timeout_s: float) -> None:
         """Ends connections on which nothing has come for `timeout_s`: these replicas hang."""
         for replica in list(self):
-            if replica.end is not None and now_s - replica.heard_s > timeout_s:
+            # A part of a long message is a sign of life as well.
+            heard_s = max(replica.heard_s, replica.end.heard_s if replica.end else 0.0)
+            if replica.end is not None and now_s - heard_s > timeout_s:
                 # Whatever made it hang: its requests are not taken for having killed it.
                 replica.load = msgspec.structs.replace(replica.load, leaves_because="stalled")
                 replica.end.close(f"nothing heard for {timeout_s:g} s")
