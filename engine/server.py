@@ -27,6 +27,7 @@ from engine.replica import EngineReplica
 from engine.secret import application_secret
 from engine.start_failure import tell_router
 from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
@@ -97,6 +98,8 @@ class EngineServer:
         host_ip = ray.util.get_node_ip_address()
         secret = application_secret(self.application)
         os.environ.update(side_channel_env(host_ip))
+        for name, value in interface_env(host_ip, observe_interfaces()).items():
+            os.environ.setdefault(name, value)
         # Routers tell decode engines where to find this one before it has handed anything over.
         with ReservedPort(host_ip) as side_channel:
             transfer = kv_transfer_config(
