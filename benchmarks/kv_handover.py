@@ -36,6 +36,7 @@ from engine.demo_model import VOCAB_SIZE
 from engine.host import EngineHost
 from engine.models import resolve_model
 from kvtransfer.config import Role, Sharing, kv_transfer_config, side_channel_env
+from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer, warm_up
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
@@ -166,7 +167,7 @@ async def _start(
         ),
     }
     args = engine_args(resolve_model("demo"), options)
-    return Engine(await EngineHost.start(args, secret=secret), engine_id)
+    return Engine(await EngineHost.start(args, credentials=Credentials(secret=secret)), engine_id)
 
 
 async def measure(num_rounds: int, num_mib: int, shared_memory: Sharing) -> list[Handover]:

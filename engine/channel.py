@@ -17,6 +17,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from engine.errors import ChannelClosed, ProtocolError
 from engine.exit_cause import EngineExit
 from engine.outbox import Outbox
+from engine.tls_server import TlsServer
 from engine.wire import (
     PROTOCOL_VERSION,
     AddRequest,
@@ -32,6 +33,7 @@ from engine.wire import (
 from kvtransfer.errors import GreetingFailed
 from kvtransfer.greeting import ClientGreeting, Greeting, Lobby, ServerGreeting
 from kvtransfer.peers import KVPeer
+from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -287,22 +289,30 @@ class ReplicaEnd(_Connection):
 
 
 async def listen(
-    host: str, secret: str, owner: RouterRequests, *, stall_timeout_s: float = STALL_TIMEOUT_S
+    host: str,
+    secret: str,
+    owner: RouterRequests,
+    *,
+    tls: Tls | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> tuple[asyncio.AbstractServer, int]:
     """Lets routers in on a free port of `host`; returns the server and the port.
 
     A router that takes nothing of what it is sent for `stall_timeout_s` is cut off.
     """
-    loop, lobby = asyncio.get_running_loop(), Lobby()
+    lobby = Lobby()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, 0), family=family)
     # The connections that it accepts have it too.
     _notice_silence(listener, stall_timeout_s)
-    server = await loop.create_server(
-        lambda: RouterEnd(secret, owner, lobby, stall_timeout_s), sock=listener
-    )
     port: int = listener.getsockname()[1]
-    return server, port
+
+    def new_end() -> RouterEnd:
+        return RouterEnd(secret, owner, lobby, stall_timeout_s)
+
+    if tls is not None:
+        return TlsServer(listener, new_end, tls, handshake_timeout_s=GREETING_TIMEOUT_S), port
+    return await asyncio.get_running_loop().create_server(new_end, sock=listener), port
 
 
 async def connect(
@@ -312,6 +322,7 @@ async def connect(
     router_id: str,
     replica_id: str,
     owner: ReplicaOutputs,
+    tls: Tls | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> tuple[ReplicaEnd, ReplicaFacts]:
     """Connects to the replica whose engine is `replica_id`, and is let in.
@@ -327,7 +338,8 @@ async def connect(
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(GREETING_TIMEOUT_S):
         make: Callable[[], Any] = lambda: ReplicaEnd(greeting, owner, stall_timeout_s)  # noqa: E731
-        _, end = await loop.create_connection(make, *address)
+        context = None if tls is None else tls.client()
+        _, end = await loop.create_connection(make, *address, ssl=context)
         try:
             return end, await end.welcome
         except BaseException:

@@ -14,6 +14,7 @@ from engine.errors import ReplicaLeaves
 from engine.exit_cause import EngineExit
 from engine.log_handlers import keep_log_handlers
 from engine.preemption import Preemption
+from kvtransfer.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class EngineSettings:
     """An engine core that gives no sign of life for this long is replaced."""
     drain_s: float
     """How long a replica that leaves may take to finish what it has."""
+    tls: TlsFiles | None = None
+    """Of the connections between members; None where they are not encrypted."""
 
 
 class EngineDeployment:

@@ -25,7 +25,7 @@ from engine.internals import check_internals
 from engine.outlet import Inlet
 from engine.probe import probe
 from engine.resume import use_resuming_scheduler
-from kvtransfer.secret import give_secret
+from kvtransfer.credentials import Credentials, give_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,12 @@ class EngineHost:
         self._inlet = inlet
 
     @classmethod
-    async def start(cls, args: AsyncEngineArgs, *, secret: str | None = None) -> "EngineHost":
+    async def start(
+        cls, args: AsyncEngineArgs, *, credentials: Credentials | None = None
+    ) -> "EngineHost":
         """Starts the engine core and waits until it has loaded the model and answered.
 
-        `secret` is the application's, by which the engine knows its peers where it has any.
+        By its `credentials` an engine that moves KV knows its peers.
 
         Raises:
             EngineInternalsChanged: this vLLM is not the one we call into.
@@ -66,7 +68,7 @@ class EngineHost:
         check_internals()
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
-        host = await asyncio.to_thread(cls._start, args, secret)
+        host = await asyncio.to_thread(cls._start, args, credentials)
         try:
             await host._inlet.open(host.core)
             await _unless_ended(host.core, host.core.collective_rpc_async("accept_output_tokens"))
@@ -79,13 +81,13 @@ class EngineHost:
         return host
 
     @classmethod
-    def _start(cls, args: AsyncEngineArgs, secret: str | None) -> "EngineHost":
+    def _start(cls, args: AsyncEngineArgs, credentials: Credentials | None) -> "EngineHost":
         # Here as well: the configuration depends on it.
         request_amx()
         config = args.create_engine_config()
         use_resuming_scheduler(config)
-        if secret is not None:
-            give_secret(config, secret)
+        if credentials is not None:
+            give_credentials(config, credentials)
         inlet = Inlet(config)
         try:
             core = EngineCoreClient.make_async_mp_client(

@@ -31,6 +31,7 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -104,13 +105,20 @@ class EngineReplica:
         self._sends: set[asyncio.Task[None]] = set()
 
     async def open(
-        self, host_ip: str, secret: str, *, stall_timeout_s: float = STALL_TIMEOUT_S
+        self,
+        host_ip: str,
+        secret: str,
+        *,
+        tls: Tls | None = None,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> tuple[str, int]:
         """Starts relaying and lets routers in; returns the address they connect to.
 
         A router that takes nothing of what it is sent for `stall_timeout_s` is cut off.
         """
-        self._server, port = await listen(host_ip, secret, self, stall_timeout_s=stall_timeout_s)
+        self._server, port = await listen(
+            host_ip, secret, self, tls=tls, stall_timeout_s=stall_timeout_s
+        )
         self.address = (host_ip, port)
         self._tasks = [
             asyncio.create_task(self._relay(), name="engine-relay"),

@@ -18,6 +18,7 @@ from kvtransfer.errors import GreetingFailed, PeerMismatch
 from kvtransfer.layout import PROTOCOL, KVLayout
 from kvtransfer.shared_memory import SharedMemory
 from kvtransfer.side_channel import ask
+from kvtransfer.tls import Tls
 
 
 @dataclass
@@ -56,7 +57,13 @@ def layout_of(worker: Any) -> KVLayout:
 
 
 def fetch_payloads(
-    host: str, port: int, tp_ranks: Iterable[int], *, engine_id: str, secret: str
+    host: str,
+    port: int,
+    tp_ranks: Iterable[int],
+    *,
+    engine_id: str,
+    secret: str,
+    tls: Tls | None = None,
 ) -> tuple[dict[int, PdHandshakePayload], float]:
     """Asks an engine's side channel for some of its workers: (by rank, its clock minus ours).
 
@@ -65,7 +72,12 @@ def fetch_payloads(
     """
     try:
         answers = ask(
-            host, port, [(0, rank) for rank in tp_ranks], engine_id=engine_id, secret=secret
+            host,
+            port,
+            [(0, rank) for rank in tp_ranks],
+            engine_id=engine_id,
+            secret=secret,
+            tls=tls,
         )
         payloads = {
             rank: msgspec.msgpack.decode(answer.payload, type=PdHandshakePayload)

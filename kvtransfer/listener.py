@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from kvtransfer.errors import GreetingFailed
 from kvtransfer.greeting import Greeting, Lobby, greet
+from kvtransfer.tls import Tls, shake_hands
 
 GREETING_TIMEOUT_S = 5.0
 _PAUSE_S = 0.1
@@ -28,9 +29,10 @@ class Listener:
 
     def __init__(
         self, host: str, new_greeting: Callable[[], Greeting],
-        serve: Callable[[socket.socket], None], *, name: str, port: int = 0,
+        serve: Callable[[socket.socket], None], *, name: str, tls: Tls | None, port: int = 0,
     ) -> None:  # fmt: skip
         self._new_greeting, self._serve, self._name = new_greeting, serve, name
+        self._tls = tls
         self._lobby = Lobby()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -74,6 +76,10 @@ class Listener:
                 time.sleep(_PAUSE_S)
 
     def _run(self, sock: socket.socket) -> None:
+        if self._tls is not None:
+            sock = self._tls.server().wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False
+            )
         with sock:
             with self._lock:
                 self._connections.add(sock)
@@ -81,6 +87,7 @@ class Listener:
                 if self._is_stopped:
                     return
                 self._lobby.enter(sock, lambda: _end(sock))
+                shake_hands(sock, GREETING_TIMEOUT_S)
                 greet(sock, self._new_greeting(), timeout_s=GREETING_TIMEOUT_S)
                 self._lobby.leave(sock)
                 self._serve(sock)

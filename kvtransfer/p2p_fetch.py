@@ -27,6 +27,7 @@ from kvtransfer.p2p_wire import (
     Refused,
     Welcome,
 )
+from kvtransfer.tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Local:
 
     engine_id: str
     secret: str
+    tls: Tls | None = None
     rank: tuple[int, int]
     layout: KVLayout
     pages: KVPages
@@ -265,13 +267,26 @@ class PairClient:
 
 def _open_pair(local: Local, remote: Remote) -> _Pair:
     """Raises PairBroken, PairTimeout or PairMismatch."""
-    member = {"engine_id": remote.engine_id, "secret": local.secret}
-    address = ask_address(remote.host, remote.port, local.rank, timeout_s=local.timeout_s, **member)
+    address = ask_address(
+        remote.host,
+        remote.port,
+        local.rank,
+        engine_id=remote.engine_id,
+        secret=local.secret,
+        tls=local.tls,
+        timeout_s=local.timeout_s,
+    )
     check_same(local.layout, address.layout)
     with contextlib.ExitStack() as undo:
         connection = undo.enter_context(
             Connection.open(
-                address.host, address.port or 0, local.timeout_s, name=local.engine_id, **member
+                address.host,
+                address.port or 0,
+                local.timeout_s,
+                name=local.engine_id,
+                engine_id=remote.engine_id,
+                secret=local.secret,
+                tls=local.tls,
             )
         )
         connection.send(Hello(decode_engine_id=local.engine_id, prefill_engine_id=remote.engine_id))

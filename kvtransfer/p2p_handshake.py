@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandsha
 from kvtransfer.errors import GreetingFailed, PeerTimeout, PeerUnreachable
 from kvtransfer.p2p_errors import PairBroken, PairMismatch, PairTimeout
 from kvtransfer.side_channel import Rank, ask
+from kvtransfer.tls import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +53,23 @@ def check_same(ours: KVLayout, theirs: KVLayout) -> None:
 
 
 def ask_address(
-    host: str, port: int, rank: Rank, *, engine_id: str, secret: str, timeout_s: float
+    host: str,
+    port: int,
+    rank: Rank,
+    *,
+    engine_id: str,
+    secret: str,
+    tls: Tls | None = None,
+    timeout_s: float,
 ) -> WorkerAddress:
     """This worker of the engine `engine_id`, which has this side channel.
 
     Raises PairBroken where nobody or a stranger listens, PairMismatch for another connector.
     """
     try:
-        answers = ask(host, port, [rank], engine_id=engine_id, secret=secret, timeout_s=timeout_s)
+        answers = ask(
+            host, port, [rank], engine_id=engine_id, secret=secret, tls=tls, timeout_s=timeout_s
+        )
     except PeerTimeout as error:
         raise PairTimeout(str(error)) from None
     except (PeerUnreachable, GreetingFailed) as error:

@@ -28,6 +28,7 @@ from kvtransfer.p2p_wire import (
     Refused,
     Welcome,
 )
+from kvtransfer.tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ class PairServer:
     """Serves the decodes of one prefill worker. `port` is the one the kernel chose."""
 
     def __init__(
-        self, host: str, *, engine_id: str, secret: str, leases: Leases, pages: KVPages,
-        transport: Transport, timeout_s: float,
+        self, host: str, *, engine_id: str, secret: str, tls: Tls | None = None, leases: Leases,
+        pages: KVPages, transport: Transport, timeout_s: float,
     ) -> None:  # fmt: skip
         self._engine_id, self._leases, self._pages = engine_id, leases, pages
         self._transport, self._timeout_s = transport, timeout_s
@@ -46,6 +47,7 @@ class PairServer:
             lambda: ServerGreeting(engine_id, secret=secret, purpose=PURPOSE, version=VERSION),
             self._serve,
             name="kv-pairs",
+            tls=tls,
         )
         self.port: int = self._listener.port
 

@@ -5,6 +5,7 @@ a tensor. Decode speaks, prefill answers `Hello` and `Fetch`; nothing else is an
 """
 
 import contextlib
+import select
 import socket
 import struct
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 from kvtransfer.errors import GreetingFailed
 from kvtransfer.greeting import ClientGreeting, greet
 from kvtransfer.p2p_errors import PairBroken, PairTimeout
+from kvtransfer.tls import Tls, open_connection
 
 PURPOSE = "kv pair"
 VERSION = 2
@@ -86,7 +88,15 @@ class Connection:
 
     @classmethod
     def open(
-        cls, host: str, port: int, timeout_s: float, *, name: str, engine_id: str, secret: str
+        cls,
+        host: str,
+        port: int,
+        timeout_s: float,
+        *,
+        name: str,
+        engine_id: str,
+        secret: str,
+        tls: Tls | None = None,
     ) -> "Connection":
         """To a worker of the engine `engine_id`, of one that is called `name`.
 
@@ -95,7 +105,7 @@ class Connection:
         greeting = ClientGreeting(name, engine_id, secret=secret, purpose=PURPOSE, version=VERSION)
         with contextlib.ExitStack() as undo:
             try:
-                sock = undo.enter_context(socket.create_connection((host, port), timeout_s))
+                sock = undo.enter_context(open_connection((host, port), tls, timeout_s=timeout_s))
                 greet(sock, greeting, timeout_s=timeout_s)
             except TimeoutError as error:
                 raise PairTimeout(f"{host}:{port} does not answer") from error
@@ -138,14 +148,10 @@ class Connection:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the peer has closed it, when no answer is due."""
-        self._sock.settimeout(0)
-        try:
-            return not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Whether the peer has closed it, when no answer is due: then only its end can come."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def end(self) -> None:
         """Wakes whoever waits for a message, on both sides; from any thread."""

@@ -21,6 +21,7 @@ import msgspec
 from kvtransfer.errors import PeerTimeout, PeerUnreachable
 from kvtransfer.greeting import ClientGreeting, ServerGreeting, greet
 from kvtransfer.listener import Listener
+from kvtransfer.tls import Tls, open_connection
 
 PURPOSE = "kv side channel"
 VERSION = 1
@@ -57,6 +58,7 @@ class SideChannel:
         *,
         engine_id: str,
         secret: str,
+        tls: Tls | None = None,
     ) -> None:
         self._payloads = payloads
         self._listener = Listener(
@@ -65,6 +67,7 @@ class SideChannel:
             self._serve,
             name="kv-side-channel",
             port=reserved_port or 0,
+            tls=tls,
         )
         self.port = self._listener.port
 
@@ -90,6 +93,7 @@ def ask(
     *,
     engine_id: str,
     secret: str,
+    tls: Tls | None = None,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> dict[Rank, Answer]:
     """What these workers of the engine `engine_id` tell. Blocks for a few seconds at most.
@@ -99,7 +103,8 @@ def ask(
         GreetingFailed: who answers is no member, or another engine.
     """
     try:
-        with socket.create_connection((host, port), min(timeout_s, CONNECT_TIMEOUT_S)) as sock:
+        connect_s = min(timeout_s, CONNECT_TIMEOUT_S)
+        with open_connection((host, port), tls, timeout_s=connect_s) as sock:
             greeting = ClientGreeting(
                 "peer", engine_id, secret=secret, purpose=PURPOSE, version=VERSION
             )

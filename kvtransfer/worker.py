@@ -32,14 +32,15 @@ from vllm.platforms import current_platform
 
 from kvtransfer.agent import SilentReads, replace_spinning_agent
 from kvtransfer.block_read import BlockRead, Verdict
+from kvtransfer.credentials import credentials_of
 from kvtransfer.errors import NotShareable, PeerMismatch
 from kvtransfer.handshake import PdHandshakePayload, fetch_payloads, layout_of
 from kvtransfer.layout import mismatch
 from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
 from kvtransfer.memory_reads import MemoryReads
-from kvtransfer.secret import secret_of
 from kvtransfer.shared_memory import SharedMemory, share
 from kvtransfer.stats import PairStats
+from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         cores = os.sched_getaffinity(0)
         super().__init__(vllm_config, engine_id, kv_cache_config)
-        self._secret = secret_of(vllm_config)
+        credentials = credentials_of(vllm_config)
+        self._secret, self._tls = credentials.secret, new_tls(credentials.tls)
         # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
         # the same one for every engine of the host.
         os.sched_setaffinity(0, cores)
@@ -237,7 +239,12 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             current_platform.set_device(self.device_id)
         ranks = self.transfer_topo.handshake_target_ranks(remote_tp_size, remote_dcp_size)
         payloads, clock_offset_s = fetch_payloads(
-            host, port, ranks, engine_id=expected_engine_id, secret=self._secret
+            host,
+            port,
+            ranks,
+            engine_id=expected_engine_id,
+            secret=self._secret,
+            tls=self._tls,
         )
         for payload in payloads.values():
             self._check_peer(payload, expected_engine_id)

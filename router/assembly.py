@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from engine.metrics import RayExporter
 from engine.models import resolve_model
 from engine.secret import application_secret
+from kvtransfer.tls import new_tls
 from router.app import build_openai_app
 from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
@@ -56,6 +57,7 @@ class Assembly:
             pools,
             application=application,
             secret=secret,
+            tls=new_tls(settings.tls),
             stall_timeout_s=settings.stall_timeout_s,
             engine_ends=self.engine_ends,
         )

@@ -17,6 +17,7 @@ from ray.serve.context import _get_global_client
 
 from engine.channel import connect
 from engine.wire import Kind
+from kvtransfer.tls import Tls
 from router.engine_ends import EngineEnds
 from router.errors import PairNotReady
 from router.pool import Pool, Replica
@@ -38,6 +39,7 @@ class Membership:
         *,
         application: str,
         secret: str,
+        tls: Tls | None = None,
         stall_timeout_s: float,
         engine_ends: EngineEnds,
     ) -> None:
@@ -48,7 +50,7 @@ class Membership:
         """That decode engines were told of."""
         self._told: dict[str, str] = {}
         """What was last logged of a replica that cannot join yet."""
-        self._secret = secret
+        self._secret, self._tls = secret, tls
         self._stall_timeout_s = stall_timeout_s
         self._router_id = ray.get_runtime_context().get_worker_id()
         self._listed: dict[str, dict[str, dict[str, Any]]] = {pool.name: {} for pool in pools}
@@ -116,6 +118,7 @@ class Membership:
                     router_id=self._router_id,
                     replica_id=replica_id,
                     owner=replica,
+                    tls=self._tls,
                     stall_timeout_s=self._stall_timeout_s,
                 )
                 await self._warm_up(replica)

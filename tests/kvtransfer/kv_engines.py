@@ -17,7 +17,7 @@ from forked import forked_context
 
 from engine.step_limit import STEP_LIMIT
 from kvtransfer.config import Role, kv_transfer_config, side_channel_env
-from kvtransfer.secret import give_secret
+from kvtransfer.credentials import Credentials, give_credentials
 from kvtransfer.stats import PairDelta, pair_deltas
 
 ENGINE_ENV = {
@@ -233,7 +233,7 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
         model=model, kv_transfer_config=KVTransferConfig(**kv), **options
     ).create_engine_config()
     use_resuming_scheduler(config)
-    give_secret(config, SECRET)
+    give_credentials(config, Credentials(secret=SECRET))
     core = EngineCoreClient.make_async_mp_client(
         vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
     )
