@@ -18,6 +18,7 @@ from cluster.scaling_args import scaling_args
 from engine.deployment import EngineDeployment, EngineSettings
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
+from router.sandbox.limits import TaskLimits
 from router.server import Router
 from router.settings import FrontendSettings, RouterSettings, Targets
 
@@ -74,6 +75,10 @@ def build(args: Mapping[str, Any]) -> Application:
             options=config.pool_engine("decode"),
             frontend=config.router.frontend,
             max_body_bytes=int(config.router.max_body_mib * 2**20),
+            sandbox=TaskLimits(
+                cpu_s=config.router.compile_limit_s,
+                memory_bytes=int(config.router.compile_memory_mib * 2**20),
+            ),
         ),
         policy=config.router.policy,
         num_routers=config.router.replicas,

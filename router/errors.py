@@ -3,6 +3,8 @@
 RouterError
 ├── NoReplica               a pool has no live replica
 ├── PairNotReady            a prefill and a decode engine cannot exchange KV
+├── SandboxUnavailable      a client's grammar or template cannot be looked at now
+├── TaskRefused             it was looked at, and is not taken
 └── RouterInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
 
@@ -23,6 +25,23 @@ class PairNotReady(RouterError):
 
     def __init__(self, prefill: str, decode: str, problem: str) -> None:
         super().__init__(f"prefill {prefill} and decode {decode} are not a pair: {problem}")
+
+
+class SandboxUnavailable(RouterError):
+    """What a client sent cannot be looked at now; later it may."""
+
+    def __init__(self) -> None:
+        super().__init__("too many grammars, schemas and templates are being checked: try again")
+
+
+class TaskRefused(RouterError):
+    """A grammar, schema or template that is not taken: it is wrong, or costs too much."""
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+        """The field of the request, where it is known."""
 
 
 class RouterInternalsChanged(RouterError):

@@ -6,6 +6,7 @@ from typing import Any
 
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
+from router.sandbox.limits import TaskLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class FrontendSettings:
     frontend: Mapping[str, Any] = field(default_factory=dict)
     """vLLM front-end arguments, such as a tool call parser."""
     max_body_bytes: int = 8 * 1024 * 1024
+    sandbox: TaskLimits = field(default_factory=TaskLimits)
+    """What a client's grammar, schema or template may cost before an engine sees it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
