@@ -36,7 +36,7 @@ from router.grammar_check import GrammarCheck
 from router.health import Health
 from router.limits import BodyLimit
 from router.loop_validation import compile_nothing_in_the_loop
-from router.sandbox.process import SandboxProcess
+from router.sandbox.process import SandboxProcess, zygote_arguments
 from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
 
@@ -81,7 +81,7 @@ async def build_openai_app(
     options = {**settings.options, "served_model_name": [settings.served_name]}
     config = engine_args(settings.model, options).create_engine_config()
     core.prefills_whole_prompt = not config.model_config.is_hybrid
-    process = SandboxProcess(settings.model, options)
+    process = SandboxProcess(zygote_arguments(settings.model, options))
     sandbox = Sandbox(process, settings.sandbox)
     compile_nothing_in_the_loop()
     llm = ClusterLLM(config, core, GrammarCheck(sandbox))

@@ -42,7 +42,7 @@ OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespac
 class Runs(Protocol):
     """What a check asks of the sandbox."""
 
-    async def run(self, work: Work, payload: bytes) -> msgspec.Raw: ...
+    async def run(self, work: Work, payload: bytes) -> bytes: ...
 
 
 class Passed(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,7 +51,7 @@ def overran(ended: Ended) -> bool:
     return ended.was_killed or -ended.exit_code in SIGNALS_OF_TIME
 
 
-def result_of(ended: Ended, work: Work, limits: TaskLimits) -> msgspec.Raw:
+def result_of(ended: Ended, work: Work, limits: TaskLimits) -> bytes:
     """What the child has found, as JSON.
 
     Raises:
@@ -76,7 +76,7 @@ def result_of(ended: Ended, work: Work, limits: TaskLimits) -> msgspec.Raw:
         )
     if answer.refusal is not None:
         raise TaskRefused(answer.refusal, answer.parameter)
-    return answer.result
+    return bytes(answer.result)
 
 
 def _how(ended: Ended) -> str:

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from router.errors import SandboxUnavailable
@@ -27,11 +27,17 @@ NUM_TRIES = 2
 """A job is not what ends a zygote: one that was lost with it is given to the next."""
 
 
+def zygote_arguments(model: str, options: Mapping[str, Any]) -> Sequence[str]:
+    """For a zygote that knows the model's tokenizer and its engines' options."""
+    return ("-m", "router.sandbox.zygote", model, json.dumps(dict(options)))
+
+
 class SandboxProcess:
     """Owns the zygote. To be used in one event loop."""
 
-    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
-        self._arguments = (model, json.dumps(dict(options)))
+    def __init__(self, arguments: Sequence[str]) -> None:
+        """`arguments` are those of the Python process that becomes the zygote."""
+        self._arguments = tuple(arguments)
         self._ids = itertools.count()
         self._running: dict[int, asyncio.Future[Ended]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -126,7 +132,7 @@ class SandboxProcess:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         fd = connection.fileno()
         return subprocess.Popen(
-            [sys.executable, "-m", "router.sandbox.zygote", str(fd), *self._arguments],
+            [sys.executable, *self._arguments, str(fd)],
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},

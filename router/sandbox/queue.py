@@ -2,8 +2,6 @@
 
 import asyncio
 
-import msgspec
-
 from router.errors import SandboxUnavailable
 from router.sandbox.limits import TaskLimits, Work, overran, result_of
 from router.sandbox.process import SandboxProcess
@@ -29,7 +27,7 @@ class Sandbox:
         self._quick = Turns(NUM_QUICK, MAX_QUICK_WAITING)
         self._slow = Turns(NUM_SLOW, MAX_SLOW_WAITING)
 
-    async def run(self, work: Work, payload: bytes) -> msgspec.Raw:
+    async def run(self, work: Work, payload: bytes) -> bytes:
         """What the task has found; both are JSON.
 
         Raises:

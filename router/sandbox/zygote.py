@@ -1,6 +1,6 @@
 """The zygote: forks a child for each job that the router sends, and tells how it ended.
 
-Run as `python -m router.sandbox.zygote FD MODEL OPTIONS`. It ends when its connection does, and all
+Run as `python -m router.sandbox.zygote MODEL OPTIONS FD`. It ends when its connection does, and all
 children with it. It never has a second thread: a fork would not carry it, nor the locks it holds.
 """
 
@@ -147,19 +147,22 @@ def main() -> None:
         hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
         resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **ENVIRONMENT})
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    os.set_inheritable(connection.fileno(), False)
-
     from router.sandbox.tasks import prepare
 
-    tasks = prepare(sys.argv[2], json.loads(sys.argv[3]))
+    tasks = prepare(sys.argv[1], json.loads(sys.argv[2]))
     os.nice(NICENESS)
     # So that a child's garbage collector does not copy the pages that it shares with this process.
     gc.collect()
     gc.freeze()
-    connection.sendall(HEAD.pack(0))
+    serve(int(sys.argv[3]), tasks)
+
+
+def serve(fd: int, tasks: Mapping[str, Task]) -> None:
+    """Says that it is ready, and forks until the router is gone."""
+    connection = socket.socket(fileno=fd)
     zygote = Zygote(connection, tasks)
     try:
+        connection.sendall(HEAD.pack(0))
         zygote.run()
     except OSError:
         pass  # the router is gone
