@@ -32,6 +32,7 @@ RELIED_ON = {
         "_resolve_chat_template_content_format",
         "safe_apply_chat_template",
     ),
+    "vllm.renderers.hf:HfRenderer": ("_render_with_timeout", "render_messages_async"),
     "ray.serve._private.common": ("DeploymentID",),
     "ray.serve._private.constants": (
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",

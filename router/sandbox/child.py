@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,21 @@ def answer(task: Task, payload: bytes) -> bytes:
 
 
 def refusal(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+    if any(isinstance(each, MemoryError) or "bad_alloc" in str(each) for each in _chain(error)):
         return {"refusal": "", "is_out_of_memory": True}
     # What vLLM adds to the text of its errors, it adds again in the router.
-    told = str(error.args[0]) if error.args else type(error).__name__
+    told = (str(error.args[0]) if error.args else "") or type(error).__name__
     return {
         "refusal": told[:MAX_REFUSAL_LENGTH].encode("utf-8", "replace").decode(),
         "parameter": getattr(error, "parameter", None),
     }
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came of. vLLM makes its own errors of others."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _data_bytes() -> int:
