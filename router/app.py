@@ -29,9 +29,12 @@ from router.frontend import frontend_args
 from router.health import Health
 from router.keys import NeedsKey
 from router.limits import BodyLimit, HeaderLimit
+from router.request import KV_PARAMS
 from router.settings import FrontendSettings
 
 TASKS = ("generate",)
+_ONE_ENGINES = ("/scale_elastic_ep", "/is_scaling_elastic_ep")
+"""Paths that change the engine of one vLLM server; the cluster has its own scaling."""
 Layer = Callable[[ASGIApp], ASGIApp]
 
 
@@ -55,10 +58,14 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
                 log_requests=False,
             )
 
-    async def add_request(self, *args: Any, priority: int = 0, **options: Any) -> Any:
+    async def add_request(
+        self, request_id: str, prompt: Any, params: Any, *, priority: int = 0, **options: Any
+    ) -> Any:
         """Takes a request, at the nearest priority that its client may have."""
+        # No client decides where KV comes from, and vLLM takes whatever it says for a mapping.
+        (getattr(params, "extra_args", None) or {}).pop(KV_PARAMS, None)
         allowed = min(max(priority, self._least_priority), self._most_priority)
-        return await super().add_request(*args, priority=allowed, **options)
+        return await super().add_request(request_id, prompt, params, priority=allowed, **options)
 
 
 async def build_openai_app(
@@ -75,7 +82,10 @@ async def build_openai_app(
     app = build_app(args, TASKS, config.model_config)
     # What vLLM imports for some hosting services raises it: our warnings would not be seen.
     logging.root.setLevel(level)
-    app.router.routes.insert(0, health.route())
+    app.router.routes[:] = [
+        health.route(),
+        *(each for each in app.router.routes if getattr(each, "path", None) not in _ONE_ENGINES),
+    ]
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)

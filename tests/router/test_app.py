@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm import SamplingParams
 from vllm.config import ParallelConfig
 from vllm.multimodal.cache.base import MultiModalProcessorOnlyCache
 from vllm.multimodal.cache.factories import processor_cache_from_config
@@ -16,11 +17,11 @@ from router.app import ClusterLLM, send_images_whole
     ("asked", "taken"),
     [(0, 0), (-10, -10), (7, 7), (11, 10), (10**30, 10), (-(2**63), -10)],
 )
-async def test_a_client_has_no_other_priority_than_it_may(
+async def test_what_a_client_does_not_decide(
     monkeypatch: pytest.MonkeyPatch, asked: int, taken: int
 ) -> None:
-    async def add_request(self: AsyncLLM, request_id: str, **options: Any) -> tuple[str, Any]:
-        return request_id, options
+    async def add_request(self: AsyncLLM, *args: Any, **options: Any) -> tuple[Any, Any]:
+        return args, options
 
     monkeypatch.setattr(AsyncLLM, "__init__", lambda self, **options: None)
     monkeypatch.setattr(AsyncLLM, "__del__", lambda self: None)
@@ -29,10 +30,10 @@ async def test_a_client_has_no_other_priority_than_it_may(
     parallel = SimpleNamespace(distributed_executor_backend="uni")
     config: Any = SimpleNamespace(parallel_config=parallel)
     llm = ClusterLLM(config, core, (-10, 10))
-    assert await llm.add_request("r", priority=asked, params=1) == (
-        "r",
-        {"priority": taken, "params": 1},
-    )
+    params = SamplingParams(extra_args={"kv_transfer_params": "x", "other": 1})
+    added = await llm.add_request("r", "a", params, priority=asked, session_id="s")
+    assert added == (("r", "a", params), {"priority": taken, "session_id": "s"})
+    assert params.extra_args == {"other": 1}
 
 
 def test_no_engine_is_thought_to_have_seen_an_image() -> None:

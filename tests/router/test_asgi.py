@@ -305,6 +305,43 @@ async def test_an_error_does_not_tell_back_all_that_it_was_given() -> None:
     assert error["code"] == 400
 
 
+def opens(*, then: Callable[[], None], part: bytes) -> Callable[..., Any]:
+    """An app that answers as vLLM's Responses API: two events before it asks an engine."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for event in OPENING:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        then()
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+OPENING = [b"event: response.created\ndata: {}\n\n", b"event: response.in_progress\ndata: {}\n\n"]
+
+
+async def test_what_comes_before_an_engine_is_asked_is_held_too() -> None:
+    sent: Sent = []
+    app = opens(then=lambda: note_route(NOTE.get(), "decode_only"), part=b"data: 1\n\n")
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert (b"x-pdserve-route", b"decode_only") in sent[0]["headers"]
+    assert [message["body"] for message in sent[1:]] == [*OPENING, b"data: 1\n\n", b""]
+
+
+async def test_a_stream_that_fails_before_it_begins_has_a_status() -> None:
+    def then() -> None:
+        raise RuntimeError("the response has started") from ValueError("x" * 50_000)
+
+    sent: Sent = []
+    await TellsRoute(opens(then=then, part=b""))(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 400
+    assert len(sent[1]["body"]) < 10_000
+
+
 @pytest.mark.parametrize("body", [told({"message": "no", "code": 404}), b"", b"{}"], ids=str)
 async def test_a_short_error_is_left_as_it_is(body: bytes) -> None:
     sent: Sent = []
