@@ -17,7 +17,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 logger = logging.getLogger(__name__)
 
 ROUTE_HEADER = b"x-pdserve-route"
-MAX_MESSAGE_CHARS = 4096
+MAX_MESSAGE_BYTES = 8 * 1024
 """Of each text in an error: vLLM tells back what it was given, however much that was."""
 
 _ERROR_EVENT = b'data: {"error"'
@@ -144,7 +144,7 @@ class _Answer:
         return {**start, "headers": [*start.get("headers", ()), told]}
 
     async def _send_error(self, start: Message, body: bytes) -> None:
-        if len(body) > MAX_MESSAGE_CHARS:
+        if len(body) > MAX_MESSAGE_BYTES:
             body = shortened(body)
             kept = [each for each in start["headers"] if each[0] != b"content-length"]
             length = (b"content-length", str(len(body)).encode())
@@ -171,13 +171,14 @@ def shortened(body: bytes | str) -> bytes:
     told = json.loads(body)
     if isinstance(told, dict) and isinstance(told.get("error"), dict):
         told["error"] = {name: _cut(value) for name, value in told["error"].items()}
-    return json.dumps(told).encode()
+    return json.dumps(told, ensure_ascii=False).encode()
 
 
 def _cut(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > MAX_MESSAGE_CHARS:
-        return f"{value[:MAX_MESSAGE_CHARS]} ... ({len(value)} characters)"
-    return value
+    text = value.encode(errors="replace") if isinstance(value, str) else b""
+    if len(text) <= MAX_MESSAGE_BYTES:
+        return value
+    return f"{text[:MAX_MESSAGE_BYTES].decode(errors='ignore')} ... ({len(text)} bytes)"
 
 
 def _is_json(start: Message) -> bool:
