@@ -148,21 +148,21 @@ def app_that_waits(seen: list[str]) -> Callable[..., Any]:
     return app
 
 
-async def test_to_the_app_a_cancel_is_a_client_that_has_gone() -> None:
+async def test_an_app_that_hears_of_the_end_ends_by_itself() -> None:
     async def receive() -> Message:
         if not seen:
             return chunk(1)
         is_working.set()
-        await asyncio.Event().wait()
-        raise AssertionError
+        await has_ended.wait()
+        return {"type": "http.disconnect"}
 
-    is_working = asyncio.Event()
+    is_working, has_ended = asyncio.Event(), asyncio.Event()
     seen: list[str] = []
     sent: Sent = []
     task = asyncio.create_task(EndsByItself(app_that_waits(seen))(scope(), receive, send_to(sent)))
     await is_working.wait()
-    await asyncio.sleep(0)
     task.cancel()
+    has_ended.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert seen == ["working", "gone"]
