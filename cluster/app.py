@@ -16,10 +16,12 @@ from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
 from cluster.scaling_args import scaling_args
 from engine.deployment import EngineDeployment, EngineSettings
+from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
+from router.sandbox.limits import TaskLimits
 from router.server import Router
-from router.settings import FrontendSettings, RouterSettings, Targets
+from router.settings import FrontendSettings, RequestLimits, RouterSettings, Targets
 
 SERVE_ENV = {
     # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
@@ -30,7 +32,7 @@ SERVE_ENV = {
 
 ROUTER_ENV = {
     # Around the requests that HAProxy sends straight to a router.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.disconnect.middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.client_headers.middlewares",
     # How long a router that leaves keeps its port open, 30 s by default: all of `drain_s`. HAProxy
     # looks every 5 s whether a router takes requests; one that comes later goes to another router.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
@@ -73,7 +75,16 @@ def build(args: Mapping[str, Any]) -> Application:
             served_name=config.public_name,
             options=config.pool_engine("decode"),
             frontend=config.router.frontend,
-            max_body_bytes=int(config.router.max_body_mib * 2**20),
+            limits=RequestLimits(
+                max_body_bytes=int(config.router.max_body_mib * 2**20),
+                max_choices=config.router.max_choices,
+                receive_timeout_s=config.router.receive_timeout_s,
+            ),
+            client_priority=config.router.client_priority,
+            sandbox=TaskLimits(
+                cpu_s=config.router.compile_limit_s,
+                memory_bytes=int(config.router.compile_memory_mib * 2**20),
+            ),
         ),
         policy=config.router.policy,
         num_routers=config.router.replicas,
@@ -83,6 +94,7 @@ def build(args: Mapping[str, Any]) -> Application:
         ),
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
+        tls=_tls(config),
     )
     router = serve.deployment(
         Router,
@@ -91,6 +103,7 @@ def build(args: Mapping[str, Any]) -> Application:
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,
+        health_check_timeout_s=settings.stall_timeout_s + 5.0,
         # A router that is replaced, in a config update say, keeps what waits for new engines.
         graceful_shutdown_timeout_s=config.recovery.max_wait_s + config.recovery.drain_s,
         # A line in a file for every request costs more than routing it.
@@ -101,6 +114,11 @@ def build(args: Mapping[str, Any]) -> Application:
         },
     )
     return router.bind(settings, prefill, decode)
+
+
+def _tls(config: ClusterConfig) -> TlsFiles | None:
+    tls = config.network.tls
+    return None if tls is None else TlsFiles(certificate=tls.certificate, key=tls.key, ca=tls.ca)
 
 
 def _targets(config: ClusterConfig) -> Targets:
@@ -159,6 +177,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         shared_memory=config.transfer.shared_memory,
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
+        tls=_tls(config),
     )
     env = SERVE_ENV | ENGINE_ENV | pool.env
     if pool.gpus == 0:

@@ -16,12 +16,13 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import SchedulerStats
 
-from engine.channel import RouterEnd, listen
+from engine.channel import STALL_TIMEOUT_S, RouterEnd, listen
 from engine.exit_cause import EngineExit
 from engine.host import EngineHost
 from engine.steps import StepSample, step_sample
 from engine.wire import (
     AddRequest,
+    Holdings,
     Kind,
     LoadReport,
     Rejection,
@@ -31,6 +32,7 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class PhaseHooks(Protocol):
     def released(self, request_ids: list[str]) -> None: ...
     def router_gone(self, router: RouterEnd) -> None: ...
     def stats_seen(self, stats: SchedulerStats) -> None: ...
+    def num_kept(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -70,7 +73,9 @@ class _Load:
     """When it last finished a request, or got its first: since then it is at the oldest it has."""
     step: StepSample | None = None
 
-    def report_to(self, router: RouterEnd, oldest_work_s: float) -> LoadReport:
+    def report_to(
+        self, router: RouterEnd, oldest_work_s: float, *, has_suspect: bool
+    ) -> LoadReport:
         return LoadReport(
             others_work_s=max(0.0, sum(self.work_s.values()) - self.work_s.get(router, 0.0)),
             progress_s=min(time.monotonic() - self.since_s, oldest_work_s),
@@ -79,6 +84,7 @@ class _Load:
             kv_usage_fraction=self.kv_usage_fraction,
             leaves_because=self.leaves_because,
             step=self.step,
+            has_suspect=has_suspect,
         )
 
 
@@ -95,6 +101,8 @@ class EngineReplica:
         self._hooks = hooks
         self._running: dict[str, _Running] = {}
         self._routers: set[RouterEnd] = set()
+        self._suspect_id: str | None = None
+        """Of all running requests, the one that may make the engine fail."""
         self._load = _Load()
         self._load_changed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,9 +111,21 @@ class EngineReplica:
         # only those that still wait for the socket to take their message.
         self._sends: set[asyncio.Task[None]] = set()
 
-    async def open(self, host_ip: str, secret: str) -> tuple[str, int]:
-        """Starts relaying and lets routers in; returns the address they connect to."""
-        self._server, port = await listen(host_ip, secret, self)
+    async def open(
+        self,
+        host_ip: str,
+        secret: str,
+        *,
+        tls: Tls | None = None,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> tuple[str, int]:
+        """Starts relaying and lets routers in; returns the address they connect to.
+
+        A router that takes nothing of what it is sent for `stall_timeout_s` is cut off.
+        """
+        self._server, port = await listen(
+            host_ip, secret, self, tls=tls, stall_timeout_s=stall_timeout_s
+        )
         self.address = (host_ip, port)
         self._tasks = [
             asyncio.create_task(self._relay(), name="engine-relay"),
@@ -164,11 +184,19 @@ class EngineReplica:
         if request.request_id in self._running:
             router.send(Kind.REJECT, Rejection(request.request_id, "this id is already running"))
             return
+        if add.is_suspect and self._suspect_id is not None:
+            # Two routers had the same idea. First the report, so that this one looks elsewhere.
+            router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
+            reason = "another suspect is here"
+            router.send(Kind.REJECT, Rejection(request.request_id, reason, has_suspect=True))
+            return
         if not self._running:
             self._load.since_s = time.monotonic()
         self._running[request.request_id] = _Running(router, add.work_s)
         self._load.work_s[router] += add.work_s
         self._load_changed = True
+        if add.is_suspect:
+            self._suspect_id = request.request_id
         if add.asks_load:
             router.send(Kind.TAKEN, Taken(request.request_id, self._report_to(router)))
         self._send(self._add(router, request))
@@ -205,6 +233,21 @@ class EngineReplica:
     def release(self, router: RouterEnd, request_ids: list[str]) -> None:
         self._hooks.released(request_ids)
 
+    def clear(self, router: RouterEnd, request_ids: list[str]) -> None:
+        if self._suspect_id in request_ids:
+            self._suspect_id = None
+            self._load_changed = True
+
+    def holdings(self, router: RouterEnd) -> Holdings:
+        return Holdings(
+            request_ids=[key for key, each in self._running.items() if each.router is router],
+            num_requests=len(self._running),
+            work_s=sum(self._load.work_s.values()),
+            num_in_engine=self._load.num_running + self._load.num_waiting,
+            num_kept=self._hooks.num_kept(),
+            kv_usage_fraction=self._load.kv_usage_fraction,
+        )
+
     def router_gone(self, router: RouterEnd) -> None:
         self._routers.discard(router)
         mine = [key for key, running in self._running.items() if running.router is router]
@@ -223,6 +266,8 @@ class EngineReplica:
         running = self._running.pop(request_id, None)
         if running is None:
             return False
+        if request_id == self._suspect_id:
+            self._suspect_id = None
         self._load.work_s[running.router] -= running.work_s
         if was_done or request_id == oldest:
             # One that leaves from behind says nothing of how far the oldest is.
@@ -236,11 +281,22 @@ class EngineReplica:
         try:
             while True:
                 self._step(await self.host.core.get_output_async())
+                await self._taken()
         except asyncio.CancelledError:
             raise
         except Exception as error:
             # The engine core is gone: every router learns it now, Serve at its next health check.
             self._engine_ended(error)
+
+    async def _taken(self) -> None:
+        """Waits for routers that take less than the engine puts out for them; so does the engine.
+
+        One that takes nothing is cut off in the end, and then waited for no longer.
+        """
+        if behind := [router for router in self._routers if not router.is_drained]:
+            with self.host.held():
+                for router in behind:
+                    await router.drained()
 
     def _engine_ended(self, error: Exception) -> None:
         how = self.host.exit() if isinstance(error, EngineDeadError) else _broken(error)
@@ -287,12 +343,18 @@ class EngineReplica:
 
     def _report_to(self, router: RouterEnd) -> LoadReport:
         oldest = next(iter(self._running.values()), None)
-        return self._load.report_to(router, oldest.work_s if oldest else 0.0)
+        suspect = self._running[self._suspect_id] if self._suspect_id is not None else None
+        has_suspect = suspect is not None and suspect.router is not router
+        return self._load.report_to(
+            router, oldest.work_s if oldest else 0.0, has_suspect=has_suspect
+        )
 
     def _report(self) -> None:
         self._load_changed = False
         for router in self._routers:
-            router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
+            # To one that is behind it would be old before it is read.
+            if router.is_drained:
+                router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
 
 
 def _broken(error: Exception) -> EngineExit:

@@ -13,9 +13,12 @@ from starlette.types import ASGIApp
 from engine.metrics import RayExporter
 from engine.models import resolve_model
 from engine.secret import application_secret
+from kvtransfer.tls import new_tls
 from router.app import build_openai_app
+from router.auditor import Auditor
 from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
+from router.errors import FrontEndStalled
 from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
@@ -58,11 +61,13 @@ class Assembly:
         router_id = ray.get_runtime_context().get_worker_id()
         self.engine_ends = EngineEnds(REGISTRY)
         self._health = Health(pools, self.engine_ends, self._starting, pairs=self._core.pairs)
+        self._auditor = Auditor(self._core)
         self._membership = Membership(
             pools,
             self._core.pairs,
             router_id=router_id,
             secret=secret,
+            tls=new_tls(settings.tls),
             stall_timeout_s=settings.stall_timeout_s,
             engine_ends=self.engine_ends,
             dead_nodes=dead_nodes,
@@ -74,6 +79,14 @@ class Assembly:
             changed=self._membership.listed,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
+        self._stall_timeout_s = settings.stall_timeout_s
+
+    def check_front_end(self) -> None:
+        """Raises FrontEndStalled where nobody hands out what the engines compute."""
+        if not self._health.is_served():
+            raise FrontEndStalled("vLLM's output handler has ended")
+        if (unread_s := self._core.unread_s()) > self._stall_timeout_s:
+            raise FrontEndStalled(f"vLLM's output handler has read nothing for {unread_s:.0f} s")
 
     def scaling_report(self) -> dict[str, float]:
         """What the scaling policies are told: see router.traffic."""
@@ -83,7 +96,7 @@ class Assembly:
         """The app that answers clients."""
         model = resolve_model(self._frontend.model)
         frontend = dataclasses.replace(self._frontend, model=model)
-        return await build_openai_app(frontend, self._core, self._health)
+        return await build_openai_app(frontend, self._core, self._health, self._auditor)
 
     async def _starting(self) -> Mapping[str, str]:
         """What Serve says of each deployment that does not run as it should."""

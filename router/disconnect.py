@@ -3,37 +3,16 @@
 They read the disconnect themselves and abort the request in the engines. Serve would watch as well
 and cancel the request's task: that does not reach the tasks in which vLLM's handlers run, so the
 answer would be generated to its end for nobody; and its watching costs every request two tasks and
-a queue. A header tells Serve to leave it. Serve's own HTTP proxy, in use where there is no HAProxy,
-cancels all the same; then a cancel is held back until the app has ended by itself.
+a queue. A header tells Serve to leave it: see router.client_headers. It cancels all the same where
+`http_options.request_timeout_s` ends a request, and where there is no HAProxy.
 """
 
 import asyncio
 
-from ray.serve._private.constants import SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 GRACE_S = 5.0
 """An app that does not end by itself is cancelled after this."""
-
-_UNWATCHED = (SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER.encode(), b"?1")
-
-
-class WatchesItself:
-    """Outermost, before Serve sees a request: has Serve not watch the client."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["headers"] = [*scope["headers"], _UNWATCHED]
-        await self._app(scope, receive, send)
-
-
-def middlewares() -> list[Middleware]:
-    """What Serve puts around its own handling (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`)."""
-    return [Middleware(WatchesItself)]
 
 
 class EndsByItself:
@@ -43,13 +22,21 @@ class EndsByItself:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _UNWATCHED in scope.get("headers", ()):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        task = asyncio.ensure_future(self._app(scope, receive, send))
+        has_left = False
+
+        async def unless_left(message: Message) -> None:
+            if not has_left:
+                await send(message)
+
+        task = asyncio.ensure_future(self._app(scope, receive, unless_left))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
+            # Serve answers in the app's place, or closes the connection: the app hears of it.
+            has_left = True
             await asyncio.wait([task], timeout=GRACE_S)
             task.cancel()
             raise

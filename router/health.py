@@ -2,6 +2,7 @@
 
 Owns the answer's form. 200 while each pool has a live replica, else 503; either way the body is
 JSON and has the last engine that ended, the last fault of a replica, and pairs that do not work.
+Where keys are set, causes are for those who have one.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from router.engine_ends import EngineEnds
+from router.keys import has_key
 from router.pairs import Pairs
 from router.pool import Pool
 
@@ -38,39 +40,42 @@ class Health:
         self._ends = ends
         self._starting = starting
         self._pairs = pairs or Pairs()
+        self.is_served: Callable[[], bool] = lambda: True
+        """Whether vLLM's front end still hands out what engines compute. Set by who makes it."""
 
     def route(self) -> Route:
         return Route(PATH, self._answer, methods=["GET"])
 
     async def _answer(self, request: Request) -> Response:
         # Where vLLM's front end has given up, it serves nobody, whatever the pools do.
-        is_open = all(pool.is_open for pool in self._pools) and not self._is_errored(request)
+        is_open = all(pool.is_open for pool in self._pools) and self.is_served()
         body: dict[str, Any] = {
             "status": "ok" if is_open else "unavailable",
             "replicas": {pool.name: len(pool.ledger) for pool in self._pools},
         }
+        if has_key(request.scope):
+            body |= self._causes()
+            if not is_open:
+                body["starting"] = dict(await self._starting())
+        return JSONResponse(body, HTTPStatus.OK if is_open else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _causes(self) -> dict[str, Any]:
+        causes: dict[str, Any] = {}
         if (last := self._ends.last) is not None:
-            body["last_engine_end"] = {
+            causes["last_engine_end"] = {
                 "cause": last.exit.cause,
                 "message": last.text,
                 "at_s": round(last.at_s, 3),
             }
         if (fault := self._ends.last_fault) is not None:
-            body["last_fault"] = {
+            causes["last_fault"] = {
                 "fault": fault.fault.value,
                 "message": fault.text,
                 "at_s": round(fault.at_s, 3),
             }
         if problems := _problems(self._pairs):
-            body["unready_pairs"] = problems
-        if is_open:
-            return JSONResponse(body)
-        body["starting"] = dict(await self._starting())
-        return JSONResponse(body, status_code=HTTPStatus.SERVICE_UNAVAILABLE)
-
-    @staticmethod
-    def _is_errored(request: Request) -> bool:
-        return bool(request.app.state.engine_client.errored)
+            causes["unready_pairs"] = problems
+        return causes
 
 
 def _problems(pairs: Pairs) -> list[dict[str, str]]:

@@ -26,6 +26,10 @@ _LATENCY_BUCKETS_S = (
 )  # fmt: skip
 
 
+COMPLETE = ("stop", "length", "repetition")
+"""How answers end that are whole."""
+
+
 class RouterMetrics:
     """Counters and histograms of one router."""
 
@@ -115,6 +119,11 @@ class RouterMetrics:
         if phase is not RequestPhase.ENDED:
             self._inflight.labels(phase.value).inc()
 
+    def num_inflight(self) -> float:
+        """What the gauge of the phases adds up to."""
+        (family,) = self._inflight.collect()
+        return float(sum(sample.value for sample in family.samples))
+
     def queued(self, state: RequestState, output: EngineCoreOutput) -> None:
         """Takes the engine's own times of queueing from a phase's first output."""
         times = {event.type: event.timestamp for event in output.events or ()}
@@ -156,7 +165,7 @@ class RouterMetrics:
 
     def ended(self, state: RequestState, outcome: str) -> None:
         self._ended.labels(outcome).inc()
-        if outcome in ("stop", "length"):
+        if outcome in COMPLETE:
             self._mean_output_tokens += 0.02 * (state.num_output_tokens - self._mean_output_tokens)
             if state.first_token_s is not None and state.last_token_s is not None:
                 writing_s = state.last_token_s - state.first_token_s

@@ -96,6 +96,44 @@ class Placer:
             plan=plan, reader=reader, ttft_s=reader.finish_s, prefill_s=reader.request_s
         )
 
+    def place_apart(self, state: RequestState, occupied: Set[str]) -> Placement | None:
+        """A decode replica for a suspect, which does the whole request; None while there is none.
+
+        Never one of `occupied`, nor one with another router's suspect. Of the others the one with
+        the fewest requests, as these lose their engine if the suspect is guilty.
+        """
+        free = [
+            replica
+            for replica in self._decode
+            if not replica.is_leaving
+            and replica.replica_id not in occupied
+            and not replica.load.has_suspect
+        ]
+        if not free:
+            return None
+        ledger, num_tokens = self._decode.ledger, state.num_tokens
+        replica = min(
+            free,
+            key=lambda each: (
+                max(each.load.num_running, ledger.num_sent(each.replica_id)),
+                each.replica_id,
+            ),
+        )
+        reader = RoutePlan(
+            replica_id=replica.replica_id,
+            reason="no other suspect there",
+            wait_s=replica.work_s,
+            request_s=self._decode.cost.prefill.seconds(
+                num_uncached=num_tokens, num_tokens=num_tokens
+            ),
+        )
+        return Placement(
+            plan=HandoffPlan(route=Route.DECODE_ONLY, reason="suspect"),
+            reader=reader,
+            ttft_s=reader.finish_s,
+            prefill_s=reader.request_s,
+        )
+
     def decode_replica(self, prefill: str, work_s: float) -> str | None:
         """The decode replica that goes on with what a prefill replica has read.
 

@@ -18,6 +18,7 @@ from engine.errors import ChannelClosed
 from engine.exit_cause import EngineExit
 from engine.wire import (
     AddRequest,
+    Holdings,
     Kind,
     LoadReport,
     Rejection,
@@ -28,7 +29,7 @@ from engine.wire import (
 )
 from kvtransfer.peers import KVPeer
 from router.cost_fit import CostFit, PoolCost, StepShape
-from router.errors import NoReplica
+from router.errors import CannotBeSent, NoReplica
 from router.faults import Fault, fault_of
 from router.ledger import Ledger
 from router.policies import Policy, RoutePlan
@@ -65,6 +66,8 @@ class Replica:
     load: LoadReport = field(default_factory=LoadReport)
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
+    asked: asyncio.Future[Holdings] | None = None
+    """What it holds, until it has said so."""
     reading: dict[str, float] = field(default_factory=dict)
     """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
     has_joined: bool = False
@@ -119,12 +122,21 @@ class Replica:
         *,
         due_in_s: float | None = None,
         asks_load: bool = False,
+        is_suspect: bool = False,
     ) -> None:
         """Sends a request, which gives way to others after `due_in_s`.
 
         `asks_load`: the replica says at once what else it has (`PoolEvents.taken`).
+
+        Raises:
+            CannotBeSent: it holds what no message can. Nothing was sent or noted then.
         """
         assert self.end is not None
+        try:
+            self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load, is_suspect))
+        except Exception as error:
+            # Encoders raise whatever they like: what is in the request decides.
+            raise CannotBeSent(error) from error
         now_s = time.monotonic()
         self.pool.ledger.add(
             self.replica_id,
@@ -133,17 +145,25 @@ class Replica:
             now_s=now_s,
             deadline_s=None if due_in_s is None else now_s + due_in_s,
         )
-        self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load))
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
         self.reading.pop(request_id, None)
         self.pool.ledger.settle(self.replica_id, request_id, was_done=was_done)
 
+    def has(self, request_id: str) -> bool:
+        """Whether a request was sent there and has not ended."""
+        return self.pool.ledger.has(self.replica_id, request_id)
+
     def abort(self, request_id: str) -> None:
         assert self.end is not None
         self.settle(request_id, was_done=False)
         self.end.send(Kind.ABORT, [request_id])
+
+    def clear(self, request_id: str) -> None:
+        """Says that a request is a suspect no longer."""
+        assert self.end is not None
+        self.end.send(Kind.CLEAR, [request_id])
 
     def release(self, request_id: str) -> None:
         """Has KV blocks freed that were handed over and will not be pulled."""
@@ -167,10 +187,21 @@ class Replica:
 
     def end_if_silent(self, *, now_s: float, timeout_s: float) -> None:
         """Ends the connection if nothing has come on it for `timeout_s`: the replica hangs."""
-        if self.end is not None and now_s - self.heard_s > timeout_s:
+        if self.end is None:
+            return
+        # A part of a long message is a sign of life as well.
+        if now_s - max(self.heard_s, self.end.heard_s) > timeout_s:
             # Whatever made it hang: its requests are not taken for having killed it.
             self.is_silent = True
             self.end.close(f"nothing heard for {timeout_s:g} s")
+
+    async def ask_holdings(self) -> Holdings:
+        """What the replica and its engine have. Raises ChannelClosed where it goes meanwhile."""
+        assert self.end is not None
+        if self.asked is None:
+            self.asked = asyncio.get_running_loop().create_future()
+            self.end.send(Kind.ASK_HOLDINGS, None)
+        return await asyncio.shield(self.asked)
 
     # What the channel says (engine.channel.ReplicaOutputs).
 
@@ -204,6 +235,11 @@ class Replica:
         elif warmed.problem is not None:
             self.on_unready(self, warmed.engine_id, warmed.problem)
 
+    def holds(self, holdings: Holdings) -> None:
+        if self.asked is not None:
+            self.asked.set_result(holdings)
+            self.asked = None
+
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how
         self.pool.leaving_changed(self)
@@ -213,6 +249,10 @@ class Replica:
         for answer in self.warming.values():
             if not answer.done():
                 answer.set_exception(ChannelClosed(reason))
+        if self.asked is not None:
+            self.asked.set_exception(ChannelClosed(reason))
+            # Whoever has asked may not wait any more.
+            self.asked.exception()
         self.pool.remove(self, reason)
         self.on_gone(self)
 
@@ -236,6 +276,9 @@ class Pool:
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
+
+    def __contains__(self, replica: Replica) -> bool:
+        return self._replicas.get(replica.replica_id) is replica
 
     @property
     def cost(self) -> PoolCost:

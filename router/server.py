@@ -15,6 +15,7 @@ from engine.errors import ReplicaLeaves
 from engine.exit_cause import EngineExit
 from engine.log_handlers import keep_log_handlers
 from engine.preemption import Preemption
+from engine.serve_port import keep_to_cluster_address
 from router.settings import RouterSettings
 
 
@@ -32,6 +33,7 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         keep_log_handlers()
+        keep_to_cluster_address()
         from router.assembly import Assembly
 
         self._assembly = Assembly(self._settings)
@@ -45,6 +47,8 @@ class Router:
         if self._leaving is not None:
             # So that Serve starts another one now, and not when this one is gone.
             raise ReplicaLeaves
+        if self._assembly is not None:
+            self._assembly.check_front_end()
 
     async def engine_ended_at_start(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """Called by a replica whose engine has ended before it could join."""

@@ -4,8 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
+from router.sandbox.limits import TaskLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What one HTTP request may be."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_choices: int = 1024
+    """Prompts times `n`."""
+    receive_timeout_s: float = 120.0
+    """For its body to arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +31,12 @@ class FrontendSettings:
     """vLLM engine arguments: those of the decode pool."""
     frontend: Mapping[str, Any] = field(default_factory=dict)
     """vLLM front-end arguments, such as a tool call parser."""
-    max_body_bytes: int = 8 * 1024 * 1024
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    """Of one HTTP request."""
+    client_priority: tuple[int, int] = (-10, 10)
+    """The least and the most that a client may ask for."""
+    sandbox: TaskLimits = field(default_factory=TaskLimits)
+    """What a client's grammar, schema or template may cost before an engine sees it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +64,5 @@ class RouterSettings:
     """A replica that says nothing for this long is taken for dead."""
     drain_s: float
     """How long it may take to finish its answers when its process is told to end."""
+    tls: TlsFiles | None = None
+    """Of the connections to replicas; None where they are not encrypted."""

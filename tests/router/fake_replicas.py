@@ -5,6 +5,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.serial_utils import MsgpackEncoder
 
 from engine.wire import AddRequest, Kind, LoadReport, ReplicaFacts, StepOutputs
 from kvtransfer.peers import KVPeer
@@ -19,12 +20,19 @@ class FakeEnd:
 
     sent: list[tuple[Kind, Any]] = field(default_factory=list)
     closed_because: str | None = None
+    heard_s: float = 0.0
+    is_drained = True
 
     def send(self, kind: Kind, message: object) -> None:
+        # As the connection does, which raises where the message cannot be encoded.
+        MsgpackEncoder().encode(message)
         self.sent.append((kind, message))
 
     def close(self, reason: str) -> None:
         self.closed_because = reason
+
+    async def drained(self) -> None:
+        pass
 
     def added(self) -> list[EngineCoreRequest]:
         return [m.request for _, m in self.sent if isinstance(m, AddRequest)]
