@@ -19,7 +19,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.exceptions import GracefulHTTPError
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.hf import HfRenderer
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
@@ -35,7 +35,7 @@ from router.frontend import frontend_args
 from router.grammar_check import GrammarCheck
 from router.health import Health
 from router.limits import BodyLimit
-from router.loop_validation import compile_nothing_in_the_loop
+from router.loop_validation import check_lengths, compile_nothing_in_the_loop
 from router.sandbox.process import SandboxProcess, zygote_arguments
 from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
@@ -65,12 +65,17 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
     async def add_request(
         self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> RequestOutputCollector:
-        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
-            try:
-                await self._grammars.apply(params.structured_outputs)
-            except SandboxUnavailable as error:
-                raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from None
+        if isinstance(params, SamplingParams):
+            check_lengths(params)
+            if params.structured_outputs is not None:
+                await self._check_grammar(params.structured_outputs)
         return await super().add_request(request_id, prompt, params, *args, **kwargs)
+
+    async def _check_grammar(self, constraint: StructuredOutputsParams) -> None:
+        try:
+            await self._grammars.apply(constraint)
+        except SandboxUnavailable as error:
+            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from None
 
 
 async def build_openai_app(
