@@ -13,15 +13,18 @@ from unittest import mock
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
+from vllm import PoolingParams, SamplingParams
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor.abstract import Executor
 
 from engine.arguments import engine_args
 from router.answers import TellsRoute
+from router.body_check import INT64
 from router.client_headers import RestoresHeaders
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
@@ -59,13 +62,28 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
             )
 
     async def add_request(
-        self, request_id: str, prompt: Any, params: Any, *, priority: int = 0, **options: Any
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | PoolingParams,
+        *,
+        priority: int = 0,
+        **options: Any,
     ) -> Any:
         """Takes a request, at the nearest priority that its client may have."""
         # No client decides where KV comes from, and vLLM takes whatever it says for a mapping.
         (getattr(params, "extra_args", None) or {}).pop(KV_PARAMS, None)
+        _check_numbers(params)
         allowed = min(max(priority, self._least_priority), self._most_priority)
         return await super().add_request(request_id, prompt, params, priority=allowed, **options)
+
+
+def _check_numbers(params: SamplingParams | PoolingParams) -> None:
+    """Refuses whole numbers that no engine can be told; clients can write them as texts."""
+    for name in params.__struct_fields__:
+        value = getattr(params, name)
+        if isinstance(value, int) and value not in INT64:
+            raise VLLMValidationError(f"{name} is beyond 64 bits", parameter=name)
 
 
 async def build_openai_app(
