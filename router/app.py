@@ -27,6 +27,7 @@ from router.client_templates import ClientTemplates
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
+from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.grammar_check import GrammarCheck
 from router.health import Health
@@ -89,12 +90,15 @@ def send_images_whole(config: VllmConfig) -> None:
 
 def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
     """vLLM's app with what a request passes before it, and its answer after it."""
+    cors = _taken(app, CORSMiddleware, CORSMiddleware, is_needed=True)
+    has_keys = bool(app.state.args.api_key)
+    needs_key = _taken(app, AuthenticationMiddleware, NeedsKey, is_needed=has_keys)
     layers: list[Layer] = [
         EndsByItself,  # A request that Serve ends, ends in the engines too.
         RestoresHeaders,  # From here on they are the client's, not Serve's.
-        _taken(app, CORSMiddleware, CORSMiddleware),  # On refusals too.
+        cors,  # On refusals too.
         HeaderLimit,  # 431
-        _taken(app, AuthenticationMiddleware, NeedsKey),  # 401, before a body is read.
+        needs_key,  # 401, before a body is read.
         partial(BodyLimit, limits=settings.limits),  # 408, 413; and 400 for what is in it.
         TellsRoute,  # The status and the route of a stream; errors of a bounded length.
     ]
@@ -104,14 +108,19 @@ def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
     return whole
 
 
-def _taken(app: FastAPI, kind: type, ours: Callable[..., ASGIApp]) -> Layer:
+def _taken(app: FastAPI, kind: type, ours: Callable[..., ASGIApp], *, is_needed: bool) -> Layer:
     """Takes a middleware of vLLM's out of the app, to be put around more than the app, as ours.
 
     A browser hides an answer without the CORS header from its page, so every answer must have it.
-    Nothing is put around where vLLM has none: no keys are set.
+    Nothing is put around where vLLM has none.
+
+    Raises:
+        RouterInternalsChanged: vLLM has none where one is needed.
     """
     middlewares: list[Any] = app.user_middleware
     found = [each for each in middlewares if each.cls is kind]
+    if is_needed and not found:
+        raise RouterInternalsChanged(f"vLLM's app has no {kind.__name__}")
     for each in found:
         middlewares.remove(each)
     app.middleware_stack = None  # may be built already; the app builds it anew when it is called

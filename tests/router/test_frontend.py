@@ -11,10 +11,12 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from engine.models import resolve_model
 from router.answers import NOTE, Refusal
 from router.app import TASKS, layered
+from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.health import Health
 from router.keys import OPEN_PATHS
@@ -155,6 +157,13 @@ def test_a_key_is_needed_for_all_that_does_anything() -> None:
     for key in ("key", "other"):
         sent = {"Authorization": f"Bearer {key}"}
         assert client.post("/v1/echo", json={}, headers=sent).status_code == 200
+
+
+def test_keys_that_nobody_asks_for_do_not_start() -> None:
+    app = app_with(api_key="key")
+    app.user_middleware = [m for m in app.user_middleware if m.cls is not AuthenticationMiddleware]
+    with pytest.raises(RouterInternalsChanged):
+        client_of(app)
 
 
 def test_without_keys_none_is_needed() -> None:
