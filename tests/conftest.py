@@ -13,6 +13,9 @@ import pytest
 import pytest_asyncio
 from servers import Server, Servers, new_client
 
+from engine.models import resolve_model
+from router.sandbox.process import SandboxProcess, zygote_arguments
+
 LAST = ("e2e", "demo", "engine", "kvtransfer")
 """The folders whose tests need the servers, then those whose tests need engines of their own."""
 
@@ -84,3 +87,14 @@ def plain(both_servers: tuple[Server, Server]) -> Server:
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with new_client() as client:
         yield client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def zygote() -> AsyncIterator[SandboxProcess]:
+    """With the demo model's tokenizer, in the session's event loop: it takes seconds to start."""
+    process = SandboxProcess(zygote_arguments(resolve_model("demo"), {}))
+    process.start()
+    try:
+        yield process
+    finally:
+        await process.close()
