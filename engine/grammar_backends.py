@@ -6,11 +6,15 @@ grammars fail there until it ends. It also means that nobody can know beforehand
 be compiled. Here each request has its own, which the router has tried.
 """
 
+import contextlib
 import copy
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+from unittest import mock
 
+import xgrammar
 from vllm.config import VllmConfig
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
@@ -24,8 +28,12 @@ MAX_STEP_S = 0.25
 The router lets no grammar pass that it has seen take so long, and cannot see all of its answers."""
 
 
-def new_backend(name: str, config: VllmConfig, tokenizer: Any) -> StructuredOutputBackend:
-    """A backend as vLLM's engine makes it.
+def new_backend(
+    name: str, config: VllmConfig, tokenizer: Any, *, num_threads: int
+) -> StructuredOutputBackend:
+    """A backend as vLLM's engine makes it, but for the number of threads that compile.
+
+    vLLM has eight, which on a small machine leave the engine's own thread little of it.
 
     Raises:
         ValueError: there is none of this name.
@@ -38,7 +46,8 @@ def new_backend(name: str, config: VllmConfig, tokenizer: Any) -> StructuredOutp
         case "xgrammar":
             from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
-            return XgrammarBackend(config, **options)
+            with _compiling_with(num_threads):
+                return XgrammarBackend(config, **options)
         case "guidance":
             from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
@@ -54,6 +63,21 @@ def new_backend(name: str, config: VllmConfig, tokenizer: Any) -> StructuredOutp
 
             return LMFormatEnforcerBackend(config, **options)
     raise ValueError(f"no structured output backend is called {name!r}")
+
+
+@contextlib.contextmanager
+def _compiling_with(num_threads: int) -> Iterator[None]:
+    compiler = xgrammar.GrammarCompiler
+
+    def with_threads(*args: Any, **options: Any) -> Any:
+        return compiler(*args, **{**options, "max_threads": num_threads})
+
+    with mock.patch.object(xgrammar, "GrammarCompiler", with_threads):
+        yield
+
+
+def _num_threads() -> int:
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
 def num_mask_words(config: VllmConfig, tokenizer: Any) -> int:
@@ -101,7 +125,9 @@ class OneBackendEach(StructuredOutputManager):  # type: ignore[misc]
     def _backend_of(self, request: Request) -> StructuredOutputBackend:
         name = request.sampling_params.structured_outputs._backend
         if name not in self._backends:
-            self._backends[name] = new_backend(name, self.vllm_config, self.tokenizer)
+            self._backends[name] = new_backend(
+                name, self.vllm_config, self.tokenizer, num_threads=_num_threads()
+            )
         return self._backends[name]
 
 

@@ -60,6 +60,12 @@ class _Failed:
     parameter: str | None
 
 
+@dataclass(slots=True)
+class _Check:
+    task: "asyncio.Task[Passed | _Failed]"
+    num_waiting: int = 0
+
+
 class GrammarCheck:
     """Owns the verdicts, by the hash of what they are about, the longest unused first to go."""
 
@@ -67,7 +73,7 @@ class GrammarCheck:
         self._sandbox = sandbox
         self._verdicts: OrderedDict[bytes, Passed | _Failed] = OrderedDict()
         self._text_length = 0
-        self._checking: dict[bytes, asyncio.Task[Passed | _Failed]] = {}
+        self._checking: dict[bytes, _Check] = {}
 
     async def apply(self, constraint: StructuredOutputsParams) -> None:
         """Leaves the constraint as vLLM's own validation does.
@@ -93,17 +99,18 @@ class GrammarCheck:
             self._keep(_key(payload), msgspec.structs.replace(verdict, grammar=None))
 
     async def _shared(self, key: bytes, work: Work, payload: str) -> Passed | _Failed:
-        # One check for all who ask the same, which goes on when the first of them has gone.
-        if (task := self._checking.get(key)) is None:
-            task = asyncio.create_task(self._check(work, payload))
-            self._checking[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
-        return await asyncio.shield(task)
-
-    def _forget(self, key: bytes, done: asyncio.Task[Passed | _Failed]) -> None:
-        del self._checking[key]
-        if not done.cancelled():
-            done.exception()  # or asyncio reports it where nobody waits any more
+        """One check for all who ask the same, for as long as one of them waits."""
+        if (check := self._checking.get(key)) is None:
+            check = _Check(asyncio.create_task(self._check(work, payload)))
+            self._checking[key] = check
+        check.num_waiting += 1
+        try:
+            return await asyncio.shield(check.task)
+        finally:
+            check.num_waiting -= 1
+            if not check.num_waiting:
+                check.task.cancel()
+                self._checking.pop(key, None)
 
     async def _check(self, work: Work, payload: str) -> Passed | _Failed:
         verdict: Passed | _Failed

@@ -99,21 +99,18 @@ def plain(both_servers: tuple[Server, Server]) -> Server:
     return both_servers[1]
 
 
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with new_client() as client:
+        yield client
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def zygote() -> AsyncIterator[SandboxProcess]:
-    """The sandbox's, with the demo model's tokenizer: it loads vLLM, which takes seconds.
-
-    To be used in the session's event loop.
-    """
+    """With the demo model's tokenizer, in the session's event loop: it takes seconds to start."""
     process = SandboxProcess(zygote_arguments(resolve_model("demo"), {}))
     process.start()
     try:
         yield process
     finally:
         await process.close()
-
-
-@pytest_asyncio.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with new_client() as client:
-        yield client

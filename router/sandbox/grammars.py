@@ -55,7 +55,7 @@ class Grammars:
     def _compile_in_engine(self, structured: StructuredOutputsParams) -> StructuredOutputGrammar:
         name = structured._backend
         if (backend := self._backends.get(name)) is None:
-            backend = new_backend(name, self._config, self._tokenizer)
+            backend = new_backend(name, self._config, self._tokenizer, num_threads=1)
             self._backends[name] = backend
         kind, text = get_structured_output_key(structured)
         return backend.compile_grammar(kind, text, stop_token_ids=None)

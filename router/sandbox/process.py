@@ -13,7 +13,7 @@ from typing import Any
 
 from router.errors import SandboxUnavailable
 from router.sandbox.limits import TaskLimits
-from router.sandbox.wire import HEAD, Ended, Job, frame, parse
+from router.sandbox.wire import HEAD, Ended, Job, Kill, frame, parse_ended
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +78,17 @@ class SandboxProcess:
 
     async def _run_once(self, job: Job) -> Ended | None:
         """None: the zygote has ended."""
+        assert self._writer is not None
         ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._running[job.job_id] = ended
         try:
-            assert self._writer is not None
             self._writer.write(frame(job))
             return await ended
         except ConnectionError:
             return None
+        except asyncio.CancelledError:
+            self._writer.write(frame(Kill(job_id=job.job_id)))
+            raise
         finally:
             del self._running[job.job_id]
 
@@ -128,7 +131,7 @@ class SandboxProcess:
                 self._was_ready = True
                 self._is_ready.set()
                 continue
-            ended = parse(await reader.readexactly(length), Ended)
+            ended = parse_ended(await reader.readexactly(length))
             waiting = self._running.get(ended.job_id)
             if waiting is not None and not waiting.done():
                 waiting.set_result(ended)

@@ -4,7 +4,6 @@ Nothing is pickled: a child that runs a client's text is not to be trusted.
 """
 
 import struct
-from typing import TypeVar
 
 import msgspec
 
@@ -13,10 +12,8 @@ HEAD = struct.Struct(">I")
 MAX_OUTPUT_BYTES = 32 * 1024 * 1024
 """What a child may answer. A chat template can make more text than any prompt holds."""
 
-T = TypeVar("T")
 
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Router to zygote: one task for one child."""
 
     job_id: int
@@ -28,6 +25,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
     memory_bytes: int
     """Beyond what the zygote itself has."""
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Router to zygote: nobody waits for this job any more."""
+
+    job_id: int
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +59,9 @@ def frame(message: msgspec.Struct) -> bytes:
     return HEAD.pack(len(body)) + body
 
 
-def parse(body: bytes, kind: type[T]) -> T:
-    """Raises msgspec.ValidationError, msgspec.DecodeError."""
-    return msgspec.msgpack.decode(body, type=kind)
+def parse_asked(body: bytes) -> Job | Kill:
+    return msgspec.msgpack.decode(body, type=Job | Kill)
+
+
+def parse_ended(body: bytes) -> Ended:
+    return msgspec.msgpack.decode(body, type=Ended)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from router.sandbox.child import Task, run_child
-from router.sandbox.wire import HEAD, MAX_OUTPUT_BYTES, Ended, Job, frame, parse
+from router.sandbox.wire import HEAD, MAX_OUTPUT_BYTES, Ended, Job, Kill, frame, parse_asked
 
 STACK_BYTES = 1024 * 1024
 """Of every thread here. Those of an engine have 8 MiB by default, and 2 MiB where the system sets
@@ -67,10 +67,12 @@ class Zygote:
             for key, _ in self._selector.select(self._patience_s()):
                 if key.fileobj is not self._connection:
                     self._read(key.fd)
-                elif (job := self._receive()) is None:
+                elif (asked := self._receive()) is None:
                     return
+                elif isinstance(asked, Job):
+                    self._fork(asked)
                 else:
-                    self._fork(job)
+                    self._kill(asked.job_id)
             for child in self._children.values():
                 if time.monotonic() >= child.deadline_s and not child.was_killed:
                     child.kill()
@@ -85,10 +87,15 @@ class Zygote:
         first_s = min(child.deadline_s for child in self._children.values())
         return max(0.0, first_s - time.monotonic()) + 0.01
 
-    def _receive(self) -> Job | None:
+    def _receive(self) -> Job | Kill | None:
         head = self._receive_exactly(HEAD.size)
         body = head and self._receive_exactly(*HEAD.unpack(head))
-        return parse(body, Job) if body else None
+        return parse_asked(body) if body else None
+
+    def _kill(self, job_id: int) -> None:
+        for child in self._children.values():
+            if child.job.job_id == job_id:
+                child.kill()
 
     def _receive_exactly(self, num_bytes: int) -> bytes | None:
         parts = bytearray()

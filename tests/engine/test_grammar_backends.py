@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import xgrammar
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.sampling_params import StructuredOutputsParams
@@ -84,7 +85,24 @@ def test_an_unknown_backend_is_an_error(config: VllmConfig, manager: Any) -> Non
     with pytest.raises(ValueError, match="no structured output backend is called 'nope'"):
         manager.grammar_init(asking("nope", regex="a"))
     with pytest.raises(ValueError, match="nope"):
-        new_backend("nope", config, manager.tokenizer)
+        new_backend("nope", config, manager.tokenizer, num_threads=1)
+
+
+def test_xgrammar_compiles_with_as_many_threads_as_it_is_told(
+    config: VllmConfig, manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    make = xgrammar.GrammarCompiler
+
+    def recording(*args: Any, **options: Any) -> Any:
+        given.append(options)
+        return make(*args, **options)
+
+    monkeypatch.setattr(xgrammar, "GrammarCompiler", recording)
+    new_backend("xgrammar", config, manager.tokenizer, num_threads=3)
+    (options,) = given
+    assert options["max_threads"] == 3
+    assert xgrammar.GrammarCompiler is recording
 
 
 class Stalling:

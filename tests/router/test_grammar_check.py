@@ -177,6 +177,21 @@ async def test_many_who_ask_the_same_ask_once_also_if_the_first_goes(counting: C
     assert not check._checking
 
 
+async def test_what_nobody_waits_for_any_more_is_not_checked(counting: Counting) -> None:
+    check = GrammarCheck(counting)
+    counting.may_go.clear()
+    waiting = [asyncio.create_task(check.apply(constraint(regex="a"))) for _ in range(2)]
+    await asyncio.sleep(0)
+    (checking,) = check._checking.values()
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait([*waiting, checking.task])
+    assert checking.task.cancelled()
+    assert not check._checking
+    counting.may_go.set()
+    await check.apply(constraint(regex="a"))
+
+
 async def test_verdicts_are_bounded_in_number_and_length(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,18 @@ async def test_closing_ends_every_process() -> None:
     running.cancel()
 
 
+async def test_a_task_that_nobody_waits_for_ends(process: SandboxProcess, sandbox: Sandbox) -> None:
+    await run(sandbox, "echo")
+    running = asyncio.create_task(process.run("sleep", b"null", TaskLimits(cpu_s=1000)))
+    while not (children := children_of(process)):  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    await run(sandbox, "echo")
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
 ROUTER = f"""
 import asyncio, sys
 from router.sandbox.process import SandboxProcess
