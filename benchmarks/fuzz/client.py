@@ -136,6 +136,8 @@ class _Reading:
         self._num_whole = 0
         self._error_code: int | None = None
         self._is_http = True
+        self._has_length = False
+        """Whether the answer that comes says where it ends; else it does so by hanging up."""
         self.is_connected = False
         self.has_body = False
 
@@ -162,7 +164,7 @@ class _Reading:
             return End.REFUSED
         if not self._beginning:
             return End.CLOSED
-        if self._num_whole < len(self._statuses) and not self._shot.has_no_body:
+        if self._num_whole < len(self._statuses) and self._has_length:
             return End.CUT
         return End.ANSWERED
 
@@ -176,6 +178,14 @@ class _Reading:
             error_code=self._error_code,
             beginning=self._beginning.decode("latin-1"),
         )
+
+    def on_message_begin(self) -> None:
+        """Called by the parser before an answer."""
+        self._has_length = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser with each header."""
+        self._has_length |= name.lower() in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
         """Called by the parser when an answer has begun."""

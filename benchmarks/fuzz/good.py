@@ -81,5 +81,5 @@ def limits_s(alone: Mapping[str, Alone]) -> dict[str, float]:
     of theirs, however short it is itself.
     """
     medians_s = {name: median(each.took_s) for name, each in alone.items()}
-    typical_s = median(medians_s.values())
+    typical_s = median(medians_s.values()) if medians_s else 0.0
     return {name: TIMES_SLOWER * max(each_s, typical_s) for name, each_s in medians_s.items()}

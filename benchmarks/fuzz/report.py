@@ -14,6 +14,7 @@ from benchmarks.fuzz.verdict import Finding, Record, Symptom, Verdict
 from benchmarks.machine import Machine
 
 _MAX_LINES = 40
+_MAX_SHOWN = 4
 
 
 def report(record: Record, verdict: Verdict, *, machine: Machine, minutes: float) -> str:
@@ -51,7 +52,7 @@ def grouped(verdict: Verdict) -> list[tuple[Finding, int]]:
     counts: Counter[tuple[Symptom, str]] = Counter()
     firsts: dict[tuple[Symptom, str], Finding] = {}
     for finding in verdict.findings:
-        sort = (finding.symptom, finding.what if _is_of_shot(finding) else "")
+        sort = (finding.symptom, _sort(finding))
         counts[sort] += 1
         firsts.setdefault(sort, finding)
     return [(finding, counts[sort]) for sort, finding in firsts.items()]
@@ -69,11 +70,15 @@ def write_findings(folder: Path, verdict: Verdict, mix: Mix) -> None:
 
 def shown(finding: Finding, mix: Mix) -> str:
     """Its requests, shortened for the screen."""
-    return "\n".join(f"    {number}: {_shown(mix, number)}" for number in finding.numbers[:3])
+    return "\n".join(
+        f"    {number}: {_shown(mix, number)}" for number in finding.numbers[:_MAX_SHOWN]
+    )
 
 
-def _is_of_shot(finding: Finding) -> bool:
-    return finding.symptom in (Symptom.ERROR_500, Symptom.UNANSWERED)
+def _sort(finding: Finding) -> str:
+    """What findings of a symptom have in common that are shown once: good requests, their case."""
+    of_good = finding.symptom in (Symptom.WRONG, Symptom.SLOW)
+    return finding.what.partition(":")[0] if of_good else finding.what
 
 
 def _shown(mix: Mix, number: int) -> str:

@@ -69,7 +69,8 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that must not be. `numbers` are the requests that show it or may have done it."""
+    """One thing that must not be. `numbers` are the requests that show it or may have done it: a
+    good request comes first, then what was under way beside it."""
 
     symptom: Symptom
     what: str
@@ -151,7 +152,7 @@ def _lacks_answer(shot: Shot, reply: Reply) -> bool:
 
 
 def _of_good(record: Record) -> Iterator[Finding]:
-    limits = limits_s(record.alone) if record.alone else {}
+    limits = limits_s(record.alone)
     for asked in record.asked:
         outcome = asked.outcome
         expected = record.alone[outcome.case].answer
@@ -163,13 +164,26 @@ def _of_good(record: Record) -> Iterator[Finding]:
             yield Finding(
                 symptom=Symptom.WRONG,
                 what=f"{outcome.case}: {lines[0]}",
-                numbers=(asked.number,),
+                numbers=(asked.number, *_beside(outcome, record)),
             )
         elif _took_s(outcome) > limits[outcome.case]:
             took = f"{_took_s(outcome):.2f} s, limit {limits[outcome.case]:.2f} s"
             yield Finding(
-                symptom=Symptom.SLOW, what=f"{outcome.case}: {took}", numbers=(asked.number,)
+                symptom=Symptom.SLOW,
+                what=f"{outcome.case}: {took}",
+                numbers=(asked.number, *_beside(outcome, record)),
             )
+
+
+def _beside(outcome: Outcome, record: Record) -> tuple[int, ...]:
+    """The shots under way at the same time, those first that were it for longest."""
+    shared_s = {
+        fired.number: min(fired.reply.end_s, outcome.end_s)
+        - max(fired.reply.start_s, outcome.start_s)
+        for fired in record.fired
+    }
+    numbers = [number for number, each_s in shared_s.items() if each_s > 0]
+    return tuple(sorted(numbers, key=lambda number: -shared_s[number]))
 
 
 def _of_processes(record: Record) -> Iterator[Finding]:
