@@ -89,7 +89,7 @@ def _write(options: argparse.Namespace, record: Record, verdict: Verdict, mix: M
     text = report.report(record, verdict, machine=observe_machine(), minutes=options.minutes)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text)
-    report.write_findings(options.findings, verdict, mix)
+    report.write_findings(options.findings, record, verdict, mix)
     say(f"written to {options.out}; findings, whole, to {options.findings}")
     print(f"\n{report.summary_table(record, verdict)}\n")
     for finding, count in report.grouped(verdict):

@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from benchmarks.chaos_cases import Case
+from benchmarks.fuzz.client import Reply
 from benchmarks.fuzz.good import TIMES_SLOWER, limits_s
 from benchmarks.fuzz.mix import ROUND, Mix
-from benchmarks.fuzz.shots import Kind
+from benchmarks.fuzz.shots import Kind, Shot
 from benchmarks.fuzz.verdict import Finding, Record, Symptom, Verdict
 from benchmarks.machine import Machine
 
@@ -58,14 +59,15 @@ def grouped(verdict: Verdict) -> list[tuple[Finding, int]]:
     return [(finding, counts[sort]) for sort, finding in firsts.items()]
 
 
-def write_findings(folder: Path, verdict: Verdict, mix: Mix) -> None:
+def write_findings(folder: Path, record: Record, verdict: Verdict, mix: Mix) -> None:
     """A file for each sort of finding, with its requests whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.json"):
         old.unlink()
+    replies = {fired.number: fired.reply for fired in record.fired}
     for number, (finding, _) in enumerate(grouped(verdict)):
         path = folder / f"{number:03d}-{finding.symptom.name.lower()}.json"
-        path.write_text(json.dumps(_finding_json(finding, verdict.seed, mix), indent=1))
+        path.write_text(json.dumps(_finding_json(finding, verdict.seed, replies, mix), indent=1))
 
 
 def shown(finding: Finding, mix: Mix) -> str:
@@ -86,18 +88,27 @@ def _shown(mix: Mix, number: int) -> str:
     return f"the good request {what.name}" if isinstance(what, Case) else what.shown()
 
 
-def _finding_json(finding: Finding, seed: int, mix: Mix) -> dict[str, object]:
+def _finding_json(
+    finding: Finding, seed: int, replies: Mapping[int, Reply], mix: Mix
+) -> dict[str, object]:
     return {
         "symptom": finding.symptom.value,
         "what": finding.what,
         "seed": seed,
         "numbers": finding.numbers,
         "requests": [
-            {"number": number, "good": what.name} if isinstance(what, Case) else what.as_json()
+            {"number": number, **_request_json(mix.slot(number).what, replies.get(number))}
             for number in finding.numbers
-            for what in (mix.slot(number).what,)
         ],
     }
+
+
+def _request_json(what: Case | Shot, reply: Reply | None) -> Mapping[str, object]:
+    if isinstance(what, Case):
+        return {"good": what.name}
+    if reply is None:  # It was under way when the run ended.
+        return what.as_json()
+    return {**what.as_json(), "end": reply.end.value, "answer": reply.beginning}
 
 
 def _findings(verdict: Verdict) -> str:

@@ -23,7 +23,7 @@ from benchmarks.fuzz.good import CASES, Alone, learn
 from benchmarks.fuzz.mix import ROUND, Mix, Slot
 from benchmarks.fuzz.schema import Api
 from benchmarks.fuzz.shots import Kind
-from benchmarks.fuzz.verdict import Asked, Fired, Held, Record
+from benchmarks.fuzz.verdict import Asked, Fired, Held, Record, judge
 from benchmarks.fuzz.watch import Ended, Listener, Watch
 from benchmarks.systems import RunningSystem
 
@@ -222,15 +222,8 @@ class FuzzRun:
         self._watch.renew()
 
     def _tell(self) -> None:
-        num_bad = sum(
-            any(status >= 500 for status in fired.reply.statuses) for fired in self._fired
-        )
-        wrong = sum(asked.outcome.answer is None for asked in self._asked)
-        self._say(
-            f"{len(self._fired)} shots, {num_bad} of them with a status from 500 on;"
-            f" {len(self._asked)} good requests, {wrong} of them without an answer;"
-            f" {len(self._ended)} processes ended; held: {len(self._known)}"
-        )
+        numbers = judge(self._record()).summary()
+        self._say(", ".join(f"{name} {number:g}" for name, number in numbers.items()))
 
 
 def _list(others: tuple[Listener, ...]) -> str:

@@ -118,7 +118,7 @@ def judge(record: Record) -> Verdict:
         *(each for fired in record.fired for each in _of_shot(fired)),
         *_of_good(record),
         *_of_processes(record),
-        *(_of_held(held) for held in record.held),
+        *(_of_held(held, record) for held in record.held),
     )
     return Verdict(
         findings=findings,
@@ -197,8 +197,15 @@ def _of_processes(record: Record) -> Iterator[Finding]:
         yield Finding(symptom=Symptom.LEFT, what=line, numbers=())
 
 
-def _of_held(held: Held) -> Finding:
-    return Finding(symptom=Symptom.HELD, what="; ".join(held.lines), numbers=held.suspects)
+def _of_held(held: Held, record: Record) -> Finding:
+    """Those first that ended otherwise than with an answer, or with a server's error."""
+    odd = {
+        fired.number
+        for fired in record.fired
+        if any(_of_shot(fired)) or fired.reply.end is not End.ANSWERED
+    }
+    numbers = tuple(sorted(held.suspects, key=lambda number: number not in odd))
+    return Finding(symptom=Symptom.HELD, what="; ".join(held.lines), numbers=numbers)
 
 
 def _took_s(outcome: Outcome) -> float:

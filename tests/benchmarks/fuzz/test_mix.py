@@ -15,7 +15,7 @@ from benchmarks.fuzz.mix import Mix
 from benchmarks.fuzz.schema import Api
 from benchmarks.fuzz.shots import Kind, Shot
 
-NUM = 3_000
+NUM = 1_500
 DOCUMENT: dict[str, Any] = {
     "paths": {
         COMPLETIONS: {

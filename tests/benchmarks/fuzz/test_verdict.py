@@ -129,6 +129,18 @@ def test_held_and_left() -> None:
     assert not verdict.holds
 
 
+def test_who_may_have_left_what_is_held() -> None:
+    shots = (
+        fired(200, number=1),
+        fired(end=End.LEFT, number=2),
+        fired(400, number=3),
+        fired(500, number=4),
+    )
+    record = replace(CLEAN, fired=shots, held=(Held(lines=("x",), suspects=(1, 2, 3, 4)),))
+    numbers = {finding.symptom: finding.numbers for finding in judge(record).findings}
+    assert numbers[Symptom.HELD] == (2, 4, 1, 3)
+
+
 def test_summary() -> None:
     record = replace(CLEAN, fired=(fired(500), fired(200)), asked=(asked(), asked(0.456)))
     assert judge(record).summary() == {
