@@ -13,6 +13,7 @@ from enum import Enum
 import httptools
 
 from benchmarks.fuzz.shots import Shot, Then
+from benchmarks.fuzz.watch import Listener
 
 _KEPT_BYTES = 2_000
 _READ_BYTES = 65_536
@@ -50,9 +51,9 @@ class Reply:
 class Gun:
     """Sends shots to a front door and its neighbours, and keeps the connections that linger."""
 
-    def __init__(self, front: int, others: tuple[int, ...], *, patience_s: float) -> None:
-        self.others = others
+    def __init__(self, front: Listener, others: tuple[Listener, ...], *, patience_s: float) -> None:
         self._front = front
+        self._others = others
         self._patience_s = patience_s
         self._lingering: list[asyncio.StreamWriter] = []
 
@@ -69,11 +70,11 @@ class Gun:
             writer.transport.abort()
         self._lingering.clear()
 
-    def port_of(self, shot: Shot) -> int:
+    def target(self, shot: Shot) -> Listener:
         """Where a shot goes."""
-        if shot.port is None or not self.others:
+        if shot.port is None or not self._others:
             return self._front
-        return self.others[int(shot.port * len(self.others))]
+        return self._others[int(shot.port * len(self._others))]
 
     async def _fire_once(self, shot: Shot) -> Reply:
         start_s = time.monotonic()
@@ -82,7 +83,8 @@ class Gun:
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(patience_s):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port_of(shot))
+                target = self.target(shot)
+                reader, writer = await asyncio.open_connection(target.host, target.port)
                 reading.is_connected = True
                 end = await _converse(shot, reading, reader, writer)
         except TimeoutError:

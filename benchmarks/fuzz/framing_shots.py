@@ -1,15 +1,17 @@
 """HTTP in other frames, and clients that leave, half-close or never finish. Owns the tables."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.fuzz.bodies import COMPLETION, COMPLETIONS
-from benchmarks.fuzz.http_bytes import chunked, http_request
+from benchmarks.fuzz.http_bytes import Header, chunked, http_request
 from benchmarks.fuzz.http_shots import BODY
 from benchmarks.fuzz.json_text import write_json
 from benchmarks.fuzz.shots import Kind, Part, Shot, Then
 
+_DISABLED = (("X-Request-Disconnect-Disabled", "?1"),)
+_TIMEOUT = (("X-Request-Timeout-Seconds", "0.5"),)
 _CHUNKED = (("Transfer-Encoding", "chunked"),)
 _WHOLE = http_request("POST", COMPLETIONS, BODY)
 _HEAD = http_request("POST", COMPLETIONS, BODY)[: -len(BODY)]
@@ -82,9 +84,9 @@ def client_shot(rng: random.Random) -> Shot:
     return Shot(kind=Kind.CLIENT, name=name, **_CLIENTS[name](rng))
 
 
-def _long_request(**fields: Any) -> bytes:
+def _long_request(*, headers: Sequence[Header] = (), **fields: Any) -> bytes:
     body = {**COMPLETION, "max_tokens": 900, "ignore_eos": True, "stream": True, **fields}
-    return http_request("POST", COMPLETIONS, write_json(body).encode())
+    return http_request("POST", COMPLETIONS, write_json(body).encode(), headers=headers)
 
 
 def _once(data: bytes, then: Then, *, num: int = 1, **more: Any) -> dict[str, Any]:
@@ -101,6 +103,12 @@ _CLIENTS: Mapping[str, Callable[[random.Random], dict[str, Any]]] = {
     "leaves many choices at once": lambda rng: _once(_long_request(n=64), Then.LEAVE),
     "leaves a stream": lambda rng: _once(_long_request(), Then.LEAVE_READING),
     "leaves four choices": lambda rng: _once(_long_request(n=4), Then.LEAVE_READING),
+    "leaves, disconnects disabled": lambda rng: _once(
+        _long_request(n=4, stream=rng.random() < 0.5, headers=_DISABLED), Then.LEAVE
+    ),
+    "has a timeout": lambda rng: _once(
+        _long_request(n=4, stream=rng.random() < 0.5, headers=_TIMEOUT), Then.READ, long=True
+    ),
     "leaves a whole answer": lambda rng: _once(_long_request(stream=False), Then.LEAVE),
     "leaves 20 streams": lambda rng: _once(_long_request(), Then.LEAVE_READING, num=20),
     "leaves amid the head": lambda rng: _once(_HEAD[: rng.randrange(len(_HEAD))], Then.LEAVE),

@@ -7,11 +7,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.chaos_cases import Case
-from benchmarks.fuzz.client import Reply
 from benchmarks.fuzz.good import TIMES_SLOWER, limits_s
 from benchmarks.fuzz.mix import ROUND, Mix
 from benchmarks.fuzz.shots import Kind, Shot
-from benchmarks.fuzz.verdict import Finding, Record, Symptom, Verdict
+from benchmarks.fuzz.verdict import Finding, Fired, Record, Symptom, Verdict
 from benchmarks.machine import Machine
 
 _MAX_LINES = 40
@@ -64,10 +63,10 @@ def write_findings(folder: Path, record: Record, verdict: Verdict, mix: Mix) -> 
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.json"):
         old.unlink()
-    replies = {fired.number: fired.reply for fired in record.fired}
+    fired = {each.number: each for each in record.fired}
     for number, (finding, _) in enumerate(grouped(verdict)):
         path = folder / f"{number:03d}-{finding.symptom.name.lower()}.json"
-        path.write_text(json.dumps(_finding_json(finding, verdict.seed, replies, mix), indent=1))
+        path.write_text(json.dumps(_finding_json(finding, verdict.seed, fired, mix), indent=1))
 
 
 def shown(finding: Finding, mix: Mix) -> str:
@@ -89,7 +88,7 @@ def _shown(mix: Mix, number: int) -> str:
 
 
 def _finding_json(
-    finding: Finding, seed: int, replies: Mapping[int, Reply], mix: Mix
+    finding: Finding, seed: int, fired: Mapping[int, Fired], mix: Mix
 ) -> dict[str, object]:
     return {
         "symptom": finding.symptom.value,
@@ -97,18 +96,19 @@ def _finding_json(
         "seed": seed,
         "numbers": finding.numbers,
         "requests": [
-            {"number": number, **_request_json(mix.slot(number).what, replies.get(number))}
+            {"number": number, **_request_json(mix.slot(number).what, fired.get(number))}
             for number in finding.numbers
         ],
     }
 
 
-def _request_json(what: Case | Shot, reply: Reply | None) -> Mapping[str, object]:
+def _request_json(what: Case | Shot, fired: Fired | None) -> Mapping[str, object]:
     if isinstance(what, Case):
         return {"good": what.name}
-    if reply is None:  # It was under way when the run ended.
+    if fired is None:  # It was under way when the run ended.
         return what.as_json()
-    return {**what.as_json(), "end": reply.end.value, "answer": reply.beginning}
+    met = {"target": fired.target, "end": fired.reply.end.value, "answer": fired.reply.beginning}
+    return {**what.as_json(), **met}
 
 
 def _findings(verdict: Verdict) -> str:

@@ -145,12 +145,13 @@ class FuzzRun:
         patience_s = max(_LEAST_PATIENCE_S, _PATIENCE * slowest_s)
         self._client = Client(self._system.url, timeout_s=patience_s)
         self._watch.renew()
-        front = urlsplit(self._system.url).port or 80
-        others = tuple(each for each in self._watch.listeners() if each.port != front)
-        self._gun = Gun(front, tuple(each.port for each in others), patience_s=patience_s)
+        url = urlsplit(self._system.url)
+        front = Listener(port=url.port or 80, address=url.hostname or "", process="the front door")
+        others = tuple(each for each in self._watch.listeners() if each.port != front.port)
+        self._gun = Gun(front, others, patience_s=patience_s)
         self._say(
             f"{len(self._alone)} good requests have their answers, the slowest after"
-            f" {slowest_s:.2f} s; other ports: {_list(others)}"
+            f" {slowest_s:.2f} s; other ports: {', '.join(map(str, others))}"
         )
 
     # The mix.
@@ -194,7 +195,9 @@ class FuzzRun:
             self._asked.append(Asked(number=slot.number, outcome=outcome))
         else:
             reply = await self._gun.fire(slot.what)
-            self._fired.append(Fired(number=slot.number, shot=slot.what, reply=reply))
+            target = str(self._gun.target(slot.what))
+            fired = Fired(number=slot.number, shot=slot.what, target=target, reply=reply)
+            self._fired.append(fired)
         self._under_way.discard(slot.number)
         self._recent.append((time.monotonic(), slot.number))
 
@@ -224,7 +227,3 @@ class FuzzRun:
     def _tell(self) -> None:
         numbers = judge(self._record()).summary()
         self._say(", ".join(f"{name} {number:g}" for name, number in numbers.items()))
-
-
-def _list(others: tuple[Listener, ...]) -> str:
-    return ", ".join(f"{each.process} {each.address}:{each.port}" for each in others)

@@ -30,10 +30,11 @@ class Symptom(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fired:
-    """A shot and its reply."""
+    """A shot, whom it met, and the reply."""
 
     number: int
     shot: Shot
+    target: str
     reply: Reply
 
 
@@ -132,6 +133,8 @@ def judge(record: Record) -> Verdict:
 def _of_shot(fired: Fired) -> Iterator[Finding]:
     shot, reply = fired.shot, fired.reply
     name = f"{shot.kind.value}: {shot.name}"
+    if shot.port is not None:
+        name += f" to {fired.target}"
     errors = [status for status in reply.statuses if status >= 500 and status not in _FAIR]
     if reply.error_code is not None and reply.error_code >= 500:
         errors.append(reply.error_code)

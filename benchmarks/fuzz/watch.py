@@ -11,6 +11,7 @@ import psutil
 _REPLICA = "ray::ServeReplica:"
 _ENGINE = "VLLM::"
 _PROXY = "/haproxy "
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _RAY_PORTS = range(10_002, 20_000)
 """Where Ray has its workers listen for each other, in the replicas' processes as in all others."""
 
@@ -22,6 +23,14 @@ class Listener:
     port: int
     address: str
     process: str
+
+    @property
+    def host(self) -> str:
+        """Where it is reached from this machine."""
+        return _ANY.get(self.address, self.address).removeprefix("::ffff:")
+
+    def __str__(self) -> str:
+        return f"{self.process} at {self.address}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,16 @@ import pytest
 
 from benchmarks.fuzz.client import End, Gun, Reply
 from benchmarks.fuzz.shots import Kind, Part, Shot, Then
+from benchmarks.fuzz.watch import Listener
 
 Serving = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def local(port: int) -> Listener:
+    return Listener(port=port, address="127.0.0.1", process="a server")
 
 
 def shot(
@@ -47,7 +52,7 @@ async def fire(given: Shot, serving: Serving, *, patience_s: float = 30.0) -> Re
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        gun = Gun(server.sockets[0].getsockname()[1], (), patience_s=patience_s)
+        gun = Gun(local(server.sockets[0].getsockname()[1]), (), patience_s=patience_s)
         reply = await gun.fire(given)
         gun.release()
         await asyncio.gather(*served)
@@ -115,7 +120,7 @@ async def test_nobody_there() -> None:
     port = server.sockets[0].getsockname()[1]
     server.close()
     await server.wait_closed()
-    assert (await Gun(port, (), patience_s=30).fire(shot())).end is End.REFUSED
+    assert (await Gun(local(port), (), patience_s=30).fire(shot())).end is End.REFUSED
 
 
 async def test_the_other_side_sees_a_half_closed_one_end() -> None:
@@ -142,7 +147,7 @@ async def test_one_that_lingers_stays_until_the_release() -> None:
 
     server = await asyncio.start_server(serving, "127.0.0.1", 0)
     async with server:
-        gun = Gun(server.sockets[0].getsockname()[1], (), patience_s=30)
+        gun = Gun(local(server.sockets[0].getsockname()[1]), (), patience_s=30)
         reply = await gun.fire(shot(Then.LINGER, num_connections=3))
         assert (reply.end, left.locked()) == (End.LEFT, True)
         gun.release()
@@ -160,8 +165,8 @@ async def test_a_client_leaves_when_an_answer_has_begun() -> None:
 
 
 def test_a_place_among_the_ports() -> None:
-    gun = Gun(80, (1, 2, 3), patience_s=1)
+    gun = Gun(local(80), tuple(map(local, (1, 2, 3))), patience_s=1)
     places = [
         Shot(kind=Kind.PORT, name="p", parts=(), port=place) for place in (0.0, 0.4, 0.99, None)
     ]
-    assert [gun.port_of(each) for each in places] == [1, 2, 3, 80]
+    assert [gun.target(each).port for each in places] == [1, 2, 3, 80]

@@ -29,6 +29,7 @@ def fired(
     of_shot = {"is_request": True, **of_shot}
     return Fired(
         number=number,
+        target="the front door",
         shot=Shot(kind=Kind.EDGE, name="n is 2", parts=(), **of_shot),
         reply=Reply(end=end, start_s=0.0, end_s=2.0, statuses=statuses, error_code=code),
     )

@@ -6,7 +6,7 @@ import sys
 import psutil
 import pytest
 
-from benchmarks.fuzz.watch import Watch, label
+from benchmarks.fuzz.watch import Listener, Watch, label
 
 TITLED = """
 import setproctitle, socket, sys
@@ -32,6 +32,20 @@ sys.stdin.read()
 )
 def test_labels(command: str, expected: str | None) -> None:
     assert label(command) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "::1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("fe80::1", "fe80::1"),
+    ],
+)
+def test_where_a_listener_is_reached(address: str, host: str) -> None:
+    assert Listener(port=1, address=address, process="a server").host == host
 
 
 def test_a_process_is_seen_to_listen_and_to_end() -> None:
