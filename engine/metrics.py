@@ -47,4 +47,8 @@ class RayExporter:
         """Exports for ever; cancel to end."""
         while True:
             await asyncio.sleep(EXPORT_INTERVAL_S)
-            self.export_once()
+            try:
+                self.export_once()
+            except Exception:
+                # Whatever Ray did not take now, it may take the next time.
+                logger.exception("metrics were not exported")

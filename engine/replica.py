@@ -70,7 +70,9 @@ class _Load:
     """When it last finished a request, or got its first: since then it is at the oldest it has."""
     step: StepSample | None = None
 
-    def report_to(self, router: RouterEnd, oldest_work_s: float) -> LoadReport:
+    def report_to(
+        self, router: RouterEnd, oldest_work_s: float, *, has_suspect: bool
+    ) -> LoadReport:
         return LoadReport(
             others_work_s=max(0.0, sum(self.work_s.values()) - self.work_s.get(router, 0.0)),
             progress_s=min(time.monotonic() - self.since_s, oldest_work_s),
@@ -79,6 +81,7 @@ class _Load:
             kv_usage_fraction=self.kv_usage_fraction,
             leaves_because=self.leaves_because,
             step=self.step,
+            has_suspect=has_suspect,
         )
 
 
@@ -95,6 +98,8 @@ class EngineReplica:
         self._hooks = hooks
         self._running: dict[str, _Running] = {}
         self._routers: set[RouterEnd] = set()
+        self._suspect_id: str | None = None
+        """Of all running requests, the one that may make the engine fail."""
         self._load = _Load()
         self._load_changed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -159,11 +164,19 @@ class EngineReplica:
         if request.request_id in self._running:
             router.send(Kind.REJECT, Rejection(request.request_id, "this id is already running"))
             return
+        if add.is_suspect and self._suspect_id is not None:
+            # Two routers had the same idea. First the report, so that this one looks elsewhere.
+            router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
+            reason = "another suspect is here"
+            router.send(Kind.REJECT, Rejection(request.request_id, reason, has_suspect=True))
+            return
         if not self._running:
             self._load.since_s = time.monotonic()
         self._running[request.request_id] = _Running(router, add.work_s)
         self._load.work_s[router] += add.work_s
         self._load_changed = True
+        if add.is_suspect:
+            self._suspect_id = request.request_id
         if add.asks_load:
             router.send(Kind.TAKEN, Taken(request.request_id, self._report_to(router)))
         self._send(self._add(router, request))
@@ -200,6 +213,11 @@ class EngineReplica:
     def release(self, router: RouterEnd, request_ids: list[str]) -> None:
         self._hooks.released(request_ids)
 
+    def clear(self, router: RouterEnd, request_ids: list[str]) -> None:
+        if self._suspect_id in request_ids:
+            self._suspect_id = None
+            self._load_changed = True
+
     def router_gone(self, router: RouterEnd) -> None:
         self._routers.discard(router)
         mine = [key for key, running in self._running.items() if running.router is router]
@@ -218,6 +236,8 @@ class EngineReplica:
         running = self._running.pop(request_id, None)
         if running is None:
             return False
+        if request_id == self._suspect_id:
+            self._suspect_id = None
         self._load.work_s[running.router] -= running.work_s
         if was_done or request_id == oldest:
             # One that leaves from behind says nothing of how far the oldest is.
@@ -282,7 +302,11 @@ class EngineReplica:
 
     def _report_to(self, router: RouterEnd) -> LoadReport:
         oldest = next(iter(self._running.values()), None)
-        return self._load.report_to(router, oldest.work_s if oldest else 0.0)
+        suspect = self._running[self._suspect_id] if self._suspect_id is not None else None
+        has_suspect = suspect is not None and suspect.router is not router
+        return self._load.report_to(
+            router, oldest.work_s if oldest else 0.0, has_suspect=has_suspect
+        )
 
     def _report(self) -> None:
         self._load_changed = False

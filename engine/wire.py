@@ -49,6 +49,7 @@ class Kind(enum.IntEnum):
     FORGET = 11  # list[str] of engine ids that are gone for good, router to decode
     TAKEN = 12  # Taken, replica
     ENDED = 13  # EngineExit, replica: the last it says
+    CLEAR = 20  # list[str] of request ids that are suspects no longer, router
 
 
 class Challenge(msgspec.Struct, frozen=True):
@@ -87,6 +88,8 @@ class AddRequest(msgspec.Struct, frozen=True):
     """Predicted seconds of engine time, as the sending router counts it in its own ledger."""
     asks_load: bool = False
     """Whether the router wants to know at once what else the replica has: see Taken."""
+    is_suspect: bool = False
+    """Engines have failed with it: it must be the only such request here."""
 
 
 class LoadReport(msgspec.Struct, frozen=True):
@@ -103,6 +106,8 @@ class LoadReport(msgspec.Struct, frozen=True):
     where its engine hangs."""
     step: StepSample | None = None
     """The last one."""
+    has_suspect: bool = False
+    """Another router has a suspect here."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True):
@@ -124,6 +129,8 @@ class Rejection(msgspec.Struct, frozen=True):
 
     request_id: str
     reason: str
+    has_suspect: bool = False
+    """It is a suspect, and another one is here already."""
 
 
 def prove(secret: str, nonce: bytes) -> bytes:

@@ -24,6 +24,11 @@ def unavailable(message: str) -> Refusal:
     )
 
 
+def bad_request(message: str) -> Refusal:
+    """Status 400: it will not be taken later either."""
+    return Refusal(status=HTTPStatus.BAD_REQUEST, message=message)
+
+
 def too_many(plan: AdmissionPlan) -> Refusal:
     """Status 429: there is more to do than can be done in time."""
     return Refusal(

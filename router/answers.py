@@ -21,7 +21,8 @@ class Refusal:
 
     status: HTTPStatus
     message: str
-    retry_after_s: int
+    retry_after_s: int | None = None
+    """None where coming back does not help."""
 
 
 @dataclass(slots=True)
@@ -90,7 +91,8 @@ async def refuse(send: Send, refusal: Refusal) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(refusal.retry_after_s).encode()),
     ]
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
     await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})
     await send({"type": "http.response.body", "body": body})

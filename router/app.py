@@ -4,7 +4,7 @@ Owns the making of the app; every route, check and answer in it is vLLM's own.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -46,6 +46,12 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
                 log_stats=False,
                 log_requests=False,
             )
+        self._core = core
+
+    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+        """Ends requests that nobody waits for; those that a stop string has ended are not here."""
+        request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        self._core.cancel(self.output_processor.abort_requests(request_ids, internal))
 
 
 async def build_openai_app(
@@ -57,6 +63,7 @@ async def build_openai_app(
     config = engine_args(settings.model, options).create_engine_config()
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     llm = ClusterLLM(config, core)
+    health.is_served = lambda: not llm.errored
     level = logging.root.level
     app = build_app(args, TASKS, config.model_config)
     # What vLLM imports for some hosting services raises it: our warnings would not be seen.

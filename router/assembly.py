@@ -15,6 +15,7 @@ from engine.secret import application_secret
 from router.app import build_openai_app
 from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
+from router.errors import FrontEndStalled
 from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
@@ -60,6 +61,14 @@ class Assembly:
             engine_ends=self.engine_ends,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
+        self._stall_timeout_s = settings.stall_timeout_s
+
+    def check_front_end(self) -> None:
+        """Raises FrontEndStalled where nobody hands out what the engines compute."""
+        if not self._health.is_served():
+            raise FrontEndStalled("vLLM's output handler has ended")
+        if (unread_s := self._core.unread_s()) > self._stall_timeout_s:
+            raise FrontEndStalled(f"vLLM's output handler has read nothing for {unread_s:.0f} s")
 
     def scaling_report(self) -> dict[str, float]:
         """What the scaling policies are told: see router.traffic."""

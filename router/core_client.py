@@ -3,14 +3,16 @@
 vLLM's AsyncLLM adds requests here and reads token outputs here, as it would from one engine. Owns
 every running request of this router: which replica has it, what comes next, and how it ends. A
 request that was accepted always ends in a final output, an error output, or an abort: one that
-loses its engine goes on in another, after the tokens that its client has.
+loses its engine goes on in another, after the tokens that its client has. Whatever goes wrong with
+one request ends that one and leaves nothing of it: every step of a request's way is taken in
+`_isolated`.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, ParamSpec
 
 from vllm.v1.engine import (
     EngineCoreOutput,
@@ -23,18 +25,19 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from engine.wire import Rejection, StepOutputs
-from router.admission import too_many, unavailable
+from router.admission import bad_request, too_many, unavailable
 from router.answers import NOTE, Refusal, note_route
 from router.arrivals import Arrivals
-from router.errors import NoReplica
+from router.errors import CannotBeSent, NoReplica
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
-from router.metrics import RouterMetrics
+from router.metrics import COMPLETE, RouterMetrics
 from router.phases import RequestPhase
 from router.placement import Placement, Placer
 from router.policies import Policy, RoutePlan
 from router.pool import Pool, PoolEvents, Replica
-from router.recovery import Death, RecoveryLimits, plan_move
+from router.quarantine import Quarantine
+from router.recovery import Failures, RecoveryLimits, one_more, plan_move
 from router.request import (
     KV_PARAMS,
     RequestState,
@@ -44,9 +47,10 @@ from router.request import (
 from router.second_look import MOST_LOOKS, looks_again, moves_on
 from router.settings import Targets
 from router.traffic import TrafficMeter
-from router.trial import Trial
 
 logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
 
 
 class _Resources:
@@ -101,8 +105,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
         self._num_held = 0
         """Requests that are not let in before a replica could answer them."""
-        self._trial: Trial[RequestState] = Trial()
+        self._quarantine: Quarantine[RequestState] = Quarantine()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._read_s = 0.0
+        """When outputs were last asked for, or put where there were none."""
         self._decode_joined = asyncio.Event()
 
     # What AsyncLLM calls.
@@ -112,6 +118,17 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Sends a request on its way."""
+        try:
+            # The choices of one HTTP request come one after the other: each lets others run.
+            await asyncio.sleep(0)
+            self._add(request)
+        except BaseException:
+            # The front end has it already, and forgets what it added only with a last output.
+            self._deliver([_last(request.request_id, FinishReason.ABORT)])
+            self.cancel([request.request_id])
+            raise
+
+    def _add(self, request: EngineCoreRequest) -> None:
         params = request.sampling_params
         assert params is not None, "only generation is served"
         for ours in (KV_PARAMS, OUTPUT_TOKENS, STEP_LIMIT):
@@ -121,20 +138,34 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state = RequestState(request=request, note=NOTE.get(), num_ahead=len(self._arrivals))
         self._requests[request.request_id] = state
         self._arrivals.add(state)
-        self._route(state)
+        self._deliver(self._isolated(self._route, state))
 
     async def get_output_async(self) -> EngineCoreOutputs:
+        self._read_s = time.monotonic()
         return await self._outputs.get()
 
+    def unread_s(self) -> float:
+        """For how long outputs have waited for the front end to ask for them."""
+        return 0.0 if self._outputs.empty() else time.monotonic() - self._read_s
+
     async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """Ends requests whose answers are complete: a stop string has come, says the front end."""
+        self._stop_all(request_ids, str(FinishReason.STOP))
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Ends requests whose answers nobody waits for any more."""
+        self._stop_all(request_ids, str(FinishReason.ABORT))
+
+    def _stop_all(self, request_ids: Iterable[str], outcome: str) -> None:
         for request_id in request_ids:
-            state = self._requests.get(request_id)
-            if state is None:
-                continue
-            if state.replica is not None:
-                state.replica.abort(state.engine_request_id)
-            # A decode engine that is told so frees what prefill keeps for it, in any state.
-            self._end(state, "abort")
+            if (state := self._requests.get(request_id)) is not None:
+                # A decode engine that is told so frees what prefill keeps for it, in any state.
+                self._isolated(self._stop, state, outcome)
+
+    def _stop(self, state: RequestState, outcome: str) -> list[EngineCoreOutput]:
+        self._withdraw(state)
+        self._end(state, outcome)
+        return []
 
     def get_kv_event_sources(self) -> dict[int, object]:
         return {}
@@ -167,9 +198,25 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             num_held=self._num_held,
         )
 
-    # The way of a request.
+    # The way of a request. Each step of it returns what the client is to be given.
 
-    def _route(self, state: RequestState) -> None:
+    def _isolated(
+        self,
+        step: Callable[Concatenate[RequestState, _P], list[EngineCoreOutput]],
+        state: RequestState,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> list[EngineCoreOutput]:
+        """Takes one step of a request's way; what goes wrong ends the request and nothing else."""
+        try:
+            return step(state, *args, **kwargs)
+        except CannotBeSent as error:
+            return self._refused(state, "cannot_be_sent", bad_request(str(error)))
+        except Exception as error:
+            logger.exception("request %s", state.request_id)
+            return self._failed(state, f"{type(error).__name__}: {error}")
+
+    def _route(self, state: RequestState) -> list[EngineCoreOutput]:
         """Sends a request, or what is left of it, to its next engine."""
         state.plan = plan_handoff(
             state.params,
@@ -179,20 +226,30 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         state.prefill = state.decode = None
         if state.plan.route is not Route.PREFILL_ONLY and not self.decode.is_open:
-            self._wait(state)
-            return
-        if state.is_suspect and not self._trial.takes(state):
+            return self._wait(state)
+        if state.is_suspect:
             self._enter(state, RequestPhase.WAITING)
-            return
+            self._quarantine.wait(state)
+            return self._send_suspects()
         placement = self._placer.place(state, state.plan)
         if state.attempt == 0:
             admission = self._placer.admission(state, placement)
             if not admission.admits:
-                self._refuse(state, admission.reason, too_many(admission))
-                return
-        self._send(state, placement)
+                return self._refused(state, admission.reason, too_many(admission))
+        return self._send(state, placement)
 
-    def _send(self, state: RequestState, placement: Placement) -> None:
+    def _send_suspects(self) -> list[EngineCoreOutput]:
+        """Sends those suspects for which there is a replica without one."""
+        outputs: list[EngineCoreOutput] = []
+        while (state := self._quarantine.next) is not None:
+            placement = self._placer.place_apart(state, self._quarantine.occupied)
+            if placement is None:
+                break
+            self._quarantine.enter(state, placement.reader.replica_id)
+            outputs += self._isolated(self._send, state, placement)
+        return outputs
+
+    def _send(self, state: RequestState, placement: Placement) -> list[EngineCoreOutput]:
         """Sends a request where it is to go."""
         state.plan = placement.plan
         self._metrics.routed(state, placement.reader, prefill_s=placement.prefill_s)
@@ -209,6 +266,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             replica.reading[state.engine_request_id] = placement.reader.request_s
         else:
             self._to_prefill(state, placement.reader)
+        return []
 
     def _to_prefill(self, state: RequestState, reader: RoutePlan) -> None:
         route = state.plan.route
@@ -222,11 +280,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             client_priority=request.priority,
         )
         due_in_s = request.priority / 1000 + reader.request_s - time.time()
-        state.prefill = self.prefill[reader.replica_id]
+        replica = self.prefill[reader.replica_id]
+        asks_load = self._looks_again and state.num_looks < MOST_LOOKS
+        replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
+        state.prefill = replica
         if state.phase is not RequestPhase.PREFILLING:
             self._enter(state, RequestPhase.PREFILLING)
-        asks_load = self._looks_again and state.num_looks < MOST_LOOKS
-        state.prefill.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
         if not asks_load:
             self.prefill.prefixes.add(reader.replica_id, state.chain)
 
@@ -238,34 +297,51 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _to_decode(
         self, state: RequestState, replica: Replica, request: EngineCoreRequest, work_s: float
     ) -> None:
+        replica.add(request, work_s, is_suspect=state.is_suspect)
         state.decode = replica
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
-        replica.add(request, work_s)
 
-    def _wait(self, state: RequestState) -> None:
+    def _wait(self, state: RequestState) -> list[EngineCoreOutput]:
         """Holds a request until the decode pool has a live replica, or its time is up."""
         self._enter(state, RequestPhase.WAITING)
         loop = asyncio.get_running_loop()
         state.waits_until = loop.call_later(self.limits.max_wait_s, self._waited_too_long, state)
+        return []
 
     def _waited_too_long(self, state: RequestState) -> None:
         reason = f"no decode replica for {self.limits.max_wait_s:g} s"
-        self._refuse(state, "no_decode_replica", unavailable(reason))
+        self._deliver(self._refused(state, "no_decode_replica", unavailable(reason)))
 
     def _first_token_too_late(self, state: RequestState) -> None:
-        if state.replica is not None:
-            state.replica.abort(state.engine_request_id)
         reason = f"no token within {self._targets.queue_timeout_s:g} s"
-        self._refuse(state, "queue_timeout", unavailable(reason))
+        self._deliver(self._refused(state, "queue_timeout", unavailable(reason)))
 
-    def _refuse(self, state: RequestState, reason: str, refusal: Refusal) -> None:
+    def _refused(
+        self, state: RequestState, reason: str, refusal: Refusal
+    ) -> list[EngineCoreOutput]:
         """Ends a request with a status, if its client has been sent none; else with an error."""
         self._metrics.refused(reason)
         if state.note is not None:
             state.note.refusal = refusal
         logger.info("request %s refused: %s", state.request_id, refusal.message)
-        self._end(state, "refused")
-        self._deliver([_error(state)])
+        return self._broken_off(state, "refused")
+
+    def _failed(self, state: RequestState, reason: str) -> list[EngineCoreOutput]:
+        logger.warning("request %s failed: %s", state.request_id, reason)
+        return self._broken_off(state, "error")
+
+    def _broken_off(self, state: RequestState, outcome: str) -> list[EngineCoreOutput]:
+        self._withdraw(state)
+        self._end(state, outcome)
+        return [_last(state.request_id, FinishReason.ERROR)]
+
+    def _withdraw(self, state: RequestState) -> None:
+        """Takes a request from the engines. Decode tells prefill that its blocks are not needed;
+        where decode does not have it, this does."""
+        if state.replica is not None and state.replica.has(state.engine_request_id):
+            state.replica.abort(state.engine_request_id)
+        elif state.phase in (RequestPhase.PREFILLING, RequestPhase.TRANSFERRING):
+            self._release_handover(state)
 
     def _enter(self, state: RequestState, phase: RequestPhase) -> None:
         self._metrics.phase_entered(state, phase)
@@ -280,43 +356,46 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             return
         self._in_engines.pop(state.engine_request_id, None)
         self._arrivals.discard(state)
+        if outcome in COMPLETE and state.decode is not None:
+            # The next turn of a conversation begins with this one.
+            chain = state.blocks(self.decode.block_size)
+            self.decode.prefixes.add(state.decode.replica_id, chain)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
-        for freed in self._trial.leave(state):
-            self._route(freed)
+        if self._quarantine.leave(state):
+            self._deliver(self._send_suspects())
 
     def _move(
-        self, state: RequestState, cause: str, death: Death | None = None
+        self, state: RequestState, cause: str, failures: Failures | None
     ) -> list[EngineCoreOutput]:
         """Takes a request from an engine that does not have it any more, and starts it again."""
-        plan = plan_move(
-            num_moves=state.num_moves, before=state.death, death=death, limits=self.limits
-        )
-        state.death = death or state.death
+        state.failures = failures
+        plan = plan_move(num_moves=state.num_moves, failures=failures, limits=self.limits)
         if not plan.moves:
-            return [self._failed(state, f"{cause}; {plan.reason}")]
+            return self._failed(state, f"{cause}; {plan.reason}")
         self._metrics.moved(state, cause)
         logger.info("request %s moves: %s", state.request_id, cause)
         state.num_moves += 1
-        self._route(state)
-        return []
+        return self._route(state)
 
     # What the replicas say.
 
     def _taken(self, replica: Replica, engine_request_id: str) -> None:
         """A prefill replica has a prompt, and has just said what is ahead of it: look again."""
         state = self._in_engines.get(engine_request_id)
-        if state is None or state.replica is not replica:
-            return
+        if state is not None and state.replica is replica:
+            self._deliver(self._isolated(self._look_again, state, replica))
+
+    def _look_again(self, state: RequestState, replica: Replica) -> list[EngineCoreOutput]:
         state.num_looks += 1
         better = self._better(state, replica)
         if better is None:
             self.prefill.prefixes.add(replica.replica_id, state.chain)
-            return
+            return []
         self._metrics.called_back()
-        replica.abort(engine_request_id)
+        self._withdraw(state)
         state.prefill = None
-        self._send(state, better)
+        return self._send(state, better)
 
     def _better(self, state: RequestState, replica: Replica) -> Placement | None:
         """A way that is worth leaving a prefill replica for, which has not begun yet."""
@@ -337,38 +416,42 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._decode_joined.set()
         waiting = [s for s in self._requests.values() if s.waits_until is not None]
         for state in waiting:
-            self._route(state)
+            self._deliver(self._isolated(self._route, state))
+        self._deliver(self._send_suspects())
 
     def _stepped(self, replica: Replica, step: StepOutputs) -> None:
-        outputs = []
+        outputs: list[EngineCoreOutput] = []
         for output in step.outputs:
             state = self._in_engines.get(output.request_id)
             if output.new_token_ids:
                 replica.reading.pop(output.request_id, None)
             if output.finished:
                 replica.settle(output.request_id)
-            if state is None or state.replica is not replica:
+            if state is not None and state.replica is replica:
+                outputs += self._isolated(self._computed, state, replica, output)
+            elif output.kv_transfer_params is not None:
                 # Aborted while this was under way; what was handed over is nobody's now.
-                if output.kv_transfer_params is not None:
-                    replica.release(output.request_id)
-            elif output.finish_reason == FinishReason.ABORT:
-                # Not by us, so the engine is being stopped.
-                outputs += self._move(state, f"{replica.pool.name}_stopped")
-            elif state.phase is RequestPhase.PREFILLING:
-                outputs += self._prefilled(state, output)
-            else:
-                outputs.append(self._decoded(state, output))
+                replica.release(output.request_id)
+        if self._quarantine.next is not None:
+            # The replica may have said that another router's suspect has left it.
+            outputs += self._send_suspects()
         self._deliver(outputs)
+
+    def _computed(
+        self, state: RequestState, replica: Replica, output: EngineCoreOutput
+    ) -> list[EngineCoreOutput]:
+        if output.finish_reason == FinishReason.ABORT:
+            # Not by us, so the engine is being stopped.
+            return self._move(state, f"{replica.pool.name}_stopped", state.failures)
+        if state.phase is RequestPhase.PREFILLING:
+            return self._prefilled(state, output)
+        return [self._decoded(state, output)]
 
     def _prefilled(self, state: RequestState, output: EngineCoreOutput) -> list[EngineCoreOutput]:
         """Prefill is done: the request ends here or goes on to decode."""
         self._metrics.queued(state, output)
         state.prefill_stats = output.prefill_stats
         self._learn_cached(state, self.prefill, output)
-        if state.death is not None and state.death.was_reading:
-            # What an engine may have died of, another one has read.
-            state.death = None
-            self._acquit(state)
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
         kv_transfer_params = output.kv_transfer_params
@@ -401,14 +484,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             # Decode's own count would call the whole prompt cached.
             is_first = state.num_output_tokens == 0
             output.prefill_stats = state.prefill_stats if is_first else None
-        forwarded = self._forward(state, output)
-        if not state.is_suspect:
-            self._acquit(state)
-        return forwarded
+        return self._forward(state, output)
 
-    def _acquit(self, state: RequestState) -> None:
-        for freed in self._trial.acquit(state):
-            self._route(freed)
+    def _clear(self, state: RequestState) -> None:
+        """A request has shown that it is not what made engines fail."""
+        state.failures = None
+        if self._quarantine.leave(state):
+            if state.replica is not None:
+                state.replica.clear(state.engine_request_id)
+            self._deliver(self._send_suspects())
 
     def _forward(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
         """The output as the client's front end gets it; ends the request if it is the last."""
@@ -417,11 +501,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if output.new_token_ids and not state.num_output_tokens:
             self._arrivals.discard(state)
         self._metrics.tokens_out(state, output.new_token_ids)
+        if state.failures is not None and state.failures.clears(state.num_output_tokens):
+            self._clear(state)
         if output.finished:
-            if state.decode is not None:
-                # The next turn of a conversation begins with this one.
-                chain = state.blocks(self.decode.block_size)
-                self.decode.prefixes.add(state.decode.replica_id, chain)
             self._end(state, str(output.finish_reason))
         return output
 
@@ -430,45 +512,49 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.prefill is not None:
             state.prefill.release(state.engine_request_id)
 
-    def _failed(self, state: RequestState, reason: str) -> EngineCoreOutput:
-        logger.warning("request %s failed: %s", state.request_id, reason)
-        self._end(state, "error")
-        return _error(state)
-
     def _rejected(self, replica: Replica, rejection: Rejection) -> None:
         state = self._in_engines.get(rejection.request_id)
         if state is not None and state.replica is replica:
-            self._deliver([self._failed(state, rejection.reason)])
+            self._deliver(self._isolated(self._sent_back, state, rejection))
+
+    def _sent_back(self, state: RequestState, rejection: Rejection) -> list[EngineCoreOutput]:
+        if rejection.has_suspect:
+            return self._route(state)
+        return self._failed(state, rejection.reason)
 
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""
-        how = replica.load.leaves_because or "died"
-        cause = f"{replica.pool.name}_{how}"
-        has = replica.load.num_running + replica.load.num_waiting
-        had = sum(state.replica is replica for state in self._requests.values())
-        outputs = []
+        outputs: list[EngineCoreOutput] = []
         for state in list(self._requests.values()):
-            if state.replica is replica:
-                if state.phase is RequestPhase.TRANSFERRING:
-                    self._release_handover(state)
-                death = Death(
-                    num_tokens=state.num_output_tokens,
-                    was_alone=max(had, has) <= 1,
-                    was_reading=state.phase is RequestPhase.PREFILLING,
-                )
-                outputs += self._move(state, cause, death if how == "died" else None)
-            elif state.prefill is replica and state.phase is RequestPhase.TRANSFERRING:
-                # Its blocks went with prefill. A decode that has pulled them loses little.
-                assert state.decode is not None
-                state.decode.abort(state.engine_request_id)
-                outputs += self._move(state, cause)
+            if state.replica is replica or (
+                state.prefill is replica and state.phase is RequestPhase.TRANSFERRING
+            ):
+                outputs += self._isolated(self._fail_over, state, replica)
+        if not self.decode.is_open:
+            for state in self._quarantine:
+                self._wait(state)
         self._deliver(outputs)
+
+    def _fail_over(self, state: RequestState, lost: Replica) -> list[EngineCoreOutput]:
+        how = lost.load.leaves_because or ("lost" if lost.exit is None else "died")
+        failures = state.failures
+        # Where its blocks went with prefill, a decode that has pulled them loses little.
+        self._withdraw(state)
+        if lost.exit is not None and state.replica is lost:
+            failures = one_more(
+                failures,
+                num_tokens=state.num_output_tokens,
+                was_prefilling=state.phase is RequestPhase.PREFILLING,
+            )
+        return self._move(state, f"{lost.pool.name}_{how}", failures)
 
     def _deliver(self, outputs: Iterable[EngineCoreOutput]) -> None:
         batch = list(outputs)
         if batch:
+            if self._outputs.empty():
+                self._read_s = time.monotonic()
             self._outputs.put_nowait(EngineCoreOutputs(outputs=batch, timestamp=time.monotonic()))
 
 
-def _error(state: RequestState) -> EngineCoreOutput:
-    return EngineCoreOutput(state.request_id, [], finish_reason=FinishReason.ERROR)
+def _last(request_id: str, reason: FinishReason) -> EngineCoreOutput:
+    return EngineCoreOutput(request_id, [], finish_reason=reason)

@@ -3,6 +3,8 @@
 RouterError
 ├── NoReplica               a pool has no live replica
 ├── PairNotReady            a prefill and a decode engine cannot exchange KV
+├── CannotBeSent            a request holds what no message to an engine can
+├── FrontEndStalled         nobody reads the outputs that the engines send
 └── RouterInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
 
@@ -23,6 +25,17 @@ class PairNotReady(RouterError):
 
     def __init__(self, prefill: str, decode: str, problem: str) -> None:
         super().__init__(f"prefill {prefill} and decode {decode} are not a pair: {problem}")
+
+
+class CannotBeSent(RouterError):
+    """A request holds what no message to an engine can: a number beyond 64 bits, half a letter."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"The request cannot be sent to an engine: {error}")
+
+
+class FrontEndStalled(RouterError):
+    """Nobody reads the outputs that the engines send, so no client gets an answer."""
 
 
 class RouterInternalsChanged(RouterError):

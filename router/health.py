@@ -31,13 +31,15 @@ class Health:
         self._pools = pools
         self._ends = ends
         self._starting = starting
+        self.is_served: Callable[[], bool] = lambda: True
+        """Whether vLLM's front end still hands out what engines compute. Set by who makes it."""
 
     def route(self) -> Route:
         return Route(PATH, self._answer, methods=["GET"])
 
     async def _answer(self, request: Request) -> Response:
         # Where vLLM's front end has given up, it serves nobody, whatever the pools do.
-        is_open = all(pool.is_open for pool in self._pools) and not self._is_errored(request)
+        is_open = all(pool.is_open for pool in self._pools) and self.is_served()
         body: dict[str, Any] = {
             "status": "ok" if is_open else "unavailable",
             "replicas": {pool.name: len(pool.ledger) for pool in self._pools},
@@ -52,7 +54,3 @@ class Health:
             return JSONResponse(body)
         body["starting"] = dict(await self._starting())
         return JSONResponse(body, status_code=HTTPStatus.SERVICE_UNAVAILABLE)
-
-    @staticmethod
-    def _is_errored(request: Request) -> bool:
-        return bool(request.app.state.engine_client.errored)

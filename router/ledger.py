@@ -67,6 +67,11 @@ class Ledger:
         """Requests that this router has there."""
         return len(self._lines[replica_id].sent)
 
+    def has(self, replica_id: str, request_id: str) -> bool:
+        """Whether this router has the request there."""
+        line = self._lines.get(replica_id)
+        return line is not None and request_id in line.sent
+
     def insert(self, replica_id: str, now_s: float) -> None:
         """A replica has joined."""
         load = ReplicaLoad(replica_id=replica_id, work_s=0.0, counted_s=now_s, reported_s=now_s)

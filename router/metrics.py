@@ -26,6 +26,10 @@ _LATENCY_BUCKETS_S = (
 )  # fmt: skip
 
 
+COMPLETE = ("stop", "length", "repetition")
+"""How answers end that are whole."""
+
+
 class RouterMetrics:
     """Counters and histograms of one router."""
 
@@ -156,7 +160,7 @@ class RouterMetrics:
 
     def ended(self, state: RequestState, outcome: str) -> None:
         self._ended.labels(outcome).inc()
-        if outcome in ("stop", "length"):
+        if outcome in COMPLETE:
             self._mean_output_tokens += 0.02 * (state.num_output_tokens - self._mean_output_tokens)
             if state.first_token_s is not None and state.last_token_s is not None:
                 writing_s = state.last_token_s - state.first_token_s

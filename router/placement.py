@@ -3,7 +3,7 @@
 Owns no state: the pools own what they know. Never sends anything.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
@@ -83,6 +83,44 @@ class Placer:
                 )
         return Placement(
             plan=plan, reader=reader, ttft_s=reader.finish_s, prefill_s=reader.request_s
+        )
+
+    def place_apart(self, state: RequestState, occupied: Set[str]) -> Placement | None:
+        """A decode replica for a suspect, which does the whole request; None while there is none.
+
+        Never one of `occupied`, nor one with another router's suspect. Of the others the one with
+        the fewest requests, as these lose their engine if the suspect is guilty.
+        """
+        free = [
+            replica
+            for replica in self._decode
+            if not replica.is_leaving
+            and replica.replica_id not in occupied
+            and not replica.load.has_suspect
+        ]
+        if not free:
+            return None
+        ledger, num_tokens = self._decode.ledger, state.num_tokens
+        replica = min(
+            free,
+            key=lambda each: (
+                max(each.load.num_running, ledger.num_sent(each.replica_id)),
+                each.replica_id,
+            ),
+        )
+        reader = RoutePlan(
+            replica_id=replica.replica_id,
+            reason="no other suspect there",
+            wait_s=replica.work_s,
+            request_s=self._decode.cost.prefill.seconds(
+                num_uncached=num_tokens, num_tokens=num_tokens
+            ),
+        )
+        return Placement(
+            plan=HandoffPlan(route=Route.DECODE_ONLY, reason="suspect"),
+            reader=reader,
+            ttft_s=reader.finish_s,
+            prefill_s=reader.request_s,
         )
 
     def admission(self, state: RequestState, placement: Placement) -> AdmissionPlan:

@@ -29,7 +29,7 @@ from engine.wire import (
 )
 from kvtransfer.peers import KVPeer
 from router.cost_fit import CostFit, PoolCost, StepShape
-from router.errors import NoReplica
+from router.errors import CannotBeSent, NoReplica
 from router.ledger import Ledger
 from router.policies import Policy, RoutePlan
 from router.prefixes import PrefixIndex, index_block_size
@@ -96,12 +96,21 @@ class Replica:
         *,
         due_in_s: float | None = None,
         asks_load: bool = False,
+        is_suspect: bool = False,
     ) -> None:
         """Sends a request, which gives way to others after `due_in_s`.
 
         `asks_load`: the replica says at once what else it has (`PoolEvents.taken`).
+
+        Raises:
+            CannotBeSent: it holds what no message can. Nothing was sent or noted then.
         """
         assert self.end is not None
+        try:
+            self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load, is_suspect))
+        except Exception as error:
+            # Encoders raise whatever they like: what is in the request decides.
+            raise CannotBeSent(error) from error
         now_s = time.monotonic()
         self.pool.ledger.add(
             self.replica_id,
@@ -110,17 +119,25 @@ class Replica:
             now_s=now_s,
             deadline_s=None if due_in_s is None else now_s + due_in_s,
         )
-        self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load))
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
         self.reading.pop(request_id, None)
         self.pool.ledger.settle(self.replica_id, request_id, was_done=was_done)
 
+    def has(self, request_id: str) -> bool:
+        """Whether a request was sent there and has not ended."""
+        return self.pool.ledger.has(self.replica_id, request_id)
+
     def abort(self, request_id: str) -> None:
         assert self.end is not None
         self.settle(request_id, was_done=False)
         self.end.send(Kind.ABORT, [request_id])
+
+    def clear(self, request_id: str) -> None:
+        """Says that a request is a suspect no longer."""
+        assert self.end is not None
+        self.end.send(Kind.CLEAR, [request_id])
 
     def release(self, request_id: str) -> None:
         """Has KV blocks freed that were handed over and will not be pulled."""

@@ -1,14 +1,21 @@
 """What becomes of a request whose engine is gone: pure functions of what has happened to it.
 
-Engines go on exactly where the last one was, so a request that kills engines kills the next one at
-the same place of its answer, if it has not done so before: that tells it from one that was beside.
+Engines go on exactly where the last one was, so a request that makes engines fail does so at the
+same place of its answer each time. Engines fail often and such requests are rare: after one failure
+all that the engine had goes on at once, in whatever replicas have room. Those that two failures
+have in common are suspects: each goes on in a replica that has no other suspect
+(`router.quarantine`), so that a third failure tells which of them it is.
 """
 
 from dataclasses import dataclass
 
 IN_FLIGHT_TOKENS = 8
-"""How many tokens an engine may have been ahead of what the router had of it when it died. Covers
+"""How many tokens an engine may have been ahead of what the router had of it when it failed. Covers
 two steps, each with a few speculated tokens."""
+
+SUSPECT_AFTER = 2
+REFUSED_AFTER = 3
+"""Engines that have failed with a request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +29,26 @@ class RecoveryLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Death:
-    """The death of an engine, as seen by a request that was in it."""
+class Failures:
+    """Engines that have failed with a request and that it has not been cleared of."""
 
+    num: int
     num_tokens: int
-    """Output tokens that the request had by then, from whatever engine."""
-    was_alone: bool
-    """Whether the engine had no other request."""
-    was_reading: bool
-    """Whether the engine read its prompt for another that was to write the answer."""
+    """Output tokens that the request had at the last of them, from whatever engine."""
+    was_prefilling: bool
+    """Whether that one computed its prompt for another engine, which was to decode."""
+
+    @property
+    def makes_suspect(self) -> bool:
+        return self.num >= SUSPECT_AFTER
+
+    def clears(self, num_tokens: int) -> bool:
+        """Whether a request with `num_tokens` output tokens cannot have caused them.
+
+        It has passed the place where the last one failed, in an engine that is still there.
+        """
+        in_flight = 0 if self.was_prefilling else IN_FLIGHT_TOKENS
+        return num_tokens > self.num_tokens + in_flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,32 +59,22 @@ class MovePlan:
     reason: str
 
 
-def is_suspect(death: Death | None, num_tokens: int) -> bool:
-    """Whether a request that has `num_tokens` output tokens now may have caused that death.
-
-    It is cleared once another engine has taken it past the place where the first one died, or has
-    read what the first one was reading (then the death is forgotten).
-    """
-    return death is not None and num_tokens <= death.num_tokens + IN_FLIGHT_TOKENS
+def one_more(before: Failures | None, *, num_tokens: int, was_prefilling: bool) -> Failures:
+    """An engine has failed with a request that has `num_tokens` output tokens."""
+    num = before.num if before is not None else 0
+    return Failures(num=num + 1, num_tokens=num_tokens, was_prefilling=was_prefilling)
 
 
-def plan_move(
-    *, num_moves: int, before: Death | None, death: Death | None, limits: RecoveryLimits
-) -> MovePlan:
+def plan_move(*, num_moves: int, failures: Failures | None, limits: RecoveryLimits) -> MovePlan:
     """Whether a request that has lost its engine gets another.
 
     Args:
         num_moves: moves before this one.
-        before: the last death of an engine with it, before this one.
-        death: this one; None where the engine has not died but drains, hangs or was stopped.
+        failures: with the one that it has just lost, if that has failed; engines that drain, hang
+            or were stopped have not, nor has one whose connection was lost.
     """
-    # An engine that reads and one that writes seldom die of the same; a request that kills now one,
-    # now the other is bounded by `max_moves`.
-    if before is not None and death is not None and before.was_reading == death.was_reading:
-        if is_suspect(before, death.num_tokens):
-            return MovePlan(moves=False, reason="two engines died with it at the same place")
-        if before.was_alone and death.was_alone:
-            return MovePlan(moves=False, reason="two engines died that had nothing else")
+    if failures is not None and failures.num >= REFUSED_AFTER:
+        return MovePlan(moves=False, reason=f"{failures.num} engines failed at the same place")
     if num_moves >= limits.max_moves:
         return MovePlan(moves=False, reason=f"it was moved {num_moves} times already")
     return MovePlan(moves=True, reason="its engine is gone")

@@ -16,7 +16,7 @@ from router.handoff import HandoffPlan
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.prefixes import extend_chain
-from router.recovery import Death, is_suspect
+from router.recovery import Failures
 
 KV_PARAMS = "kv_transfer_params"
 
@@ -56,8 +56,8 @@ class RequestState:
     num_looks: int = 0
     """Answers of replicas on which it could have moved on: see router.second_look."""
     num_moves: int = 0
-    death: Death | None = None
-    """The last one of an engine with it."""
+    failures: Failures | None = None
+    """Of engines with it, as long as it may have caused them."""
     moved_s: float | None = None
     """When it was taken from its last engine, until a token comes from the next."""
 
@@ -76,8 +76,8 @@ class RequestState:
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it may be what killed an engine."""
-        return is_suspect(self.death, self.num_output_tokens)
+        """Whether it may be what made engines fail."""
+        return self.failures is not None and self.failures.makes_suspect
 
     @property
     def num_tokens(self) -> int:
@@ -122,11 +122,17 @@ def prefill_request(state: RequestState, *, samples: bool, hands_over: bool) -> 
         params = with_output_tokens(state.params, state.output_token_ids)
         params.max_tokens = state.num_output_tokens + 1
         params.min_tokens = min(params.min_tokens, params.max_tokens)
+        _drop_prompt_logprobs(state, params)
     else:
         # An end of sequence in the unused token must not keep the blocks from being handed over.
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         params.skip_reading_prefix_cache = state.params.skip_reading_prefix_cache
-        prompt = [*(prompt or ()), *state.output_token_ids]
+        if prompt is not None:
+            prompt = [*prompt, *state.output_token_ids]
+        else:
+            # A prompt of embeddings cannot be continued by tokens.
+            params = with_output_tokens(params, state.output_token_ids)
+            params.max_tokens = state.num_output_tokens + 1
     if hands_over:
         handover = {"do_remote_decode": True, "do_remote_prefill": False}
         params.extra_args = {**(params.extra_args or {}), KV_PARAMS: handover}
@@ -146,14 +152,18 @@ def decode_request(
         step_limit_s: then, of the steps in which it computes some beside other answers.
     """
     params = with_output_tokens(state.params, state.output_token_ids)
-    if state.output_token_ids:
-        # They came with the first token.
-        params.prompt_logprobs = params.prompt_logprob_token_ids = None
+    _drop_prompt_logprobs(state, params)
     if kv_transfer_params is not None:
         params.extra_args = {**(params.extra_args or {}), KV_PARAMS: kv_transfer_params}
     if step_limit_s is not None:
         params.extra_args = {**(params.extra_args or {}), STEP_LIMIT: step_limit_s}
     return _with(state, params, state.request.prompt_token_ids)
+
+
+def _drop_prompt_logprobs(state: RequestState, params: SamplingParams) -> None:
+    if state.output_token_ids:
+        # They came with the first token.
+        params.prompt_logprobs = params.prompt_logprob_token_ids = None
 
 
 def _with(

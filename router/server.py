@@ -45,6 +45,8 @@ class Router:
         if self._leaving is not None:
             # So that Serve starts another one now, and not when this one is gone.
             raise ReplicaLeaves
+        if self._assembly is not None:
+            self._assembly.check_front_end()
 
     async def engine_ended_at_start(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """Called by a replica whose engine has ended before it could join."""

@@ -41,6 +41,7 @@ class FakeReplica:
     added: list[AddRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    cleared: list[str] = field(default_factory=list)
     routers: list[RouterEnd] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +69,10 @@ class FakeReplica:
 
     def release(self, router: RouterEnd, request_ids: list[str]) -> None:
         self.released += request_ids
+        self.changed.set()
+
+    def clear(self, router: RouterEnd, request_ids: list[str]) -> None:
+        self.cleared += request_ids
         self.changed.set()
 
     def router_gone(self, router: RouterEnd) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.serial_utils import MsgpackEncoder
 
 from engine.wire import AddRequest, Kind, LoadReport, ReplicaFacts, StepOutputs
 from kvtransfer.peers import KVPeer
@@ -21,6 +22,8 @@ class FakeEnd:
     closed_because: str | None = None
 
     def send(self, kind: Kind, message: object) -> None:
+        # As the connection does, which raises where the message cannot be encoded.
+        MsgpackEncoder().encode(message)
         self.sent.append((kind, message))
 
     def close(self, reason: str) -> None:

@@ -5,57 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_replicas import HANDED_OVER, FakeEnd, decoded, end_of, prefilled, request, step
-from prometheus_client import CollectorRegistry
+from core_clusters import LIMITS, Cluster, fail, lose
+from fake_replicas import HANDED_OVER, decoded, end_of, prefilled, request, step
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
-from router.core_client import ClusterCoreClient
-from router.metrics import PoolMetrics, RouterMetrics
-from router.policies import POLICIES
-from router.pool import Pool, Replica
-from router.recovery import IN_FLIGHT_TOKENS, RecoveryLimits
+from router.phases import RequestPhase
+from router.pool import Replica
+from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
 from router.request import KV_PARAMS
-from router.traffic import TrafficMeter
-
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
-
-
-class Cluster:
-    """A core client over fake replicas, `num` in each pool."""
-
-    def __init__(self, num: int = 1, *, limits: RecoveryLimits = LIMITS) -> None:
-        self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        metrics = RouterMetrics(self.registry, traffic)
-        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits, traffic=traffic)
-        PoolMetrics((self.core.prefill, self.core.decode), self.registry)
-        self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
-        self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
-
-    def join(self, pool: Pool, replica_id: str) -> Replica:
-        replica = Replica(replica_id, pool, on_gone=lambda _: None)
-        replica.end = FakeEnd()  # type: ignore[assignment]
-        pool.insert(replica)
-        return replica
-
-    def outputs(self) -> list[EngineCoreOutput]:
-        """What the front end has been given since the last call."""
-        queue, outputs = self.core._outputs, []
-        while not queue.empty():
-            outputs += queue.get_nowait().outputs
-        return outputs
-
-    def check_settled(self) -> None:
-        """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
-        assert self.core._requests == self.core._in_engines == {}
-        for replica in (*self.prefill, *self.decode):
-            if replica in list(replica.pool):
-                assert replica.pool.ledger.num_sent(replica.replica_id) == 0
-        for phase in ("waiting", "prefilling", "transferring", "decoding"):
-            inflight = self.registry.get_sample_value("pdserve_inflight", {"phase": phase})
-            assert not inflight
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
@@ -176,11 +135,6 @@ async def test_abort_after_handover_goes_to_decode_alone() -> None:
     cluster.check_settled()
 
 
-def lose(replica: Replica) -> None:
-    """The replica's connection breaks."""
-    replica.replica_gone("killed")
-
-
 def moves(cluster: Cluster, cause: str) -> float | None:
     moved: float | None
     moved = cluster.registry.get_sample_value("pdserve_moves_total", {"cause": cause})
@@ -195,7 +149,7 @@ async def test_prefill_dies_and_its_requests_are_prefilled_elsewhere() -> None:
     lose(lost)
     assert cluster.outputs() == []
     assert [asked.request_id for asked in end_of(other).added()] == ["b", "a~2"]
-    assert moves(cluster, "prefill_died") == 1
+    assert moves(cluster, "prefill_lost") == 1
     step(other, EngineCoreOutput("b", [1], finish_reason=FinishReason.STOP))
     step(other, EngineCoreOutput("a~2", [2], finish_reason=FinishReason.STOP))
     assert [output.request_id for output in cluster.outputs()] == ["b", "a"]
@@ -349,60 +303,97 @@ async def test_moves_are_bounded() -> None:
     assert cluster.outputs()[-1].finish_reason == FinishReason.ERROR
 
 
-async def test_a_request_that_kills_every_engine_is_refused() -> None:
-    cluster = Cluster(num=3)
+async def test_a_request_that_makes_every_engine_fail_is_refused_with_the_third() -> None:
+    cluster = Cluster(num=4)
     await cluster.core.add_request_async(request())
     for _ in range(2):
-        lose(next(each for each in cluster.core.prefill if end_of(each).added()))
+        fail(next(each for each in cluster.core.prefill if end_of(each).added()))
+    suspect = cluster.core._requests["r"]
+    assert (suspect.plan.route.name, suspect.plan.reason) == ("DECODE_ONLY", "suspect")
+    assert cluster.outputs() == []
+    fail(next(each for each in cluster.core.decode if end_of(each).added()))
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
-    assert len(cluster.core.prefill.ledger) == 1
+    assert (len(cluster.core.prefill.ledger), len(cluster.core.decode.ledger)) == (2, 3)
     cluster.check_settled()
 
 
-async def test_suspects_are_tried_one_at_a_time() -> None:
-    """So that the next death tells which of them it is."""
+async def test_after_one_failure_all_go_on_at_once() -> None:
     cluster = Cluster(num=3)
+    for index in range(9):
+        await cluster.core.add_request_async(request(f"r{index}"))
     lost, *others = cluster.prefill
-    cluster.core.prefill._policy = POLICIES["least_work"]
-    for each in others:
-        each.set_listed(False)
-    for request_id in ("a", "poison", "b"):
-        await cluster.core.add_request_async(request(request_id))
-    for each in others:
-        each.set_listed(True)
-    lose(lost)
+    had = [asked.request_id for asked in end_of(lost).added()]
+    fail(lost)
+    moved = [asked.request_id for each in others for asked in end_of(each).added()]
+    assert {f"{request_id}~2" for request_id in had} <= set(moved)
+    assert not any(state.is_suspect for state in cluster.core._requests.values())
 
-    def tried() -> list[str]:
-        return [asked.request_id for each in others for asked in end_of(each).added()]
 
-    assert tried() == ["a~2"]
-    first = next(each for each in others if end_of(each).added())
-    step(first, prefilled(request_id="a~2"))
-    assert sorted(tried()) == ["a~2", "poison~2"]
-    lose(
-        next(
-            each
-            for each in others
-            if end_of(each).added()[-1:] and "poison" in end_of(each).added()[-1].request_id
-        )
+TWICE = Failures(num=2, num_tokens=0, was_prefilling=False)
+
+
+async def test_suspects_run_each_in_a_replica_without_another() -> None:
+    cluster = Cluster(num=2)
+    for request_id in ("a", "b", "c"):
+        await cluster.core.add_request_async(request(request_id, max_tokens=100))
+        cluster.core._requests[request_id].failures = TWICE
+    for replica in cluster.prefill:
+        lose(replica)
+    tried = [end_of(each).added() for each in cluster.decode]
+    assert [len(asked) for asked in tried] == [1, 1]
+    assert all(
+        message.is_suspect
+        for each in cluster.decode
+        for kind, message in end_of(each).sent
+        if kind is Kind.ADD
     )
-    assert [
-        output.request_id
-        for output in cluster.outputs()
-        if output.finish_reason == FinishReason.ERROR
-    ] == ["poison"]
-    (left,) = cluster.core.prefill
-    assert end_of(left).added()[-1].request_id == "b~2"
+    (waits,) = cluster.core._quarantine
+    first, second = (asked[0].request_id for asked in tried)
+    # Past the place where engines have failed it is cleared, and the next one may go there.
+    for token in range(IN_FLIGHT_TOKENS + 1):
+        step(cluster.decode[0], decoded(token, request_id=first))
+    assert end_of(cluster.decode[0]).told(Kind.CLEAR) == [first]
+    assert end_of(cluster.decode[0]).added()[-1].request_id == waits.engine_request_id
+    # The other one is what makes engines fail.
+    fail(cluster.decode[1])
+    failed = [each for each in cluster.outputs() if each.finish_reason == FinishReason.ERROR]
+    assert [each.request_id for each in failed] == [second.partition("~")[0]]
 
 
-async def test_what_was_read_elsewhere_has_not_killed_who_read_it() -> None:
-    """A prefill dies and a decode after it, soon after its prompt was read: by chance."""
+async def test_a_suspect_stays_away_from_another_routers() -> None:
+    cluster = Cluster(num=2)
+    await cluster.core.add_request_async(request(max_tokens=100))
+    suspect = cluster.core._requests["r"]
+    suspect.failures = TWICE
+    for each in cluster.decode:
+        each.step_received(StepOutputs([], LoadReport(has_suspect=True)))
+    for each in cluster.prefill:
+        lose(each)
+    assert suspect.phase is RequestPhase.WAITING
+    other, free = cluster.decode
+    free.step_received(StepOutputs([], LoadReport()))
+    (asked,) = end_of(free).added()
+    # The other router was there first after all.
+    free.step_received(StepOutputs([], LoadReport(has_suspect=True)))
+    free.rejected(Rejection(asked.request_id, "another suspect is here", has_suspect=True))
+    assert suspect.phase is RequestPhase.WAITING
+    assert cluster.outputs() == []
+    other.step_received(StepOutputs([], LoadReport()))
+    (asked,) = end_of(other).added()
+    step(other, decoded(1, ends=True, request_id=asked.request_id))
+    cluster.check_settled()
+
+
+async def test_what_was_computed_elsewhere_has_not_made_an_engine_fail() -> None:
+    """A prefill fails and a decode after it, soon after its prompt was computed: by chance."""
     cluster = Cluster(num=3)
     await cluster.core.add_request_async(request(max_tokens=100))
-    lose(next(each for each in cluster.prefill if has(each, "r")))
-    lose(get_tokens(cluster, 2, "r"))
-    assert "r" in cluster.core._requests
+    fail(next(each for each in cluster.prefill if has(each, "r")))
+    fail(get_tokens(cluster, 2, "r"))
+    assert cluster.core._requests["r"].failures == one_more(
+        None, num_tokens=2, was_prefilling=False
+    )
     assert [output.finish_reason for output in cluster.outputs()] == [None, None]
 
 
@@ -422,25 +413,21 @@ def get_tokens(cluster: Cluster, num: int, request_id: str) -> Replica:
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "num_beside", "is_refused"),
+    ("num_tokens", "is_suspect"),
     [
-        pytest.param(1, 1, True, id="at-the-same-place"),
-        pytest.param(IN_FLIGHT_TOKENS, 1, True, id="what-was-in-flight-is-no-progress"),
-        pytest.param(IN_FLIGHT_TOKENS + 1, 1, False, id="past-the-place-beside-another"),
-        pytest.param(IN_FLIGHT_TOKENS + 1, 0, True, id="past-the-place-but-alone"),
+        pytest.param(1, True, id="at-the-same-place"),
+        pytest.param(IN_FLIGHT_TOKENS, True, id="what-was-in-flight-is-no-progress"),
+        pytest.param(IN_FLIGHT_TOKENS + 1, False, id="past-the-place"),
     ],
 )
-async def test_a_request_that_has_tokens_from_the_engines_that_die_with_it(
-    num_tokens: int, num_beside: int, is_refused: bool
+async def test_a_request_that_has_tokens_from_the_engines_that_fail_with_it(
+    num_tokens: int, is_suspect: bool
 ) -> None:
     cluster = Cluster(num=3)
     await cluster.core.add_request_async(request(max_tokens=100))
     for num in (5, num_tokens):
-        decode = get_tokens(cluster, num, "r")
-        # Beside it, if anything, is what another router has sent.
-        decode.step_received(StepOutputs([], LoadReport(num_running=1 + num_beside)))
-        lose(decode)
-    assert ("r" not in cluster.core._requests) is is_refused
+        fail(get_tokens(cluster, num, "r"))
+    assert cluster.core._requests["r"].is_suspect is is_suspect
     assert len(cluster.core.decode.ledger) == 1
 
 
@@ -448,6 +435,7 @@ async def test_suspects_that_have_to_wait_for_a_replica_do_not_keep_others_from_
     cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
     for request_id in ("a", "b", "c"):
         await cluster.core.add_request_async(request(request_id))
+        cluster.core._requests[request_id].failures = TWICE
     lose(cluster.prefill[0])
     lose(cluster.decode[0])
     async with asyncio.timeout(10):
@@ -491,7 +479,7 @@ async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_s
     lose(silent)
     assert {asked.request_id for asked in end_of(other).added()} == {"a~2", "b"}
     assert moves(cluster, "prefill_stalled") == 1
-    assert not any(state.is_suspect for state in cluster.core._requests.values())
+    assert all(state.failures is None for state in cluster.core._requests.values())
 
 
 async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:

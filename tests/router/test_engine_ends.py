@@ -1,7 +1,6 @@
 """Which ends of engines are counted, and what `/health` says of them."""
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -114,8 +113,9 @@ def ask(
     async def starting() -> Mapping[str, str]:
         return {"decode": "no memory"}
 
-    app = Starlette(routes=[Health(pools, ends, starting).route()])
-    app.state.engine_client = SimpleNamespace(errored=errored)
+    health = Health(pools, ends, starting)
+    health.is_served = lambda: not errored
+    app = Starlette(routes=[health.route()])
     with TestClient(app) as client:
         answer = client.get(PATH)
         return answer.status_code, answer.json()

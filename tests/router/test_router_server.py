@@ -42,6 +42,9 @@ class FakeAssembly:
     async def build(self) -> object:
         return object()
 
+    def check_front_end(self) -> None:
+        pass
+
 
 class Replica:
     """Serve's and Ray's parts of a replica."""
