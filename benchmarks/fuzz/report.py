@@ -14,7 +14,7 @@ from benchmarks.fuzz.verdict import Finding, Fired, Record, Symptom, Verdict
 from benchmarks.machine import Machine
 
 _MAX_LINES = 40
-_MAX_SHOWN = 4
+_MAX_SHOWN = 3
 
 
 def report(record: Record, verdict: Verdict, *, machine: Machine, minutes: float) -> str:

@@ -4,12 +4,17 @@ Owns the records and their form in a file. Bytes, not requests: much of what is 
 """
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-_SHOWN_BYTES = 300
+_SHOWN_BYTES = 200
+_LOOKED_BYTES = 1_000
+_USUAL = re.compile(
+    rb"(Host: 127|Connection: close|Content-Type: app|Content-Length: \d)[^\r]*\r\n"
+)
 
 
 class Kind(Enum):
@@ -68,11 +73,11 @@ class Shot:
     """Whether its answer has none, as that to HEAD."""
 
     def shown(self) -> str:
-        """Its beginning, for a screen."""
+        """Its beginning, for a screen, without the headers that all have."""
         data = b"".join(part.data for part in self.parts)
-        text = data[:_SHOWN_BYTES].decode("latin-1")
-        more = f"… {len(data)} bytes" if len(data) > _SHOWN_BYTES else ""
-        return f"{text!r}{more}"
+        told = _USUAL.sub(b"", data[:_LOOKED_BYTES])
+        more = f"... {len(data)} bytes" if len(told) > _SHOWN_BYTES else ""
+        return f"{told[:_SHOWN_BYTES].decode('latin-1')!r}{more}"
 
     def as_json(self) -> Mapping[str, Any]:
         """The whole of it, for a file."""

@@ -146,4 +146,4 @@ def test_a_shot_in_a_file_is_whole(slots: list[Case | Shot]) -> None:
     for shot in shots_of(slots, Kind.CLIENT, Kind.FRAMING):
         written = json.loads(json.dumps(shot.as_json()))
         assert len(written["parts"]) == len(shot.parts)
-        assert len(shot.shown()) < 4_000
+        assert len(shot.shown()) < 1_000
