@@ -7,6 +7,7 @@ import asyncio
 
 import psutil
 
+from benchmarks.audit import audit
 from benchmarks.chaos_metrics import Scrape, scrape, together
 from benchmarks.chaos_processes import RouterProcess, find_routers
 
@@ -35,6 +36,13 @@ class Routers:
         self._last.update({router.pid: each for router, each in seen.items()})
         silent = [each for pid, each in self._last.items() if pid not in _pids(self.live)]
         return together(list(seen.values()), silent)
+
+    async def audit(self) -> tuple[str, ...]:
+        """What does not agree or is still running, a line each."""
+        found = await asyncio.gather(
+            *(audit(f"http://127.0.0.1:{router.port}") for router in self.live)
+        )
+        return tuple(dict.fromkeys(line for lines in found for line in lines))
 
 
 def _pids(routers: tuple[RouterProcess, ...]) -> set[int]:

@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -322,6 +322,8 @@ class ChaosRun:
         last = None
         while time.monotonic() < deadline_s:
             last = await self._look() or last
+            if last is not None:
+                last = replace(last, held=(*last.held, *await self._routers.audit()))
             if last is not None and not last.held:
                 break
             await asyncio.sleep(_WATCH_S)

@@ -22,8 +22,8 @@ ROUTER_WINDOW_S = 2.0
 """A broken connection this soon after a router's death is that router's, at most."""
 MAX_UNREAD_BYTES = 64 * 2**20
 """What one client that does not read may cost a router."""
-NUM_POISONED = 2
-"""After so many deaths of engines a request is refused that kills each one."""
+NUM_POISONED = 3
+"""After so many failures of engines a request is refused that makes each one fail."""
 
 MIN_PAUSE_RATIO = 5.0
 """How many times longer than a stream's median gap one must be to count as a fault's."""

@@ -22,6 +22,7 @@ from engine.host import EngineHost
 from engine.steps import StepSample, step_sample
 from engine.wire import (
     AddRequest,
+    Holdings,
     Kind,
     LoadReport,
     Rejection,
@@ -49,6 +50,7 @@ class PhaseHooks(Protocol):
     def released(self, request_ids: list[str]) -> None: ...
     def router_gone(self, router: RouterEnd) -> None: ...
     def stats_seen(self, stats: SchedulerStats) -> None: ...
+    def num_kept(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -217,6 +219,16 @@ class EngineReplica:
         if self._suspect_id in request_ids:
             self._suspect_id = None
             self._load_changed = True
+
+    def holdings(self, router: RouterEnd) -> Holdings:
+        return Holdings(
+            request_ids=[key for key, each in self._running.items() if each.router is router],
+            num_requests=len(self._running),
+            work_s=sum(self._load.work_s.values()),
+            num_in_engine=self._load.num_running + self._load.num_waiting,
+            num_kept=self._hooks.num_kept(),
+            kv_usage_fraction=self._load.kv_usage_fraction,
+        )
 
     def router_gone(self, router: RouterEnd) -> None:
         self._routers.discard(router)

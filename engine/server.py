@@ -186,6 +186,9 @@ class EngineServer:
     def router_gone(self, router: RouterEnd) -> None:
         pass
 
+    def num_kept(self) -> int:
+        return 0
+
     def stats_seen(self, stats: SchedulerStats) -> None:
         self._stepped.set()
         self.metrics.observe(stats)

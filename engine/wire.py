@@ -50,6 +50,8 @@ class Kind(enum.IntEnum):
     TAKEN = 12  # Taken, replica
     ENDED = 13  # EngineExit, replica: the last it says
     CLEAR = 20  # list[str] of request ids that are suspects no longer, router
+    ASK_HOLDINGS = 21  # None, router
+    HOLDINGS = 22  # Holdings, replica
 
 
 class Challenge(msgspec.Struct, frozen=True):
@@ -131,6 +133,22 @@ class Rejection(msgspec.Struct, frozen=True):
     reason: str
     has_suspect: bool = False
     """It is a suspect, and another one is here already."""
+
+
+class Holdings(msgspec.Struct, frozen=True):
+    """What a replica and its engine have at one moment."""
+
+    request_ids: list[str]
+    """Of the requests that the asking router has there."""
+    num_requests: int
+    """Of all routers."""
+    work_s: float
+    """The predicted work of all of them."""
+    num_in_engine: int
+    """Requests that the engine said it has after its last step."""
+    num_kept: int
+    """Prompts whose KV is kept for a decode replica."""
+    kv_usage_fraction: float
 
 
 def prove(secret: str, nonce: bytes) -> bytes:

@@ -42,6 +42,9 @@ class PrefillServer(EngineServer):
         loop = asyncio.get_running_loop()
         loop.call_later(self.settings.lease_s, self._handed_over.pop, request_id, None)
 
+    def num_kept(self) -> int:
+        return len(self._handed_over)
+
     def output_orphaned(self, output: EngineCoreOutput) -> None:
         if output.kv_transfer_params is not None:
             self._release([output.request_id])

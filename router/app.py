@@ -21,6 +21,7 @@ from vllm.v1.executor.abstract import Executor
 from engine.arguments import engine_args
 from router.admission import WaitsForReplicas
 from router.answers import TellsRoute
+from router.auditor import Auditor
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
 from router.frontend import frontend_args
@@ -55,7 +56,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
 
 
 async def build_openai_app(
-    settings: FrontendSettings, core: ClusterCoreClient, health: Health
+    settings: FrontendSettings, core: ClusterCoreClient, health: Health, auditor: Auditor
 ) -> ASGIApp:
     """The app that answers clients."""
     args = frontend_args(settings)
@@ -64,11 +65,13 @@ async def build_openai_app(
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     llm = ClusterLLM(config, core)
     health.is_served = lambda: not llm.errored
+    auditor.front_end = lambda: llm.output_processor.request_states
     level = logging.root.level
     app = build_app(args, TASKS, config.model_config)
     # What vLLM imports for some hosting services raises it: our warnings would not be seen.
     logging.root.setLevel(level)
-    app.router.routes.insert(0, health.route())
+    for route in (health.route(), auditor.route()):
+        app.router.routes.insert(0, route)
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)

@@ -4,7 +4,7 @@ Owns their deadlines. What becomes of a request that misses its own is its owner
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from router.request import RequestState
 
@@ -19,6 +19,10 @@ class Arrivals:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[str]:
+        """The requests' ids."""
+        return iter(self._waiting)
 
     def add(self, state: RequestState) -> None:
         """A request was received."""

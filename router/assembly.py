@@ -13,6 +13,7 @@ from engine.metrics import RayExporter
 from engine.models import resolve_model
 from engine.secret import application_secret
 from router.app import build_openai_app
+from router.auditor import Auditor
 from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
 from router.errors import FrontEndStalled
@@ -53,6 +54,7 @@ class Assembly:
         secret = application_secret(application)
         self.engine_ends = EngineEnds(REGISTRY)
         self._health = Health(pools, self.engine_ends, self._starting)
+        self._auditor = Auditor(self._core)
         self._membership = Membership(
             pools,
             application=application,
@@ -78,7 +80,7 @@ class Assembly:
         """The app that answers clients."""
         model = resolve_model(self._frontend.model)
         frontend = dataclasses.replace(self._frontend, model=model)
-        return await build_openai_app(frontend, self._core, self._health)
+        return await build_openai_app(frontend, self._core, self._health, self._auditor)
 
     async def _starting(self) -> Mapping[str, str]:
         """What Serve says of each deployment that does not run as it should."""

@@ -28,6 +28,7 @@ from engine.wire import Rejection, StepOutputs
 from router.admission import bad_request, too_many, unavailable
 from router.answers import NOTE, Refusal, note_route
 from router.arrivals import Arrivals
+from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
@@ -196,6 +197,24 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             decode=self.decode,
             requests=self._requests.values(),
             num_held=self._num_held,
+        )
+
+    def holdings(self, front_end: frozenset[str]) -> RouterHoldings:
+        """What this router has, with what vLLM's front end waits for; for an audit."""
+        placed: dict[str, set[str]] = {}
+        for state in self._requests.values():
+            if state.replica is not None:
+                placed.setdefault(state.replica.replica_id, set()).add(state.engine_request_id)
+        replicas = [*self.prefill, *self.decode]
+        return RouterHoldings(
+            front_end=front_end,
+            requests=frozenset(self._requests),
+            placed={replica_id: frozenset(ids) for replica_id, ids in placed.items()},
+            ledger={each.replica_id: each.pool.ledger.sent(each.replica_id) for each in replicas},
+            reading={each.replica_id: frozenset(each.reading) for each in replicas},
+            arrivals=frozenset(self._arrivals),
+            suspects=frozenset(state.request_id for state in self._quarantine.all),
+            num_inflight=self._metrics.num_inflight(),
         )
 
     # The way of a request. Each step of it returns what the client is to be given.
@@ -531,7 +550,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             ):
                 outputs += self._isolated(self._fail_over, state, replica)
         if not self.decode.is_open:
-            for state in self._quarantine:
+            for state in self._quarantine.waiting:
                 self._wait(state)
         self._deliver(outputs)
 

@@ -72,6 +72,10 @@ class Ledger:
         line = self._lines.get(replica_id)
         return line is not None and request_id in line.sent
 
+    def sent(self, replica_id: str) -> frozenset[str]:
+        """The requests that this router has there."""
+        return frozenset(self._lines[replica_id].sent)
+
     def insert(self, replica_id: str, now_s: float) -> None:
         """A replica has joined."""
         load = ReplicaLoad(replica_id=replica_id, work_s=0.0, counted_s=now_s, reported_s=now_s)

@@ -119,6 +119,11 @@ class RouterMetrics:
         if phase is not RequestPhase.ENDED:
             self._inflight.labels(phase.value).inc()
 
+    def num_inflight(self) -> float:
+        """What the gauge of the phases adds up to."""
+        (family,) = self._inflight.collect()
+        return float(sum(sample.value for sample in family.samples))
+
     def queued(self, state: RequestState, output: EngineCoreOutput) -> None:
         """Takes the engine's own times of queueing from a phase's first output."""
         times = {event.type: event.timestamp for event in output.events or ()}

@@ -19,6 +19,7 @@ from engine.errors import ChannelClosed
 from engine.exit_cause import EngineExit
 from engine.wire import (
     AddRequest,
+    Holdings,
     Kind,
     LoadReport,
     Rejection,
@@ -60,6 +61,8 @@ class Replica:
     load: LoadReport = field(default_factory=LoadReport)
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
+    asked: asyncio.Future[Holdings] | None = None
+    """What it holds, until it has said so."""
     reading: dict[str, float] = field(default_factory=dict)
     """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
     has_joined: bool = False
@@ -155,6 +158,14 @@ class Replica:
         self.end.send(Kind.WARM_UP, peer)
         return await answer
 
+    async def ask_holdings(self) -> Holdings:
+        """What the replica and its engine have. Raises ChannelClosed where it goes meanwhile."""
+        assert self.end is not None
+        if self.asked is None:
+            self.asked = asyncio.get_running_loop().create_future()
+            self.end.send(Kind.ASK_HOLDINGS, None)
+        return await asyncio.shield(self.asked)
+
     # What the channel says (engine.channel.ReplicaOutputs).
 
     def step_received(self, step: StepOutputs) -> None:
@@ -185,6 +196,11 @@ class Replica:
         if answer is not None and not answer.done():
             answer.set_result(warmed.problem)
 
+    def holds(self, holdings: Holdings) -> None:
+        if self.asked is not None:
+            self.asked.set_result(holdings)
+            self.asked = None
+
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how
 
@@ -192,6 +208,10 @@ class Replica:
         for answer in self.warming.values():
             if not answer.done():
                 answer.set_exception(ChannelClosed(reason))
+        if self.asked is not None:
+            self.asked.set_exception(ChannelClosed(reason))
+            # Whoever has asked may not wait any more.
+            self.asked.exception()
         self.pool.remove(self, reason)
         self.on_gone(self)
 
@@ -215,6 +235,9 @@ class Pool:
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
+
+    def __contains__(self, replica: Replica) -> bool:
+        return self._replicas.get(replica.replica_id) is replica
 
     @property
     def cost(self) -> PoolCost:

@@ -5,7 +5,6 @@ for one. What makes a suspect is the business of `router.recovery`. Replicas say
 routers' suspects are.
 """
 
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 _Request = TypeVar("_Request")
@@ -28,13 +27,15 @@ class Quarantine(Generic[_Request]):
         """Who waits longest."""
         return next(iter(self._waiting), None)
 
-    def __iter__(self) -> Iterator[_Request]:
-        """Those that wait."""
-        return iter(tuple(self._waiting))
+    @property
+    def waiting(self) -> tuple[_Request, ...]:
+        """In order."""
+        return tuple(self._waiting)
 
-    def __len__(self) -> int:
-        """How many there are, waiting or not."""
-        return len(self._waiting) + len(self._replica_ids)
+    @property
+    def all(self) -> tuple[_Request, ...]:
+        """Those in replicas, and those that wait."""
+        return (*self._replica_ids, *self._waiting)
 
     def wait(self, suspect: _Request) -> None:
         """A suspect is in no replica."""

@@ -3,8 +3,10 @@
 Owns the order of the tests and the servers of the end-to-end tests.
 """
 
+import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,12 +15,17 @@ import pytest
 import pytest_asyncio
 from servers import Server, Servers, new_client
 
+from benchmarks.audit import audit
+
 LAST = ("e2e", "demo", "engine", "kvtransfer")
 """The folders whose tests need the servers, then those whose tests need engines of their own."""
 
 # As on the replicas of a cluster on CPUs (`cluster.app`): else vLLM's first logprobs are compiled,
 # for tens of seconds, in every engine that a test starts.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+SETTLE_TIMEOUT_S = 300.0
+"""Engines that a test has ended are started again, on a slow machine."""
 
 RUNNING = pytest.StashKey[Servers]()
 
@@ -68,10 +75,20 @@ def both_servers(servers: Servers) -> tuple[Server, Server]:
     return servers.ready()
 
 
-@pytest.fixture
-def cluster(both_servers: tuple[Server, Server]) -> Server:
-    """The cluster under test."""
-    return both_servers[0]
+@pytest_asyncio.fixture
+async def cluster(both_servers: tuple[Server, Server]) -> AsyncIterator[Server]:
+    """The cluster under test. After each test nothing of it may be left anywhere."""
+    yield both_servers[0]
+    left = await _left(both_servers[0].url)
+    assert not left, left
+
+
+async def _left(url: str) -> tuple[str, ...]:
+    """What is left once nothing changes any more, or after a long time."""
+    deadline_s = time.monotonic() + SETTLE_TIMEOUT_S
+    while (left := await audit(url)) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+        await asyncio.sleep(0.5)
+    return left
 
 
 @pytest.fixture

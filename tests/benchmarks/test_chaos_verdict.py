@@ -189,12 +189,12 @@ def test_it_held() -> None:
             id="blocked",
         ),
         pytest.param(
-            record(outcome(), poison=Poison(num_killed=3, error="refused")),
+            record(outcome(), poison=Poison(num_killed=4, error="refused")),
             "a request that kills engines was not refused in time",
-            id="poison kills a third",
+            id="poison kills a fourth",
         ),
         pytest.param(
-            record(outcome(), poison=Poison(num_killed=2, error=None)),
+            record(outcome(), poison=Poison(num_killed=3, error=None)),
             "a request that kills engines was not refused in time",
             id="poison is answered",
         ),
@@ -246,7 +246,7 @@ def test_what_holds_with_every_kind_of_fault() -> None:
             outcome(),
             router_deaths=(router_death(),),
             unread=(Unread(grown_bytes=10 * 2**20, num_others=40),),
-            poison=Poison(num_killed=2, error="error in the stream: refused"),
+            poison=Poison(num_killed=3, error="error in the stream: refused"),
         )
     )
 

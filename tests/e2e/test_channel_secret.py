@@ -9,7 +9,7 @@ from servers import DECODE, PREFILL, Server
 from engine.channel import connect
 from engine.errors import ChannelClosed, ProtocolError
 from engine.exit_cause import EngineExit
-from engine.wire import FrameReader, Kind, Rejection, StepOutputs, Taken, Warmed
+from engine.wire import FrameReader, Holdings, Kind, Rejection, StepOutputs, Taken, Warmed
 
 GREETING_S = 1.0
 
@@ -28,6 +28,9 @@ class Intruder:
 
     def warmed(self, warmed: Warmed) -> None:
         raise AssertionError(warmed)
+
+    def holds(self, holdings: Holdings) -> None:
+        raise AssertionError(holdings)
 
     def engine_ended(self, how: EngineExit) -> None:
         raise AssertionError(how)

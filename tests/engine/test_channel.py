@@ -17,6 +17,7 @@ from engine.exit_cause import EngineExit
 from engine.wire import (
     AddRequest,
     Hello,
+    Holdings,
     Kind,
     LoadReport,
     Rejection,
@@ -29,6 +30,7 @@ from engine.wire import (
 from kvtransfer.peers import KVPeer
 
 KV = KVPeer(engine_id="e", host="127.0.0.1", port=1, tp_size=1)
+HOLDINGS = Holdings(["r"], 1, 1.0, 1, 0, 0.5)
 FACTS = ReplicaFacts(
     engine_id="e", kv=KV, max_model_len=8, block_size=2, num_kv_blocks=4, max_num_seqs=2
 )
@@ -75,6 +77,9 @@ class FakeReplica:
         self.cleared += request_ids
         self.changed.set()
 
+    def holdings(self, router: RouterEnd) -> Holdings:
+        return HOLDINGS
+
     def router_gone(self, router: RouterEnd) -> None:
         self.gone.set()
 
@@ -86,6 +91,7 @@ class FakeRouter:
     steps: list[StepOutputs] = field(default_factory=list)
     answers: list[Taken] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+    holdings: list[Holdings] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -102,6 +108,10 @@ class FakeRouter:
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.append(rejection)
+        self.changed.set()
+
+    def holds(self, holdings: Holdings) -> None:
+        self.holdings.append(holdings)
         self.changed.set()
 
     def engine_ended(self, how: EngineExit) -> None:
@@ -171,6 +181,11 @@ async def test_messages_arrive_on_both_sides(listening: Listen) -> None:
     replica.routers[0].send(Kind.TAKEN, Taken("r", LoadReport(others_work_s=3.0)))
     await asyncio.wait_for(router.changed.wait(), 5)
     assert router.answers == [Taken("r", LoadReport(others_work_s=3.0))]
+    end.send(Kind.CLEAR, ["r"])
+    router.changed.clear()
+    end.send(Kind.ASK_HOLDINGS, None)
+    await asyncio.wait_for(router.changed.wait(), 5)
+    assert (router.holdings, replica.cleared) == ([HOLDINGS], ["r"])
     end.close("done")
 
 

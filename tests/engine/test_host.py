@@ -24,7 +24,7 @@ from engine.host import EngineHost, _unless_ended
 from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.steps import StepSample
-from engine.wire import AddRequest, Kind, Rejection, StepOutputs, Taken, Warmed
+from engine.wire import AddRequest, Holdings, Kind, Rejection, StepOutputs, Taken, Warmed
 from kvtransfer.peers import KVPeer
 
 OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
@@ -64,6 +64,9 @@ class NoHooks:
     def router_gone(self, router: RouterEnd) -> None:
         pass
 
+    def num_kept(self) -> int:
+        return 0
+
     def stats_seen(self, stats: SchedulerStats) -> None:
         self.reported.set()
 
@@ -75,6 +78,7 @@ class Recorder:
         self.outputs: asyncio.Queue[EngineCoreOutput] = asyncio.Queue()
         self.answers: asyncio.Queue[Taken] = asyncio.Queue()
         self.rejections: asyncio.Queue[Rejection] = asyncio.Queue()
+        self.holdings: asyncio.Queue[Holdings] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.steps: dict[int, StepSample] = {}
         """Of the engine, by number."""
@@ -93,6 +97,9 @@ class Recorder:
 
     def rejected(self, rejection: Rejection) -> None:
         self.rejections.put_nowait(rejection)
+
+    def holds(self, holdings: Holdings) -> None:
+        self.holdings.put_nowait(holdings)
 
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how

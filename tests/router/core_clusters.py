@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreOutput
 
 from engine.exit_cause import EngineExit
+from router.audit import audit
 from router.core_client import ClusterCoreClient
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
@@ -42,6 +43,8 @@ class Cluster:
 
     def check_settled(self) -> None:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
+        holdings = self.core.holdings(frozenset())
+        assert audit(holdings, holdings, {}).disagreements == ()
         assert self.core._requests == self.core._in_engines == {}
         for replica in (*self.prefill, *self.decode):
             if replica in list(replica.pool):

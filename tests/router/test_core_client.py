@@ -348,7 +348,7 @@ async def test_suspects_run_each_in_a_replica_without_another() -> None:
         for kind, message in end_of(each).sent
         if kind is Kind.ADD
     )
-    (waits,) = cluster.core._quarantine
+    (waits,) = cluster.core._quarantine.waiting
     first, second = (asked[0].request_id for asked in tried)
     # Past the place where engines have failed it is cleared, and the next one may go there.
     for token in range(IN_FLIGHT_TOKENS + 1):
