@@ -20,7 +20,7 @@ async def audit(
     while True:
         seen = await routers.look()
         if seen is not None:
-            held = seen.held
+            held = (*seen.held, *await routers.audit())
         if known.issuperset(held) or time.monotonic() >= deadline_s:
             return held
         await asyncio.sleep(_POLL_S)

@@ -27,6 +27,8 @@ CHAT_COMPLETIONS = "/v1/chat/completions"
 _PREFERRED = (COMPLETIONS, CHAT_COMPLETIONS)
 """The routes that most requests go to, here as elsewhere."""
 _NOT_FILLED = "{"
+_OF_LENGTH = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n"})
+"""At an edge these may be refused, or ask for the longest answer that there is."""
 
 
 def post(
@@ -73,7 +75,13 @@ def edge_shot(rng: random.Random, api: Api) -> Shot:
     body = ordinary_body(rng, api, route) | {name: value}
     if rng.random() < 0.2 and "stream" in fields:
         body["stream"] = True
-    return post(Kind.EDGE, route.path, body, name=f"{name} is {_short(value)}")
+    return post(
+        Kind.EDGE,
+        route.path,
+        body,
+        name=f"{name} is {_short(value)}",
+        long=name in _OF_LENGTH,
+    )
 
 
 def mutated_shot(rng: random.Random, api: Api) -> Shot:

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=_positive, default=2.0, help="how long; default 2")
     parser.add_argument("--seed", type=int, default=0, help="of what is sent; default 0")
-    parser.add_argument("--at-once", type=int, default=6, help="requests at a time; default 6")
+    parser.add_argument("--at-once", type=int, default=4, help="requests at a time; default 4")
     parser.add_argument(
         "--only", type=int, nargs="+", default=[], help="these numbers of the sequence, one by one"
     )

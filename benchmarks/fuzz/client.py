@@ -88,7 +88,7 @@ class Gun:
                 reading.is_connected = True
                 end = await _converse(shot, reading, reader, writer)
         except TimeoutError:
-            end = End.SILENT
+            end = End.LEFT if reading.has_body else End.SILENT
         except OSError:
             end = reading.how_it_was_closed()
         if writer is not None:

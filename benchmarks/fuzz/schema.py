@@ -19,6 +19,8 @@ _MAX_DEPTH = 6
 _OPTIONAL = 0.12
 """How likely a field is present that may be absent: there are dozens."""
 _CHEAP_LIMIT = 16
+_BOUNDS = frozenset({"max_tokens", "max_output_tokens"})
+"""Without one an answer is as long as the model lets it be: nothing that a fuzz run learns from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +87,11 @@ class Api:
         required = schema.get("required", ())
         properties: Schema = schema.get("properties", {})
         chance = _OPTIONAL if depth < _MAX_DEPTH else 0.0
+        bounds = _BOUNDS if depth == 0 else frozenset()
         made = {
             name: self.value(rng, each, name=name, depth=depth + 1)
             for name, each in properties.items()
-            if name in required or rng.random() < chance
+            if name in required or name in bounds or rng.random() < chance
         }
         more = schema.get("additionalProperties")
         if isinstance(more, Mapping) and depth < _MAX_DEPTH:

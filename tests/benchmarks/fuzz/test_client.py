@@ -115,6 +115,15 @@ async def test_a_server_that_says_nothing() -> None:
     assert reply.end is End.SILENT
 
 
+async def test_a_server_that_goes_on_and_on() -> None:
+    async def until_it_leaves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\nsome")
+        await reader.read()
+
+    reply = await fire(shot(), until_it_leaves, patience_s=0.5)
+    assert (reply.end, reply.statuses) == (End.LEFT, (200,))
+
+
 async def test_nobody_there() -> None:
     server = await asyncio.start_server(sending(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
