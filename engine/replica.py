@@ -136,6 +136,11 @@ class EngineReplica:
         self._load.leaves_because = because
         self._report()
 
+    def say_unready(self, engine_id: str, problem: str) -> None:
+        """Tells every router that this engine cannot read from a prefill engine now, and why."""
+        for router in self._routers:
+            router.send(Kind.WARMED, Warmed(engine_id, problem))
+
     @property
     def num_requests(self) -> int:
         return len(self._running)

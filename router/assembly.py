@@ -4,7 +4,8 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping
 
-from prometheus_client import REGISTRY
+import ray
+from prometheus_client import REGISTRY, Gauge
 from ray import serve
 from ray.exceptions import RayError
 from starlette.types import ASGIApp
@@ -21,7 +22,9 @@ from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
 from router.metrics import PoolMetrics, RouterMetrics
+from router.nodes import dead_nodes
 from router.policies import POLICIES
+from router.serve_list import ServeList
 from router.serve_messages import one_line
 from router.settings import RouterSettings
 from router.traffic import TrafficMeter
@@ -50,17 +53,28 @@ class Assembly:
         )
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
+        unready = Gauge("pdserve_unready_pairs", "Pairs of replicas that cannot exchange KV.")
+        unready.set_function(lambda: len(self._core.pairs))
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
+        router_id = ray.get_runtime_context().get_worker_id()
         self.engine_ends = EngineEnds(REGISTRY)
-        self._health = Health(pools, self.engine_ends, self._starting)
+        self._health = Health(pools, self.engine_ends, self._starting, pairs=self._core.pairs)
         self._auditor = Auditor(self._core)
         self._membership = Membership(
             pools,
-            application=application,
+            self._core.pairs,
+            router_id=router_id,
             secret=secret,
             stall_timeout_s=settings.stall_timeout_s,
             engine_ends=self.engine_ends,
+            dead_nodes=dead_nodes,
+        )
+        self._serve_list = ServeList(
+            (pool.name for pool in pools),
+            application=application,
+            router_id=router_id,
+            changed=self._membership.listed,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
         self._stall_timeout_s = settings.stall_timeout_s

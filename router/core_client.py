@@ -30,9 +30,11 @@ from router.answers import NOTE, Refusal, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
+from router.faults import Fault
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import COMPLETE, RouterMetrics
+from router.pairs import Pairs
 from router.phases import RequestPhase
 from router.placement import Placement, Placer
 from router.policies import Policy, RoutePlan
@@ -77,7 +79,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         num_routers: int = 1,
     ) -> None:
         events = PoolEvents(
-            joined=self._joined,
+            opened=self._opened,
             stepped=self._stepped,
             taken=self._taken,
             rejected=self._rejected,
@@ -85,12 +87,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
         self.decode = Pool("decode", policy, events, num_routers=num_routers)
+        self.pairs = Pairs()
         self._looks_again = looks_again(policy, num_routers=num_routers)
         self._targets = targets or Targets()
         self._placer = Placer(
             self.prefill,
             self.decode,
             self._targets,
+            pairs=self.pairs,
             num_routers=num_routers,
             expected_output_tokens=metrics.expected_output_tokens,
             handover_s=lambda: metrics.handover_s,
@@ -110,7 +114,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._read_s = 0.0
         """When outputs were last asked for, or put where there were none."""
-        self._decode_joined = asyncio.Event()
+        self._decode_opened = asyncio.Event()
 
     # What AsyncLLM calls.
 
@@ -185,8 +189,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._num_held += 1
         try:
             while not self.decode.is_open:
-                self._decode_joined.clear()
-                await self._decode_joined.wait()
+                self._decode_opened.clear()
+                await self._decode_opened.wait()
         finally:
             self._num_held -= 1
 
@@ -240,7 +244,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         state.plan = plan_handoff(
             state.params,
             num_output_tokens=state.num_output_tokens,
-            has_prefill=self.prefill.is_open,
+            has_prefill=self._placer.has_prefill,
             prefills_whole_prompt=self.prefills_whole_prompt,
         )
         state.prefill = state.decode = None
@@ -309,9 +313,16 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self.prefill.prefixes.add(reader.replica_id, state.chain)
 
     def _hand_over(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> None:
+        assert state.prefill is not None
         work_s = self._placer.decode_share_s(state)
-        replica = self.decode[self.decode.plan(work_s).replica_id]
-        self._to_decode(state, replica, decode_request(state, kv_transfer_params), work_s)
+        replica_id = self._placer.decode_replica(state.prefill.replica_id, work_s)
+        if replica_id is None:
+            # Nobody who is left can read it there: as if the KV were lost.
+            self._release_handover(state)
+            self._route(state)
+            return
+        request = decode_request(state, kv_transfer_params)
+        self._to_decode(state, self.decode[replica_id], request, work_s)
 
     def _to_decode(
         self, state: RequestState, replica: Replica, request: EngineCoreRequest, work_s: float
@@ -429,10 +440,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         return placement if is_better else None
 
-    def _joined(self, replica: Replica) -> None:
+    def _opened(self, replica: Replica) -> None:
         if replica.pool is not self.decode:
             return
-        self._decode_joined.set()
+        self._decode_opened.set()
         waiting = [s for s in self._requests.values() if s.waits_until is not None]
         for state in waiting:
             self._deliver(self._isolated(self._route, state))
@@ -473,17 +484,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._learn_cached(state, self.prefill, output)
         if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
-        kv_transfer_params = output.kv_transfer_params
         forwarded = []
         if state.plan.route is Route.PREFILL_FIRST:
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
-        if self.decode.is_open:
-            self._hand_over(state, kv_transfer_params)
-        else:
-            self._release_handover(state)
-            self._wait(state)
+        self._hand_over(state, output.kv_transfer_params)
         return forwarded
 
     def _learn_cached(self, state: RequestState, pool: Pool, output: EngineCoreOutput) -> None:
@@ -555,11 +561,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._deliver(outputs)
 
     def _fail_over(self, state: RequestState, lost: Replica) -> list[EngineCoreOutput]:
-        how = lost.load.leaves_because or ("lost" if lost.exit is None else "died")
+        how = lost.fault.value if lost.fault is not None else lost.load.leaves_because or "left"
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._withdraw(state)
-        if lost.exit is not None and state.replica is lost:
+        if lost.fault is Fault.ENGINE_ENDED and state.replica is lost:
             failures = one_more(
                 failures,
                 num_tokens=state.num_output_tokens,

@@ -1,8 +1,8 @@
-"""The engines that this router has seen end, by cause.
+"""What has gone wrong with replicas under this router's eyes: faults, and engines that ended.
 
-Owns their count and the last one. An engine that ends says how, if it can; a replica that leaves
-in an orderly way is none of them. Each router sees the end of an engine that it was connected to;
-of one that ended at its start, one router is told (engine.start_failure).
+Owns their counts and the last of each. A replica that leaves in an orderly way is none of them.
+Each router sees what becomes of a replica that it was connected to; of an engine that ended at its
+start, one router is told (engine.start_failure).
 """
 
 import time
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter
 
 from engine.exit_cause import EngineExit
+from router.faults import Fault
 from router.pool import Replica
 
 
@@ -30,34 +31,60 @@ class EngineEnd:
         return f"{self.pool} replica {self.replica_id}: {self.exit.text}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenFault:
+    """One fault of a replica."""
+
+    pool: str
+    replica_id: str
+    fault: Fault
+    reason: str
+    at_s: float
+    """Of the system's clock, in seconds since 1970."""
+
+    @property
+    def text(self) -> str:
+        """For people, one line."""
+        name = self.fault.value.replace("_", " ")
+        return f"{self.pool} replica {self.replica_id}: {name}: {self.reason}"
+
+
 class EngineEnds:
-    """Counts engines that ended, and keeps the last."""
+    """Counts faults of replicas and engines that ended, and keeps the last."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._count = Counter(
+        self._faults = Counter(
+            "pdserve_faults",
+            "Faults of replicas that this router has seen.",
+            ("pool", "fault"),
+            registry=registry,
+        )
+        self._ends = Counter(
             "pdserve_engine_ends",
-            "Engines that ended under this router's eyes, by cause: a signal's name, error,"
-            " stalled, or lost where the connection broke and nothing was said.",
+            "Engines that ended under this router's eyes, by cause: a signal's name, or error.",
             ("pool", "cause"),
             registry=registry,
         )
         self.last: EngineEnd | None = None
+        self.last_fault: SeenFault | None = None
 
     def observe(self, replica: Replica) -> None:
         """A replica's connection has ended."""
-        if (how := replica.exit or _guess(replica)) is not None:
-            self.add(replica.pool.name, replica.replica_id, how)
+        pool, replica_id = replica.pool.name, replica.replica_id
+        if replica.exit is not None:
+            self.add(pool, replica_id, replica.exit)
+        elif replica.fault is not None and replica.has_joined:
+            self.add_fault(pool, replica_id, replica.fault, replica.closed_because or "it is open")
 
     def add(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """An engine has ended."""
-        self._count.labels(pool, how.cause).inc()
+        self._ends.labels(pool, how.cause).inc()
         self.last = EngineEnd(pool=pool, replica_id=replica_id, exit=how, at_s=time.time())
+        self.add_fault(pool, replica_id, Fault.ENGINE_ENDED, how.text)
 
-
-def _guess(replica: Replica) -> EngineExit | None:
-    reason = replica.end.closed_because if replica.end is not None else "it was never made"
-    if replica.load.leaves_because == "stalled":
-        return EngineExit(cause="stalled", text=f"the engine gave no sign of life: {reason}")
-    if replica.is_leaving or not replica.has_joined:
-        return None
-    return EngineExit(cause="lost", text=f"the connection to it was lost: {reason}")
+    def add_fault(self, pool: str, replica_id: str, fault: Fault, reason: str) -> None:
+        """A fault was seen."""
+        self._faults.labels(pool, fault.value).inc()
+        self.last_fault = SeenFault(
+            pool=pool, replica_id=replica_id, fault=fault, reason=reason, at_s=time.time()
+        )

@@ -1,11 +1,12 @@
 """`GET /health`: whether both pools can serve, and if not, why.
 
 Owns the answer's form. 200 while each pool has a live replica, else 503; either way the body is
-JSON and has the last engine that ended.
+JSON and has the last engine that ended, the last fault of a replica, and pairs that do not work.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 from starlette.requests import Request
@@ -13,9 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from router.engine_ends import EngineEnds
+from router.pairs import Pairs
 from router.pool import Pool
 
 PATH = "/health"
+MOST_PAIRS = 20
+"""Pairs that are named at most."""
 
 
 class Health:
@@ -26,11 +30,14 @@ class Health:
         pools: tuple[Pool, ...],
         ends: EngineEnds,
         starting: Callable[[], Awaitable[Mapping[str, str]]],
+        *,
+        pairs: Pairs | None = None,
     ) -> None:
         """`starting` says what Serve reports of deployments that do not run as they should."""
         self._pools = pools
         self._ends = ends
         self._starting = starting
+        self._pairs = pairs or Pairs()
         self.is_served: Callable[[], bool] = lambda: True
         """Whether vLLM's front end still hands out what engines compute. Set by who makes it."""
 
@@ -50,7 +57,25 @@ class Health:
                 "message": last.text,
                 "at_s": round(last.at_s, 3),
             }
+        if (fault := self._ends.last_fault) is not None:
+            body["last_fault"] = {
+                "fault": fault.fault.value,
+                "message": fault.text,
+                "at_s": round(fault.at_s, 3),
+            }
+        if problems := _problems(self._pairs):
+            body["unready_pairs"] = problems
         if is_open:
             return JSONResponse(body)
         body["starting"] = dict(await self._starting())
         return JSONResponse(body, status_code=HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def _problems(pairs: Pairs) -> list[dict[str, str]]:
+    """The pairs that do not work, and why: none that is only being made ready."""
+    failed = (
+        {"prefill": pair.prefill, "decode": pair.decode, "problem": unready.problem}
+        for pair, unready in pairs
+        if unready.problem is not None
+    )
+    return list(islice(failed, MOST_PAIRS))

@@ -27,6 +27,11 @@ RELIED_ON = {
     "ray.serve._private.replica:ReplicaActor": ("perform_graceful_shutdown",),
     "ray.serve._private.long_poll": ("LongPollClient", "LongPollNamespace"),
     "ray.serve.context": ("_get_global_client",),
+    "ray._common.utils": ("hex_to_binary",),
+    "ray._private.worker": ("global_worker",),
+    "ray._raylet:InnerGcsClient": ("get_all_node_info",),
+    "ray.core.generated.gcs_pb2:GcsNodeInfo": ("DEAD",),
+    "ray.core.generated.gcs_service_pb2:GetAllNodeInfoRequest": ("NodeSelector",),
     "ray.experimental.internal_kv": ("_internal_kv_get", "_internal_kv_put"),
 }
 

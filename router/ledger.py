@@ -6,7 +6,7 @@ simulator's routers keep the same ledger.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from engine.lateness import PUT_BACK_S
@@ -48,6 +48,15 @@ class Ledger:
     def __len__(self) -> int:
         """How many replicas may get new work."""
         return len(self._open)
+
+    @property
+    def open_ids(self) -> Set[str]:
+        """The replicas that may get new work."""
+        return self._open.keys()
+
+    def has_open(self, barred: Set[str] = frozenset()) -> bool:
+        """Whether a replica may get new work that is none of `barred`."""
+        return not self._open.keys() <= barred if barred else bool(self._open)
 
     def work_s(self, replica_id: str) -> float:
         """Predicted work of a replica, as of its last report or what was sent since."""
@@ -95,12 +104,14 @@ class Ledger:
         if load is not None:
             self._total_s -= load.work_s
 
-    def reopen(self, replica_id: str) -> None:
-        """A replica may get new work after all."""
-        if replica_id in self._lines and replica_id not in self._open:
-            load = self._lines[replica_id].load
-            self._open[replica_id] = load
-            self._total_s += load.work_s
+    def reopen(self, replica_id: str) -> bool:
+        """A replica may get new work after all; returns whether it could not before."""
+        if replica_id not in self._lines or replica_id in self._open:
+            return False
+        load = self._lines[replica_id].load
+        self._open[replica_id] = load
+        self._total_s += load.work_s
+        return True
 
     def add(
         self,
@@ -166,26 +177,32 @@ class Ledger:
         *,
         request_s: float = 0.0,
         cached: Mapping[str, tuple[int, float]] | None = None,
+        barred: Set[str] = frozenset(),
     ) -> PoolSnapshot:
-        """What a policy decides on for one request; at least one replica must be open.
+        """What a policy decides on for one request; at least one replica must be open to it.
 
         Args:
             request_s: its own predicted seconds where nothing of it is cached.
             cached: by replica, how many of its tokens are cached there and what it costs there.
+            barred: replicas that this request cannot go to.
         """
         self._turn += 1
+        loads = tuple(self._open.values())
+        if barred:
+            loads = tuple(load for load in loads if load.replica_id not in barred)
+        others_work_per_s = (self._num_routers - 1) * self._recent(now_s) / RATE_TIME_S
         return PoolSnapshot(
-            replicas=tuple(self._open.values()),
+            replicas=loads,
             now_s=now_s if self._drains else None,
             mean_work_s=self.mean_work_s,
             turn=self._turn - 1,
             num_routers=self._num_routers,
-            others_work_per_s=(self._num_routers - 1) * self._recent(now_s) / RATE_TIME_S,
+            others_work_per_s=others_work_per_s * len(loads) / len(self._open),
             request_s=request_s,
             hits=tuple(
                 PrefixHit(load=self._open[key], num_cached_tokens=num_tokens, request_s=seconds)
                 for key, (num_tokens, seconds) in (cached or {}).items()
-                if key in self._open
+                if key in self._open and key not in barred
             ),
         )
 

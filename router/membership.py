@@ -1,32 +1,42 @@
-"""Which replicas are alive, as Ray Serve says, and a connection to each of them.
+"""A connection to each replica that Ray Serve lists, and what follows when one ends.
 
-Owns the subscription to Serve's list of running replicas and the tasks that connect. The list is
-Serve's; a connection that breaks is known at once, several seconds before the list says so.
+Owns the tasks that connect. The list is Serve's; a connection that breaks is known at once, several
+seconds before the list says so. What has gone wrong decides what is done (`router.faults`):
+
+- connection lost: it is made again, at once and then every RECONNECT_S;
+- replica silent: it is ended, and made again;
+- engine stalled, engine ended: the replica gets nothing new, and Serve another in its place;
+- node gone: every replica of that node is ended at once.
 """
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
-
-import ray
-from ray.serve._private.common import DeploymentID
-from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
-from ray.serve.context import _get_global_client
 
 from engine.channel import connect
-from engine.wire import Kind
 from router.engine_ends import EngineEnds
-from router.errors import PairNotReady
+from router.faults import Fault
+from router.pairs import Pairs
 from router.pool import Pool, Replica
+from router.serve_list import ListedReplica
+from router.warm_ups import WarmUps
 
 logger = logging.getLogger(__name__)
 
 RECONNECT_S = 1.0
-WARM_UP_TIMEOUT_S = 30.0
 WATCH_S = 1.0
-"""How often silent replicas are looked for."""
+"""How often silent replicas are looked for, and pairs tried again that were not ready."""
+SUSPECT_S = 60.0
+"""How long Ray is asked about the node of a replica that was lost: it takes its time to be sure."""
+ASK_S = 1.0
+"""How often."""
+
+FOR_GOOD = {Fault.ENGINE_STALLED, Fault.ENGINE_ENDED, Fault.NODE_GONE}
+"""After these a replica does not come back: another is started in its place, under another id."""
+UNEXPLAINED = {Fault.CONNECTION_LOST, Fault.REPLICA_SILENT}
+"""Its node may be gone."""
 
 
 class Membership:
@@ -34,139 +44,178 @@ class Membership:
 
     def __init__(
         self,
-        pools: tuple[Pool, ...],
+        pools: tuple[Pool, Pool],
+        pairs: Pairs,
         *,
-        application: str,
+        router_id: str,
         secret: str,
         stall_timeout_s: float,
         engine_ends: EngineEnds,
+        dead_nodes: Callable[[Collection[str]], Collection[str]],
     ) -> None:
-        self._pools = pools
+        """`dead_nodes` says which of some nodes are dead; it may block (`router.nodes`)."""
+        self._pools = {pool.name: pool for pool in pools}
         self._engine_ends = engine_ends
-        self._prefill, self._decode = pools
-        self._prefill_engines: set[str] = set()
-        """That decode engines were told of."""
-        self._told: dict[str, str] = {}
-        """What was last logged of a replica that cannot join yet."""
+        self._warm_ups = WarmUps(*pools, pairs)
+        self._router_id = router_id
         self._secret = secret
         self._stall_timeout_s = stall_timeout_s
-        self._router_id = ray.get_runtime_context().get_worker_id()
-        self._listed: dict[str, dict[str, dict[str, Any]]] = {pool.name: {} for pool in pools}
+        self._dead_nodes = dead_nodes
+        self._listed: dict[str, Mapping[str, ListedReplica]] = {name: {} for name in self._pools}
         self._connecting: dict[str, asyncio.Task[None]] = {}
-        controller = _get_global_client()._controller
-        listeners = {
-            (
-                LongPollNamespace.DEPLOYMENT_TARGETS,
-                DeploymentID(name=pool.name, app_name=application),
-            ): self._listener(pool)
-            for pool in pools
-        }
-        self._subscription = LongPollClient(
-            controller,
-            listeners,
-            call_in_event_loop=asyncio.get_running_loop(),
-            client_id=f"pdserve-router:{self._router_id}",
-        )
+        self._given_up: set[str] = set()
+        """Replicas that do not come back, for as long as Serve lists them."""
+        self._told: dict[str, str] = {}
+        """What was last logged of a replica that cannot join yet."""
+        self._suspects: dict[str, float] = {}
+        """Nodes that Ray is asked about, and until when."""
+        self._asking: asyncio.Task[None] | None = None
         self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
-        self._subscription.stop()
-        self._watching.cancel()
-        for task in self._connecting.values():
-            task.cancel()
+        self._warm_ups.close()
+        for task in (self._watching, self._asking, *self._connecting.values()):
+            if task is not None:
+                task.cancel()
 
-    def _listener(self, pool: Pool) -> Any:
-        def update(targets: Any) -> None:
-            self._update(
+    def listed(self, pool_name: str, replicas: Mapping[str, ListedReplica]) -> None:
+        """Serve's list of a pool has changed."""
+        self._listed[pool_name] = replicas
+        for replica in self._pools[pool_name]:
+            replica.set_listed(replica.replica_id in replicas)
+        self._given_up &= {replica_id for each in self._listed.values() for replica_id in each}
+        self._reconcile()
+
+    def _wanted(self) -> dict[str, tuple[Pool, ListedReplica]]:
+        """The replicas that there should be a connection to."""
+        return {
+            replica_id: (self._pools[name], listed)
+            for name, replicas in self._listed.items()
+            for replica_id, listed in replicas.items()
+            if replica_id not in self._given_up
+        }
+
+    def _reconcile(self) -> None:
+        """Connects to whom there is no connection; leaves those alone that are not wanted."""
+        wanted = self._wanted()
+        for replica_id in self._connecting.keys() - wanted.keys():
+            self._connecting.pop(replica_id).cancel()
+        for pool, listed in wanted.values():
+            self._reach(pool, listed)
+        self._told = {key: told for key, told in self._told.items() if key in wanted}
+        joined = {replica.replica_id for pool in self._pools.values() for replica in pool}
+        self._warm_ups.forget_all_but(wanted.keys() | joined)
+
+    def _reach(self, pool: Pool, listed: ListedReplica, *, wait_s: float = 0.0) -> None:
+        """Begins to connect to a replica to which there is no connection, after a while."""
+        replica_id = listed.replica_id
+        if pool.get(replica_id) is None and replica_id not in self._connecting:
+            task = asyncio.create_task(self._connect(pool, listed, wait_s))
+            self._connecting[replica_id] = task
+            task.add_done_callback(partial(self._connected, replica_id))
+
+    def _connected(self, replica_id: str, task: asyncio.Task[None]) -> None:
+        if self._connecting.get(replica_id) is task:
+            del self._connecting[replica_id]
+
+    async def _connect(self, pool: Pool, listed: ListedReplica, wait_s: float) -> None:
+        """Connects to a replica until it has joined; cancelled where it is no longer wanted."""
+        await asyncio.sleep(wait_s)
+        while True:
+            replica = Replica(
+                listed.replica_id,
                 pool,
-                {
-                    info.replica_id.unique_id: info.replica_metadata
-                    for info in targets.running_replicas
-                    if info.replica_metadata
-                },
+                on_gone=self._lost,
+                on_unready=self._warm_ups.broken,
+                node_id=listed.node_id,
             )
-
-        return update
-
-    def _update(self, pool: Pool, listed: dict[str, dict[str, Any]]) -> None:
-        """Serve's list has changed."""
-        self._listed[pool.name] = listed
-        for replica in pool:
-            replica.set_listed(replica.replica_id in listed)
-        connected = {replica.replica_id for replica in pool}
-        for replica_id, metadata in listed.items():
-            if replica_id not in connected and replica_id not in self._connecting:
-                task = asyncio.create_task(self._connect(pool, replica_id, metadata))
-                self._connecting[replica_id] = task
-                task.add_done_callback(partial(self._connected, replica_id))
-        self._forget_gone()
-
-    def _connected(self, replica_id: str, _: asyncio.Task[None]) -> None:
-        self._connecting.pop(replica_id, None)
-
-    async def _connect(self, pool: Pool, replica_id: str, metadata: dict[str, Any]) -> None:
-        """Connects to a replica, again and again, for as long as Serve lists it."""
-        while replica_id in self._listed[pool.name]:
-            replica = Replica(replica_id, pool, on_gone=self._lost)
             try:
-                address = (metadata["host"], metadata["port"])
                 replica.end, replica.facts = await connect(
-                    address, secret=self._secret, router_id=self._router_id, owner=replica
+                    listed.address, secret=self._secret, router_id=self._router_id, owner=replica
                 )
-                await self._warm_up(replica)
+                await self._warm_ups.join(replica)
+                self._told.pop(replica.replica_id, None)
+                return
             except Exception as error:
                 # Whatever keeps this one away, the others must still be reached: try again.
                 self._tell(replica, str(error) or type(error).__name__)
-                if replica.end is not None:
-                    replica.end.close("it is tried again")
-                await asyncio.sleep(RECONNECT_S)
-                continue
-            self._told.pop(replica_id, None)
-            pool.insert(replica)
-            return
-        self._told.pop(replica_id, None)
-
-    async def _warm_up(self, replica: Replica) -> None:
-        """Makes every pair of engines that this replica completes ready, before it gets traffic."""
-        is_prefill = replica.pool is self._prefill
-        others = self._decode if is_prefill else self._prefill
-        ready: set[str] = set()
-        # Another one may have joined in the meantime.
-        while cold := [other for other in others if other.replica_id not in ready]:
-            pairs = [(replica, other) if is_prefill else (other, replica) for other in cold]
-            await asyncio.gather(*(self._warm_pair(*pair) for pair in pairs))
-            ready |= {other.replica_id for other in cold}
-
-    async def _warm_pair(self, prefill: Replica, decode: Replica) -> None:
-        assert prefill.facts is not None
-        self._prefill_engines.add(prefill.replica_id)
-        async with asyncio.timeout(WARM_UP_TIMEOUT_S):
-            problem = await decode.warm_up(prefill.facts.kv)
-        if problem is not None:
-            raise PairNotReady(prefill.replica_id, decode.replica_id, problem)
-
-    def _forget_gone(self) -> None:
-        """Has decode engines drop what they keep of prefill engines that will not come back."""
-        alive = {replica.replica_id for replica in self._prefill} | self._connecting.keys()
-        if gone := self._prefill_engines - alive - self._listed["prefill"].keys():
-            self._prefill_engines -= gone
-            for decode in self._decode:
-                assert decode.end is not None
-                decode.end.send(Kind.FORGET, sorted(gone))
+            finally:
+                if not replica.has_joined and replica.end is not None:
+                    replica.end.close("it could not join")
+            await asyncio.sleep(RECONNECT_S)
 
     def _tell(self, replica: Replica, problem: str) -> None:
         if self._told.get(replica.replica_id) != problem:
             self._told[replica.replica_id] = problem
             logger.warning("%s replica %s: %s", replica.pool.name, replica.replica_id, problem)
 
+    def _lost(self, replica: Replica) -> None:
+        """A connection has ended."""
+        self._warm_ups.gone(replica)
+        self._engine_ends.observe(replica)
+        fault, now_s = replica.fault, time.monotonic()
+        if fault in UNEXPLAINED and replica.node_id is not None:
+            self._suspect(replica.node_id, now_s)
+        listed = self._listed[replica.pool.name].get(replica.replica_id)
+        if listed is None or fault in FOR_GOOD:
+            if listed is not None:
+                self._given_up.add(replica.replica_id)
+            self._reconcile()
+            return
+        # One that lets us in and cuts us off must not keep us busy.
+        lived_s = now_s - replica.joined_s
+        wait_s = 0.0 if lived_s >= RECONNECT_S else RECONNECT_S
+        self._reach(replica.pool, listed, wait_s=wait_s)
+
     async def _watch(self) -> None:
-        """Ends connections to replicas that hang."""
+        """Ends connections to replicas that hang, and gives pairs another try."""
         while True:
             await asyncio.sleep(WATCH_S)
-            for pool in self._pools:
-                pool.end_silent(now_s=time.monotonic(), timeout_s=self._stall_timeout_s)
+            now_s = time.monotonic()
+            for replica in self._replicas():
+                replica.end_if_silent(now_s=now_s, timeout_s=self._stall_timeout_s)
+            self._warm_ups.retry()
 
-    def _lost(self, replica: Replica) -> None:
-        """A connection broke: if Serve still lists the replica, it is tried again."""
-        self._engine_ends.observe(replica)
-        self._update(replica.pool, self._listed[replica.pool.name])
+    def _replicas(self) -> tuple[Replica, ...]:
+        """Those that there is a connection to."""
+        joined = (replica for pool in self._pools.values() for replica in pool)
+        return (*joined, *self._warm_ups.joining)
+
+    # Nodes.
+
+    def _suspect(self, node_id: str, now_s: float) -> None:
+        self._suspects[node_id] = now_s + SUSPECT_S
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        """Asks Ray about the suspects for as long as there are any."""
+        while self._suspects:
+            try:
+                dead = await asyncio.to_thread(self._dead_nodes, tuple(self._suspects))
+            except Exception as error:
+                # Whatever Ray raises: silence tells in the end too.
+                logger.warning("Ray does not say which nodes are dead: %r", error)
+                dead = ()
+            for node_id in dead:
+                self._node_gone(node_id)
+            now_s = time.monotonic()
+            self._suspects = {key: until for key, until in self._suspects.items() if until > now_s}
+            await asyncio.sleep(ASK_S)
+
+    def _node_gone(self, node_id: str) -> None:
+        """Ends what is on a dead node at once, instead of waiting for the silence of each."""
+        self._suspects.pop(node_id, None)
+        reason = f"its node {node_id} is dead"
+        on_node = [replica for replica in self._replicas() if replica.node_id == node_id]
+        for replica in on_node:
+            replica.is_node_dead = True
+            assert replica.end is not None
+            replica.end.close(reason)
+        connected = {replica.replica_id for replica in on_node}
+        for replica_id, (pool, listed) in self._wanted().items():
+            if listed.node_id == node_id:
+                self._given_up.add(replica_id)
+                if replica_id not in connected:
+                    self._engine_ends.add_fault(pool.name, replica_id, Fault.NODE_GONE, reason)
+        self._reconcile()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
 from router.handoff import HandoffPlan, Route
 from router.local_prefill import DecodeReader, plan_local_prefill
+from router.pairs import Pairs
 from router.policies import RoutePlan
 from router.pool import Pool
 from router.request import RequestState
@@ -39,6 +40,7 @@ class Placer:
         decode: Pool,
         targets: Targets,
         *,
+        pairs: Pairs,
         num_routers: int,
         expected_output_tokens: Callable[[int | None], int],
         handover_s: Callable[[], float],
@@ -46,9 +48,15 @@ class Placer:
         self._prefill = prefill
         self._decode = decode
         self._targets = targets
+        self._pairs = pairs
         self._num_routers = num_routers
         self._expected_output_tokens = expected_output_tokens
         self._handover_s = handover_s
+
+    @property
+    def has_prefill(self) -> bool:
+        """Whether a prefill replica may get work that a decode replica can go on with."""
+        return self._prefill.ledger.has_open(self._stranded())
 
     def place(self, state: RequestState, plan: HandoffPlan) -> Placement:
         """A way that follows `plan`, or that has decode read the prompt where that is better.
@@ -63,7 +71,10 @@ class Placer:
             ttft_s = self._decode_reader(reader).one_step_ttft_s
             return Placement(plan=plan, reader=reader, ttft_s=ttft_s, prefill_s=reader.request_s)
         chain = state.blocks(self._prefill.block_size)
-        reader = self._prefill.plan_prefill(chain, num_tokens)
+        barred: Set[str] = frozenset()
+        if plan.route is not Route.PREFILL_ONLY:
+            barred = self._stranded()
+        reader = self._prefill.plan_prefill(chain, num_tokens, barred=barred)
         if self._targets.local_prefill and plan.route is not Route.PREFILL_ONLY:
             own_reader = self._decode.plan_prefill(chain, num_tokens)
             local = plan_local_prefill(
@@ -122,6 +133,19 @@ class Placer:
             ttft_s=reader.finish_s,
             prefill_s=reader.request_s,
         )
+
+    def decode_replica(self, prefill: str, work_s: float) -> str | None:
+        """The decode replica that goes on with what a prefill replica has read.
+
+        None where no open one can read there: then the prompt must be read anew.
+        """
+        barred = self._pairs.barred(prefill)
+        if not self._decode.ledger.has_open(barred):
+            return None
+        return self._decode.plan(work_s, barred=barred).replica_id
+
+    def _stranded(self) -> Set[str]:
+        return self._pairs.stranded(self._decode.ledger.open_ids)
 
     def admission(self, state: RequestState, placement: Placement) -> AdmissionPlan:
         """Whether a new request is taken, now that its way is known."""

@@ -8,10 +8,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-import msgspec
 from vllm.v1.engine import EngineCoreRequest
 
 from engine.channel import ReplicaEnd
@@ -31,6 +30,7 @@ from engine.wire import (
 from kvtransfer.peers import KVPeer
 from router.cost_fit import CostFit, PoolCost, StepShape
 from router.errors import CannotBeSent, NoReplica
+from router.faults import Fault, fault_of
 from router.ledger import Ledger
 from router.policies import Policy, RoutePlan
 from router.prefixes import PrefixIndex, index_block_size
@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 class PoolEvents:
     """Whom a pool tells what its replicas say."""
 
-    joined: Callable[["Replica"], None]
+    opened: Callable[["Replica"], None]
+    """It may get new work: it has joined, or does not leave after all."""
     stepped: Callable[["Replica", StepOutputs], None]
     taken: Callable[["Replica", str], None]
     rejected: Callable[["Replica", Rejection], None]
@@ -56,6 +57,10 @@ class Replica:
     replica_id: str
     pool: "Pool"
     on_gone: Callable[["Replica"], None]
+    on_unready: Callable[["Replica", str, str], None] = lambda *_: None
+    """Of decode: it says of a prefill engine what keeps it from reading there, unasked."""
+    node_id: str | None = None
+    """Of Ray, where it is known."""
     end: ReplicaEnd | None = None
     facts: ReplicaFacts | None = None
     load: LoadReport = field(default_factory=LoadReport)
@@ -71,13 +76,31 @@ class Replica:
     """How its engine ended, where it could say so."""
     is_unlisted: bool = False
     """Serve no longer lists it."""
+    is_silent: bool = False
+    """Nothing was heard of it for the stall timeout."""
+    is_node_dead: bool = False
+    """Ray says that its node is dead."""
+    closed_because: str | None = None
+    """Why the connection has ended; None while it has not."""
     heard_s: float = field(default_factory=time.monotonic)
     joined_s: float = field(default_factory=time.monotonic)
 
     @property
     def is_leaving(self) -> bool:
         """It finishes what it has and gets nothing new."""
-        return self.is_unlisted or bool(self.load.leaves_because)
+        return self.is_unlisted or self.fault is not None or bool(self.load.leaves_because)
+
+    @property
+    def fault(self) -> Fault | None:
+        """What has gone wrong with it; None where nothing has, or it left in an orderly way."""
+        return fault_of(
+            engine_exit=self.exit,
+            is_node_dead=self.is_node_dead,
+            is_silent=self.is_silent,
+            leaves_because=self.load.leaves_because,
+            is_unlisted=self.is_unlisted,
+            closed_because=self.closed_because,
+        )
 
     @property
     def work_s(self) -> float:
@@ -156,7 +179,18 @@ class Replica:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.warming[peer.engine_id] = answer
         self.end.send(Kind.WARM_UP, peer)
-        return await answer
+        try:
+            return await answer
+        finally:
+            if self.warming.get(peer.engine_id) is answer:
+                del self.warming[peer.engine_id]
+
+    def end_if_silent(self, *, now_s: float, timeout_s: float) -> None:
+        """Ends the connection if nothing has come on it for `timeout_s`: the replica hangs."""
+        if self.end is not None and now_s - self.heard_s > timeout_s:
+            # Whatever made it hang: its requests are not taken for having killed it.
+            self.is_silent = True
+            self.end.close(f"nothing heard for {timeout_s:g} s")
 
     async def ask_holdings(self) -> Holdings:
         """What the replica and its engine have. Raises ChannelClosed where it goes meanwhile."""
@@ -195,6 +229,8 @@ class Replica:
         answer = self.warming.pop(warmed.engine_id, None)
         if answer is not None and not answer.done():
             answer.set_result(warmed.problem)
+        elif warmed.problem is not None:
+            self.on_unready(self, warmed.engine_id, warmed.problem)
 
     def holds(self, holdings: Holdings) -> None:
         if self.asked is not None:
@@ -203,8 +239,10 @@ class Replica:
 
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how
+        self.pool.leaving_changed(self)
 
     def replica_gone(self, reason: str) -> None:
+        self.closed_because = reason
         for answer in self.warming.values():
             if not answer.done():
                 answer.set_exception(ChannelClosed(reason))
@@ -250,6 +288,9 @@ class Pool:
         return len(self.ledger) > 0
 
     def insert(self, replica: Replica) -> None:
+        """A replica joins. Raises ChannelClosed where its connection has ended."""
+        if replica.closed_because is not None:
+            raise ChannelClosed(replica.closed_because)
         self._replicas[replica.replica_id] = replica
         replica.has_joined = True
         self.ledger.insert(replica.replica_id, time.monotonic())
@@ -257,13 +298,16 @@ class Pool:
             self.block_size = index_block_size(replica.facts.block_size)
             num_tokens = replica.facts.num_kv_blocks * replica.facts.block_size
             self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
-        self.leaving_changed(replica)
         self.observe(replica, LoadReport())
         logger.info("%s replica %s joined", self.name, replica.replica_id)
-        self.events.joined(replica)
+        if replica.is_leaving:
+            self.ledger.close(replica.replica_id)
+        else:
+            self.events.opened(replica)
 
     def remove(self, replica: Replica, reason: str) -> None:
-        if self._replicas.pop(replica.replica_id, None) is not None:
+        if self._replicas.get(replica.replica_id) is replica:
+            del self._replicas[replica.replica_id]
             self.ledger.remove(replica.replica_id)
             self.prefixes.remove(replica.replica_id)
             logger.warning("%s replica %s left: %s", self.name, replica.replica_id, reason)
@@ -271,10 +315,12 @@ class Pool:
 
     def leaving_changed(self, replica: Replica) -> None:
         """A replica leaves, or does not leave after all."""
+        if self._replicas.get(replica.replica_id) is not replica:
+            return
         if replica.is_leaving:
             self.ledger.close(replica.replica_id)
-        else:
-            self.ledger.reopen(replica.replica_id)
+        elif self.ledger.reopen(replica.replica_id):
+            self.events.opened(replica)
 
     def observe(self, replica: Replica, before: LoadReport) -> None:
         """Takes in what a replica has reported last."""
@@ -295,28 +341,34 @@ class Pool:
             self._fit.observe(shape, step.seconds)
 
     def end_silent(self, *, now_s: float, timeout_s: float) -> None:
-        """Ends connections on which nothing has come for `timeout_s`: these replicas hang."""
         for replica in list(self):
-            if replica.end is not None and now_s - replica.heard_s > timeout_s:
-                # Whatever made it hang: its requests are not taken for having killed it.
-                replica.load = msgspec.structs.replace(replica.load, leaves_because="stalled")
-                replica.end.close(f"nothing heard for {timeout_s:g} s")
+            replica.end_if_silent(now_s=now_s, timeout_s=timeout_s)
 
     def plan(
-        self, request_s: float, cached: Mapping[str, tuple[int, float]] | None = None
+        self,
+        request_s: float,
+        cached: Mapping[str, tuple[int, float]] | None = None,
+        *,
+        barred: Set[str] = frozenset(),
     ) -> RoutePlan:
         """The replica for a request, by the configured policy; arguments as in `Ledger.snapshot`.
 
         Raises:
-            NoReplica: none may get new work.
+            NoReplica: none may get new work, or only some that are `barred`.
         """
-        if not self.is_open:
+        if not self.ledger.has_open(barred):
             raise NoReplica(self.name)
-        snapshot = self.ledger.snapshot(time.monotonic(), request_s=request_s, cached=cached)
+        snapshot = self.ledger.snapshot(
+            time.monotonic(), request_s=request_s, cached=cached, barred=barred
+        )
         return self._policy(snapshot, self._rng)
 
     def __getitem__(self, replica_id: str) -> Replica:
         return self._replicas[replica_id]
+
+    def get(self, replica_id: str) -> Replica | None:
+        """The replica, if it is connected."""
+        return self._replicas.get(replica_id)
 
     def num_cached(self, chain: Sequence[int], num_tokens: int) -> dict[str, int]:
         """Tokens of a prompt that replicas are thought to have, the last one never among them.
@@ -327,12 +379,15 @@ class Pool:
         most = num_tokens - 1
         return {key: min(most, blocks * self.block_size) for key, blocks in hits.items()}
 
-    def plan_prefill(self, chain: Sequence[int], num_tokens: int) -> RoutePlan:
-        """The replica for a prompt that is to be read. Raises NoReplica: none may get new work."""
+    def plan_prefill(
+        self, chain: Sequence[int], num_tokens: int, *, barred: Set[str] = frozenset()
+    ) -> RoutePlan:
+        """The replica for a prompt that is to be read. Raises NoReplica as `plan` does."""
         cost, trust = self.cost.prefill, self.prefixes.trust
         cached: dict[str, tuple[int, float]] = {}
         for replica_id, num_cached in self.num_cached(chain, num_tokens).items():
             num_uncached = num_tokens - int(trust * num_cached)
             seconds = cost.seconds(num_uncached=num_uncached, num_tokens=num_tokens)
             cached[replica_id] = (num_cached, seconds)
-        return self.plan(cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens), cached)
+        request_s = cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
+        return self.plan(request_s, cached, barred=barred)

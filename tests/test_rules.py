@@ -20,15 +20,18 @@ RANKS = {
 """Imports run from a lower rank to a higher one, never back."""
 
 DECIDING = (
+    "decode/failing_reads.py",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "cluster/scaling").glob("*.py"))),
     "router/admit.py",
     "router/cost_fit.py",
     "router/costs.py",
+    "router/faults.py",
     "router/handoff.py",
     "router/lanes.py",
     "engine/lateness.py",
     "engine/step_limit.py",
     "router/ledger.py",
+    "router/pairs.py",
     "router/policies.py",
     "router/prefixes.py",
     "router/reach.py",

@@ -110,7 +110,7 @@ async def test_prefill_replica_killed(
     await gone(owned)
     assert not differences(expected, await asked)
     after = await scrape(client, cluster.url)
-    assert num_moves(after, "prefill_died") > num_moves(before, "prefill_died")
+    assert num_moves(after, "prefill_connection_lost") > num_moves(before, "prefill_died")
     await replaced(client, cluster, plain)
 
 
@@ -127,7 +127,7 @@ async def test_decode_engine_core_killed(
     async with asyncio.timeout(REPLACED_WITHIN_S):
         assert not differences(expected, await asked + await late)
     after = await scrape(client, cluster.url)
-    assert num_moves(after, "decode_died") > num_moves(before, "decode_died")
+    assert num_moves(after, "decode_engine_ended") > num_moves(before, "decode_died")
     await replaced(client, cluster, plain)
 
 

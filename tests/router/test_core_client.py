@@ -149,7 +149,7 @@ async def test_prefill_dies_and_its_requests_are_prefilled_elsewhere() -> None:
     lose(lost)
     assert cluster.outputs() == []
     assert [asked.request_id for asked in end_of(other).added()] == ["b", "a~2"]
-    assert moves(cluster, "prefill_lost") == 1
+    assert moves(cluster, "prefill_connection_lost") == 1
     step(other, EngineCoreOutput("b", [1], finish_reason=FinishReason.STOP))
     step(other, EngineCoreOutput("a~2", [2], finish_reason=FinishReason.STOP))
     assert [output.request_id for output in cluster.outputs()] == ["b", "a"]
@@ -478,7 +478,7 @@ async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_s
     assert end_of(other).closed_because is None
     lose(silent)
     assert {asked.request_id for asked in end_of(other).added()} == {"a~2", "b"}
-    assert moves(cluster, "prefill_stalled") == 1
+    assert moves(cluster, "prefill_replica_silent") == 1
     assert all(state.failures is None for state in cluster.core._requests.values())
 
 

@@ -1,11 +1,11 @@
-"""Which ends of engines are counted, and what `/health` says of them."""
+"""Which faults and ends of engines are counted, and what `/health` says of them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
-from fake_replicas import FakeEnd, join
+from fake_replicas import join
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from engine.exit_cause import EngineExit
 from router.engine_ends import EngineEnds
 from router.health import PATH, Health
+from router.pairs import Pair, Pairs
 from router.policies import POLICIES
 from router.pool import Pool, PoolEvents, Replica
 
@@ -25,7 +26,7 @@ def nothing(*_: Any) -> None:
 
 def pool(name: str = "decode") -> Pool:
     events = PoolEvents(
-        joined=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
+        opened=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
     )
     return Pool(name, POLICIES["least_work"], events)
 
@@ -37,10 +38,18 @@ class Ends:
         self.registry = CollectorRegistry()
         self.ends = EngineEnds(self.registry)
 
-    def count(self, cause: str) -> float | None:
+    def count(self, cause: str) -> float:
         labels = {"pool": "decode", "cause": cause}
-        value: float | None = self.registry.get_sample_value("pdserve_engine_ends_total", labels)
-        return value
+        return self.registry.get_sample_value("pdserve_engine_ends_total", labels) or 0.0
+
+    def faults(self) -> dict[str, float]:
+        """By name, those that were seen."""
+        metric = next(each for each in self.registry.collect() if each.name == "pdserve_faults")
+        return {
+            sample.labels["fault"]: sample.value
+            for sample in metric.samples
+            if sample.name == "pdserve_faults_total"
+        }
 
 
 def leaves(replica: Replica, because: str) -> None:
@@ -51,39 +60,52 @@ def said(replica: Replica) -> None:
     replica.engine_ended(KILLED)
 
 
+def silent(replica: Replica) -> None:
+    replica.end_if_silent(now_s=replica.heard_s + 11, timeout_s=10)
+
+
+def node_died(replica: Replica) -> None:
+    replica.is_node_dead = True
+
+
 @pytest.mark.parametrize(
-    ("what", "cause", "text"),
+    ("what", "fault", "text"),
     [
-        pytest.param(said, "SIGKILL", KILLED.text, id="it-said-how"),
+        pytest.param(nothing, "connection_lost", "connection lost: cut", id="lost"),
+        pytest.param(silent, "replica_silent", "replica silent: cut", id="silent"),
         pytest.param(
             lambda replica: leaves(replica, "stalled"),
-            "stalled",
-            "the engine gave no sign of life: cut",
+            "engine_stalled",
+            "engine stalled: cut",
             id="stalled",
         ),
-        pytest.param(nothing, "lost", "the connection to it was lost: cut", id="lost"),
+        pytest.param(said, "engine_ended", f"engine ended: {KILLED.text}", id="it-said-how"),
+        pytest.param(node_died, "node_gone", "node gone: cut", id="node-gone"),
     ],
 )
-def test_an_end_is_counted_by_cause(what: Any, cause: str, text: str) -> None:
+def test_a_fault_is_counted_by_its_name(what: Any, fault: str, text: str) -> None:
     seen = Ends()
     replica = join(pool(), "a", block_size=16)
     what(replica)
-    replica.end.close("cut")  # type: ignore[union-attr]
+    replica.replica_gone("cut")
     seen.ends.observe(replica)
-    assert seen.count(cause) == 1
-    assert seen.ends.last is not None
-    assert seen.ends.last.text == f"decode replica a: {text}"
+    assert seen.faults() == {fault: 1}
+    assert seen.ends.last_fault is not None
+    assert seen.ends.last_fault.text == f"decode replica a: {text}"
+    assert seen.count("SIGKILL") == (fault == "engine_ended")
+    assert (seen.ends.last is not None) == (fault == "engine_ended")
 
 
 def test_who_could_not_join_and_is_tried_again_is_not_counted() -> None:
     seen = Ends()
     replica = Replica("a", pool(), on_gone=nothing)
-    replica.end = FakeEnd(closed_because="it is tried again")  # type: ignore[assignment]
+    replica.replica_gone("it could not join")
     seen.ends.observe(replica)
-    assert seen.ends.last is None
+    assert seen.faults() == {}
     said(replica)
     seen.ends.observe(replica)
     assert seen.count("SIGKILL") == 1
+    assert seen.faults() == {"engine_ended": 1}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +119,10 @@ def test_who_leaves_in_an_orderly_way_is_not_counted(what: Any) -> None:
     seen = Ends()
     replica = join(pool(), "a", block_size=16)
     what(replica)
-    replica.end.close("bye")  # type: ignore[union-attr]
+    replica.replica_gone("bye")
     seen.ends.observe(replica)
     assert seen.ends.last is None
+    assert seen.faults() == {}
 
 
 @pytest.fixture
@@ -108,12 +131,16 @@ def pools() -> tuple[Pool, Pool]:
 
 
 def ask(
-    pools: tuple[Pool, ...], ends: EngineEnds, *, errored: bool = False
+    pools: tuple[Pool, ...],
+    ends: EngineEnds,
+    *,
+    errored: bool = False,
+    pairs: Pairs | None = None,
 ) -> tuple[int, dict[str, Any]]:
     async def starting() -> Mapping[str, str]:
         return {"decode": "no memory"}
 
-    health = Health(pools, ends, starting)
+    health = Health(pools, ends, starting, pairs=pairs)
     health.is_served = lambda: not errored
     app = Starlette(routes=[health.route()])
     with TestClient(app) as client:
@@ -139,3 +166,18 @@ def test_health_says_what_is_missing_and_why(pools: tuple[Pool, Pool]) -> None:
     assert body["starting"] == {"decode": "no memory"}
     assert body["last_engine_end"]["cause"] == "SIGKILL"
     assert body["last_engine_end"]["message"] == f"decode replica d: {KILLED.text}"
+    assert body["last_fault"]["fault"] == "engine_ended"
+
+
+def test_health_names_pairs_that_do_not_work(pools: tuple[Pool, Pool]) -> None:
+    for each in pools:
+        join(each, each.name, block_size=16)
+    pairs = Pairs()
+    pairs.trying(Pair(prefill="p0", decode="d"))
+    assert "unready_pairs" not in ask(pools, Ends().ends, pairs=pairs)[1], "it may well work"
+    pairs.failed(Pair(prefill="p1", decode="d"), "no route to host", now_s=0.0)
+    status, body = ask(pools, Ends().ends, pairs=pairs)
+    assert status == 200
+    assert body["unready_pairs"] == [
+        {"prefill": "p1", "decode": "d", "problem": "no route to host"}
+    ]

@@ -26,7 +26,7 @@ def empty_pool(name: str) -> Pool:
         pass
 
     events = PoolEvents(
-        joined=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
+        opened=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
     )
     return Pool(name, POLICIES["p2c"], events)
 
