@@ -17,15 +17,16 @@ import httpx
 
 from benchmarks.chaos_answers import Answer, AnswerBuilder
 from benchmarks.chaos_cases import Case
+from cluster.haproxy import ERRORS
 
 _SMALL_BUFFER_BYTES = 128 * 1024
 """Of a client that does not read: the kernel must not do the reading in its place. Less than one of
 the loopback's segments, 64 KiB, would make it slow for as long as it reads, too."""
 
 
-_PROXY_ERROR = (500, "Internal Server Error")
-"""What Serve has HAProxy answer where its connection to a router ends before the answer begins, or
-is refused: its statuses 502, 503 and 504 all become this text. A router's own errors are JSON."""
+_BROKEN_BEHIND_PROXY = (502, 503, 504)
+"""What HAProxy answers where its connection to a router ends before the answer begins, or is
+refused. A router's own errors have other messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +172,7 @@ async def _connected(*, patient: bool) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def _check_status(status: int, body: str) -> None:
-    if (status, body) == _PROXY_ERROR:
+    if status in _BROKEN_BEHIND_PROXY and _message(body) == ERRORS[status]:
         raise _Broken(f"HTTP {status} from the proxy")
     if status != 200:
         raise _Refused(f"HTTP {status}: {_message(body)}")

@@ -19,7 +19,7 @@ from engine.deployment import EngineDeployment, EngineSettings
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.server import Router
-from router.settings import FrontendSettings, RouterSettings, Targets
+from router.settings import FrontendSettings, RequestLimits, RouterSettings, Targets
 
 SERVE_ENV = {
     # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
@@ -30,7 +30,7 @@ SERVE_ENV = {
 
 ROUTER_ENV = {
     # Around the requests that HAProxy sends straight to a router.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.disconnect.middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.client_headers.middlewares",
     # How long a router that leaves keeps its port open, 30 s by default: all of `drain_s`. HAProxy
     # looks every 5 s whether a router takes requests; one that comes later goes to another router.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
@@ -73,7 +73,12 @@ def build(args: Mapping[str, Any]) -> Application:
             served_name=config.public_name,
             options=config.pool_engine("decode"),
             frontend=config.router.frontend,
-            max_body_bytes=int(config.router.max_body_mib * 2**20),
+            limits=RequestLimits(
+                max_body_bytes=int(config.router.max_body_mib * 2**20),
+                max_choices=config.router.max_choices,
+                receive_timeout_s=config.router.receive_timeout_s,
+            ),
+            client_priority=config.router.client_priority,
         ),
         policy=config.router.policy,
         num_routers=config.router.replicas,

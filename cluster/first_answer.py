@@ -58,7 +58,7 @@ class FirstAnswer:
 
 def _post(file: ServeFile, max_tokens: int) -> Problem | None:
     headers = {"Content-Type": "application/json"}
-    if (key := _api_key(file)) is not None:
+    if (key := file.config.router.api_key) is not None:
         headers["Authorization"] = f"Bearer {key}"
     body: dict[str, Any] = {
         "model": file.config.public_name,
@@ -79,13 +79,6 @@ def _post(file: ServeFile, max_tokens: int) -> Problem | None:
         return Problem(text=text, is_refusal=error.code < HTTPStatus.INTERNAL_SERVER_ERROR)
     except (OSError, HTTPException) as error:
         return Problem(text=str(error) or repr(error), is_refusal=False)
-
-
-def _api_key(file: ServeFile) -> str | None:
-    keys = file.config.router.frontend.get("api_key")
-    if isinstance(keys, str):
-        return keys
-    return str(keys[0]) if keys else None
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -1,26 +1,114 @@
 """The HAProxy that Serve runs in front of the routers, started the way we need it.
 
 Serve starts what `RAY_SERVE_HAPROXY_BINARY_PATH` names: point it at the `pdserve-haproxy` command.
-It becomes the bundled HAProxy with what Serve has no setting for, or another default:
+It becomes the bundled HAProxy, with `-dS` and with the config changed as `CHANGES` says, for which
+Serve has no settings.
 
-- No splicing. With Serve's `splice-request` HAProxy often misses that a client has closed its
-  connection while it waits for an answer, and the engines go on writing for nobody. Splicing moves
-  large bodies without a copy; requests here are small.
-- Where a router dies before it has begun to answer, another one is asked. HAProxy can repeat only a
-  request that it had whole when it sent it on; clients send headers and body one after the other,
-  so it waits for the body. One longer than its buffer (`RAY_SERVE_HAPROXY_TUNE_BUFSIZE`, 16 KiB) it
-  does not repeat. `RAY_SERVE_HAPROXY_RETRY_ON` has no effect.
+`-dS` is for no splicing. With Serve's `splice-request` HAProxy often misses that a client has
+closed its connection while it waits for an answer, and the engines go on writing for nobody.
+Splicing moves large bodies without a copy; requests here are small.
 """
 
+import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-_RETRY_ON = re.compile(r"^ *retry-on .*$", re.MULTILINE)
-"""Serve writes one such line, among the defaults of all backends."""
+from cluster.ports import LOCALHOST
 
-_OURS = "    retry-on conn-failure empty-response\n    option http-buffer-request"
+BUFFER_BYTES = 128 * 1024
+"""Holds a request's headers, and the whole of a request that is asked again."""
+MAX_HEADERS = 4096
+REQUEST_TIMEOUT_S = 15
+"""For headers, and for as much of the body as the buffer holds."""
+CLIENT_TIMEOUT_S = 300
+"""For the next bytes of a longer body, though the router has given it up, and for a client to read
+on: one may pause."""
+
+ERRORS = {
+    400: "The request is not HTTP as it should be, or has broken off.",
+    408: f"The request was not here in {REQUEST_TIMEOUT_S} s.",
+    500: "The proxy has failed.",
+    502: "The router has ended while it answered, try again.",
+    503: "No router is alive, try again.",
+    504: "The router does not answer, try again.",
+}
+"""What it says itself, by status."""
+_TYPES = {
+    400: "BadRequestError",
+    408: "BadRequestError",
+    500: "InternalServerError",
+    502: "BadGatewayError",
+    503: "ServiceUnavailableError",
+    504: "GatewayTimeoutError",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Lines of Serve's config, and what stands in their place."""
+
+    why: str
+    lines: str
+    """A regular expression of whole lines that Serve writes once."""
+    becomes: str
+
+
+def _error(status: int) -> str:
+    told = {
+        "message": ERRORS[status],
+        "type": _TYPES[status],
+        "param": None,
+        "code": status,
+    }
+    later = ' hdr Retry-After "10"' if status == 503 else ""
+    body = json.dumps({"error": told}).replace('"', '\\"')
+    return f'    http-error status {status} content-type application/json string "{body}"{later}'
+
+
+CHANGES = (
+    Change(
+        why="Where a router dies before it has begun to answer, another one is asked. HAProxy can "
+        "repeat only a request that it had whole when it sent it on; clients send headers and body "
+        "one after the other, so it waits for the body. One longer than its buffer it does not "
+        "repeat. `RAY_SERVE_HAPROXY_RETRY_ON` has no effect.",
+        lines=r"    retry-on .*",
+        becomes="    retry-on conn-failure empty-response\n    option http-buffer-request",
+    ),
+    Change(
+        why="Clients that never finish a request, or never read its answer, do not fill it. An "
+        "answer and the wait for it may take as long as they like: neither timer runs then. "
+        "`RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S`, an hour by default, has no effect.",
+        lines=r"    timeout client .*",
+        becomes=f"    timeout client {CLIENT_TIMEOUT_S}s\n"
+        f"    timeout http-request {REQUEST_TIMEOUT_S}s",
+    ),
+    Change(
+        why="Headers as large and as many as vLLM's own server takes; of more, the router says so. "
+        "`RAY_SERVE_HAPROXY_TUNE_BUFSIZE` has no effect.",
+        lines=r"    tune\.bufsize .*",
+        becomes=f"    tune.bufsize {BUFFER_BYTES}\n    tune.http.maxhdr {MAX_HEADERS}",
+    ),
+    Change(
+        why="Its own errors are what OpenAI's clients can read. Serve has 502, 503 and 504 made "
+        "500, in plain text. What is no request yet (broken headers, or some that end in the "
+        "middle) keeps HAProxy's text, which it has compiled in.",
+        lines=r"    errorfile 502 .*\n    errorfile 503 .*\n    errorfile 504 .*",
+        becomes="\n".join(map(_error, ERRORS)).replace("\\", r"\\"),
+    ),
+    Change(
+        why="Metrics are for who is on the machine; Serve listens on every address.",
+        lines=r"    bind :(\d+)",
+        becomes=rf"    bind {LOCALHOST}:\1",
+    ),
+    Change(
+        why="So is the page of statistics.",
+        lines=r"  bind \*:(\d+)",
+        becomes=rf"  bind {LOCALHOST}:\1",
+    ),
+)
 
 
 def command_path() -> Path:
@@ -43,14 +131,18 @@ def main() -> None:
 
 
 def changed(config: str) -> str:
-    """Serve's config with our way of asking again.
+    """Serve's config with our changes.
 
     Raises:
         ValueError: this is not the config that the pinned Ray writes.
     """
-    config, num_lines = _RETRY_ON.subn(_OURS, config, count=1)
-    if num_lines == 0:
-        raise ValueError("Serve's HAProxy config has no line `retry-on`; is this the pinned Ray?")
+    for change in CHANGES:
+        config, num_found = re.subn(f"^{change.lines}$", change.becomes, config, flags=re.M)
+        if num_found != 1:
+            raise ValueError(
+                f"Serve's HAProxy config has {num_found} times, not once, the lines "
+                f"{change.lines!r}; is this the pinned Ray?"
+            )
     return config
 
 

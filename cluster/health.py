@@ -5,6 +5,7 @@ Owns the reading; router.health owns the form.
 
 import json
 import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -26,10 +27,15 @@ class Health:
 UNREACHED = Health()
 
 
-def observe_health(url: str, *, timeout_s: float) -> Health:
-    """What the router behind `url` says; `UNREACHED` while nobody answers."""
+def observe_health(url: str, *, timeout_s: float, key: str | None = None) -> Health:
+    """What the router behind `url` says; `UNREACHED` while nobody answers.
+
+    Without a key, where one is needed, it does not say how an engine ended.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+    request = urllib.request.Request(f"{url}/health", headers=headers)
     try:
-        with OPENER.open(f"{url}/health", timeout=timeout_s) as response:
+        with OPENER.open(request, timeout=timeout_s) as response:
             return read_health(response.status, response.read())
     except urllib.error.HTTPError as error:
         return _read_error(error)

@@ -77,5 +77,5 @@ def _default(field: FieldInfo) -> str:
     if default is None:
         return "unset"
     if isinstance(default, tuple):
-        return f"`[{', '.join(default)}]`"
+        return f"`[{', '.join(map(str, default))}]`"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"

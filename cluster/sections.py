@@ -48,6 +48,12 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _ordered(ends: tuple[int, int]) -> tuple[int, int]:
+    if ends[0] > ends[1]:
+        raise ValueError("the least must come first")
+    return ends
+
+
 MAX_REPLICAS = 100_000
 """Of one deployment; Serve counts in 32 bits, and a typing error is found sooner."""
 
@@ -56,6 +62,8 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
 Variables = dict[
     Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_variable_value)]
 ]
+Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000, strict=True)]
+ClientPriority = Annotated[tuple[Priority, Priority], AfterValidator(_ordered)]
 Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
 Resources = dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]]
 
@@ -195,11 +203,42 @@ class RouterConfig(Section):
         le=1_000_000,
         description="Largest request body in MiB; a larger one gets status 413.",
     )
+    receive_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds that a request's body may take to arrive; then it gets status 408.",
+    )
+    max_choices: int = Field(
+        default=1024,
+        ge=1,
+        description="Prompts of one request times its `n`; more get status 400.",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Connections of clients that HAProxy holds, of two file descriptors each; more "
+        "wait. For `pdserve up`; elsewhere set `RAY_SERVE_HAPROXY_MAXCONN` before `ray start`.",
+    )
+    client_priority: ClientPriority = Field(
+        default=(-10, 10),
+        strict=False,
+        description="The least and the most `priority` that a client may ask for; what lies "
+        "beyond counts as the nearest.",
+    )
     frontend: dict[str, Any] = Field(
         default_factory=dict,
         description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "
         "tool_call_parser: hermes}`. Where it takes a list, one text is a list of one.",
     )
+
+    @property
+    def api_key(self) -> str | None:
+        """One that clients may use, where they need one."""
+        keys = self.frontend.get("api_key")
+        if isinstance(keys, str):
+            return keys
+        return str(keys[0]) if keys else None
 
 
 class RecoveryConfig(Section):

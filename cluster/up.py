@@ -101,7 +101,7 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     file = prepare_model(file, folder, _say)
     chosen = RayPorts.choose()
     dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
-    environment = _environment(chosen, folder)
+    environment = _environment(chosen, folder, file)
     _say(f"starting Ray and Serve; log {log}, dashboard {dashboard_url}")
     ray = tree.start(_ray_command(chosen, folder), environment)
     if ray.wait() != 0:
@@ -124,7 +124,8 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     said: Health | None = None
     while (ended := first_ended(members, timeout_s=WATCH_S)) is None:
         tree.reap_orphans(known=members)
-        said = _tell_end(observe_health(file.url, timeout_s=WATCH_S), said)
+        key = file.config.router.api_key
+        said = _tell_end(observe_health(file.url, timeout_s=WATCH_S, key=key), said)
     raise _has_ended(ended, log)
 
 
@@ -217,7 +218,7 @@ def _log_path(file: ServeFile) -> Path:
     return path
 
 
-def _environment(chosen: RayPorts, folder: Path) -> dict[str, str]:
+def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, str]:
     inherited = {
         # Whatever Ray cluster this shell talks to, it is not the one we start.
         name: value
@@ -244,6 +245,7 @@ def _environment(chosen: RayPorts, folder: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(chosen.fallback_proxy),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(chosen.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(chosen.haproxy_stats),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(file.config.router.max_connections),
         **inherited,
     }
 
@@ -281,7 +283,7 @@ def _curl(file: ServeFile) -> str:
         messages = [{"role": "user", "content": built_in.question}]
         api, body = "chat/completions", {"model": model, "messages": messages, "max_tokens": 60}
     headers = ["-H", "Content-Type: application/json"]
-    if file.config.router.frontend.get("api_key"):
+    if file.config.router.api_key is not None:
         headers += ["-H", "Authorization: Bearer YOUR_KEY"]
     return shlex.join(["curl", f"{file.url}/v1/{api}", *headers, "-d", json.dumps(body)])
 

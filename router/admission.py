@@ -1,20 +1,11 @@
-"""An ASGI middleware that holds new requests while nobody could answer them.
+"""What a client is told whose request is not taken, or not kept."""
 
-vLLM's front end sends the status of a streamed answer before an engine is asked, so "not now" has
-to be said before it. Never looks at bodies.
-"""
-
-import asyncio
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from router.admit import AdmissionPlan
-from router.answers import Refusal, refuse
+from router.answers import Refusal
 
 RETRY_AFTER_S = 10
-_NEEDS_NO_ENGINE = ("/tokenize", "/detokenize")
 
 
 def unavailable(message: str) -> Refusal:
@@ -36,26 +27,3 @@ def too_many(plan: AdmissionPlan) -> Refusal:
         message=f"The cluster is too busy ({plan.reason}), try again in {plan.retry_after_s} s.",
         retry_after_s=plan.retry_after_s,
     )
-
-
-class WaitsForReplicas:
-    """Waits for `ready` before the app sees a request; answers 503 where it takes too long."""
-
-    def __init__(
-        self, app: ASGIApp, ready: Callable[[], Awaitable[object]], max_wait_s: float
-    ) -> None:
-        self._app = app
-        self._ready = ready
-        self._max_wait_s = max_wait_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        generates = scope["type"] == "http" and scope["method"] == "POST"
-        if generates and scope["path"] not in _NEEDS_NO_ENGINE:
-            try:
-                async with asyncio.timeout(self._max_wait_s):
-                    await self._ready()
-            except TimeoutError:
-                message = f"No decode replica was alive for {self._max_wait_s:g} s, try again."
-                await refuse(send, unavailable(message))
-                return
-        await self._app(scope, receive, send)

@@ -2,17 +2,22 @@
 
 vLLM's front end sends the status of a streamed answer before an engine is asked. Held back until
 the first token, it can still become a refusal, and the headers can tell the way that was taken.
-Never looks at bodies.
 """
 
 import json
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ROUTE_HEADER = b"x-pdserve-route"
+MAX_MESSAGE_CHARS = 4096
+"""Of each text in an error: vLLM tells back what it was given, however much that was."""
+
+_ERROR_EVENT = b'data: {"error"'
+_BAD_REQUEST = frozenset({400, 408, 413, 431})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +26,10 @@ class Refusal:
 
     status: HTTPStatus
     message: str
+    param: str | None = None
     retry_after_s: int | None = None
-    """None where coming back does not help."""
+    closes: bool = False
+    """The connection: what else comes on it is not worth reading."""
 
 
 @dataclass(slots=True)
@@ -44,7 +51,7 @@ def note_route(note: RouteNote | None, route: str) -> None:
 
 
 class TellsRoute:
-    """Adds the header `x-pdserve-route`, and answers refusals with their status."""
+    """Adds the header `x-pdserve-route`, and answers refusals and errors with their status."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,44 +62,124 @@ class TellsRoute:
             return
         note = RouteNote()
         NOTE.set(note)
-        start: Message | None = None
-        is_refused = False
+        await self._app(scope, receive, _Answer(note, send).send)
 
-        async def held(message: Message) -> None:
-            nonlocal start, is_refused
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            if start is not None:
-                opening, start = start, None
-                if note.refusal is not None:
-                    is_refused = True
-                    await refuse(send, note.refusal)
-                    return
-                if note.routes:
-                    told = (ROUTE_HEADER, ", ".join(note.routes).encode())
-                    opening = {**opening, "headers": [*opening.get("headers", ()), told]}
-                await send(opening)
-            if not is_refused:
-                await send(message)
 
-        await self._app(scope, receive, held)
+class _Answer:
+    """One answer on its way to the client. Owns what is held back of it."""
+
+    def __init__(self, note: RouteNote, send: Send) -> None:
+        self._note = note
+        self._send = send
+        self._start: Message | None = None
+        self._error: bytes | None = None
+        """The body of an error so far."""
+        self._is_over = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        elif self._start is not None:
+            await self._begin(self._start, message)
+        elif not self._is_over:
+            await self._send(message)
+
+    async def _begin(self, start: Message, message: Message) -> None:
+        """The body begins: what the answer is to be is known."""
+        body = message.get("body", b"")
+        if self._note.refusal is not None:
+            self._end()
+            await refuse(self._send, self._note.refusal)
+        elif (told := error_event(body)) is not None:
+            self._end()
+            await _send_json(self._send, told["error"]["code"], told)
+        elif start["status"] >= HTTPStatus.BAD_REQUEST and _is_json(start):
+            self._error = (self._error or b"") + body
+            if not message.get("more_body", False):
+                self._end()
+                await self._send_error(start, self._error)
+        else:
+            self._start = None
+            await self._send(self._told(start))
+            await self._send(message)
+
+    def _end(self) -> None:
+        self._start = None
+        self._is_over = True
+
+    def _told(self, start: Message) -> Message:
+        if not self._note.routes:
+            return start
+        told = (ROUTE_HEADER, ", ".join(self._note.routes).encode())
+        return {**start, "headers": [*start.get("headers", ()), told]}
+
+    async def _send_error(self, start: Message, body: bytes) -> None:
+        if len(body) > MAX_MESSAGE_CHARS:
+            body = shortened(body)
+            kept = [each for each in start["headers"] if each[0] != b"content-length"]
+            length = (b"content-length", str(len(body)).encode())
+            start = {**start, "headers": [*kept, length]}
+        await self._send(self._told(start))
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def error_event(body: bytes) -> dict[str, Any] | None:
+    """The error that a stream begins with; it has not begun then."""
+    if not body.startswith(_ERROR_EVENT):
+        return None
+    told: dict[str, Any] = json.loads(body.removeprefix(b"data: ").partition(b"\n")[0])
+    error = told["error"]
+    if isinstance(error, dict):
+        error["message"] = _cut(error.get("message"))
+        if isinstance(error.get("code"), int) and error["code"] >= HTTPStatus.BAD_REQUEST:
+            return told
+    return None
+
+
+def shortened(body: bytes) -> bytes:
+    """An error of vLLM's with the texts in it cut."""
+    told = json.loads(body)
+    if isinstance(told, dict) and isinstance(told.get("error"), dict):
+        told["error"] = {name: _cut(value) for name, value in told["error"].items()}
+    return json.dumps(told).encode()
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_MESSAGE_CHARS:
+        return f"{value[:MAX_MESSAGE_CHARS]} ... ({len(value)} characters)"
+    return value
+
+
+def _is_json(start: Message) -> bool:
+    return any(
+        name == b"content-type" and value.startswith(b"application/json")
+        for name, value in start.get("headers", ())
+    )
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:
     """Answers a request with a refusal, in the form of an OpenAI error."""
+    code = refusal.status.value
+    kind = "BadRequest" if code in _BAD_REQUEST else refusal.status.phrase.replace(" ", "")
     error = {
         "message": refusal.message,
-        "type": refusal.status.phrase.replace(" ", "") + "Error",
-        "param": None,
-        "code": refusal.status.value,
+        "type": f"{kind}Error",
+        "param": refusal.param,
+        "code": code,
     }
-    body = json.dumps({"error": error}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
+    headers = []
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
-    await send({"type": "http.response.start", "status": refusal.status.value, "headers": headers})
+    if refusal.closes:
+        headers.append((b"connection", b"close"))
+    await _send_json(send, code, {"error": error}, headers)
+
+
+async def _send_json(
+    send: Send, status: int, told: object, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    body = json.dumps(told).encode()
+    length = (b"content-length", str(len(body)).encode())
+    head = [(b"content-type", b"application/json"), length, *(headers or ())]
+    await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})

@@ -108,13 +108,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
         self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
-        self._num_held = 0
-        """Requests that are not let in before a replica could answer them."""
         self._quarantine: Quarantine[RequestState] = Quarantine()
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._read_s = 0.0
         """When outputs were last asked for, or put where there were none."""
-        self._decode_opened = asyncio.Event()
 
     # What AsyncLLM calls.
 
@@ -184,23 +181,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                 if replica.end is not None:
                     replica.end.close("the router was stopped")
 
-    async def ready(self) -> None:
-        """Returns once a new request could be answered."""
-        self._num_held += 1
-        try:
-            while not self.decode.is_open:
-                self._decode_opened.clear()
-                await self._decode_opened.wait()
-        finally:
-            self._num_held -= 1
-
     def scaling_report(self) -> dict[str, float]:
         """What this router counts and what is outstanding: see router.traffic."""
         return self._traffic.report(
-            prefill=self.prefill,
-            decode=self.decode,
-            requests=self._requests.values(),
-            num_held=self._num_held,
+            prefill=self.prefill, decode=self.decode, requests=self._requests.values()
         )
 
     def holdings(self, front_end: frozenset[str]) -> RouterHoldings:
@@ -443,7 +427,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _opened(self, replica: Replica) -> None:
         if replica.pool is not self.decode:
             return
-        self._decode_opened.set()
         waiting = [s for s in self._requests.values() if s.waits_until is not None]
         for state in waiting:
             self._deliver(self._isolated(self._route, state))
@@ -578,7 +561,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if batch:
             if self._outputs.empty():
                 self._read_s = time.monotonic()
-            self._outputs.put_nowait(EngineCoreOutputs(outputs=batch, timestamp=time.monotonic()))
+            self._outputs.put_nowait(
+                EngineCoreOutputs(
+                    outputs=batch,
+                    timestamp=time.monotonic(),
+                    # Of engines whose weights were never changed, as with one plain server.
+                    weight_version="default",
+                )
+            )
 
 
 def _last(request_id: str, reason: FinishReason) -> EngineCoreOutput:

@@ -2,6 +2,7 @@
 
 Owns the answer's form. 200 while each pool has a live replica, else 503; either way the body is
 JSON and has the last engine that ended, the last fault of a replica, and pairs that do not work.
+Where keys are set, causes are for those who have one.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from router.engine_ends import EngineEnds
+from router.keys import has_key
 from router.pairs import Pairs
 from router.pool import Pool
 
@@ -51,24 +53,29 @@ class Health:
             "status": "ok" if is_open else "unavailable",
             "replicas": {pool.name: len(pool.ledger) for pool in self._pools},
         }
+        if has_key(request.scope):
+            body |= self._causes()
+            if not is_open:
+                body["starting"] = dict(await self._starting())
+        return JSONResponse(body, HTTPStatus.OK if is_open else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def _causes(self) -> dict[str, Any]:
+        causes: dict[str, Any] = {}
         if (last := self._ends.last) is not None:
-            body["last_engine_end"] = {
+            causes["last_engine_end"] = {
                 "cause": last.exit.cause,
                 "message": last.text,
                 "at_s": round(last.at_s, 3),
             }
         if (fault := self._ends.last_fault) is not None:
-            body["last_fault"] = {
+            causes["last_fault"] = {
                 "fault": fault.fault.value,
                 "message": fault.text,
                 "at_s": round(fault.at_s, 3),
             }
         if problems := _problems(self._pairs):
-            body["unready_pairs"] = problems
-        if is_open:
-            return JSONResponse(body)
-        body["starting"] = dict(await self._starting())
-        return JSONResponse(body, status_code=HTTPStatus.SERVICE_UNAVAILABLE)
+            causes["unready_pairs"] = problems
+        return causes
 
 
 def _problems(pairs: Pairs) -> list[dict[str, str]]:

@@ -18,6 +18,8 @@ RELIED_ON = {
         "validate_parsed_serve_args",
     ),
     "vllm.entrypoints.launchers.launcher": ("validate_api_server_args",),
+    "vllm.entrypoints.serve.middleware.authenticate": ("AuthenticationMiddleware",),
+    "vllm.config:ParallelConfig": ("_api_process_count",),
     "vllm.v1.executor.abstract": ("Executor",),
     "ray.serve._private.common": ("DeploymentID",),
     "ray.serve._private.constants": (

@@ -82,7 +82,9 @@ class RequestState:
     @property
     def num_tokens(self) -> int:
         """Of prompt and answer so far."""
-        return len(self.request.prompt_token_ids or ()) + self.num_output_tokens
+        embeds = self.request.prompt_embeds
+        prompt = self.request.prompt_token_ids if embeds is None else embeds
+        return len(() if prompt is None else prompt) + self.num_output_tokens
 
     def blocks(self, block_size: int) -> list[int]:
         """The chain, brought up to date; empty where tokens alone do not tell what is cached."""

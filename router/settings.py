@@ -9,6 +9,17 @@ from router.recovery import RecoveryLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What one HTTP request may be."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_choices: int = 1024
+    """Prompts times `n`."""
+    receive_timeout_s: float = 120.0
+    """For its body to arrive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendSettings:
     """The OpenAI endpoint."""
 
@@ -18,7 +29,10 @@ class FrontendSettings:
     """vLLM engine arguments: those of the decode pool."""
     frontend: Mapping[str, Any] = field(default_factory=dict)
     """vLLM front-end arguments, such as a tool call parser."""
-    max_body_bytes: int = 8 * 1024 * 1024
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    """Of one HTTP request."""
+    client_priority: tuple[int, int] = (-10, 10)
+    """The least and the most that a client may ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

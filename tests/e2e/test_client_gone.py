@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 from collections.abc import Callable
@@ -191,4 +192,30 @@ async def test_stop_string_in_the_first_token(
     for _ in range(5):
         answer = await ask(client, cluster.url, COMPLETIONS, body)
         assert answer["choices"][0]["stop_reason"] == first
+    await watch.free()
+
+
+async def test_half_of_a_connection_is_as_good_as_none(
+    cluster: Server, plain: Server, watch: Watch
+) -> None:
+    """As with the plain server: who has closed its side does not wait for an answer."""
+    for server in (plain, cluster):
+        address = httpx.URL(server.url)
+        body = json.dumps(long_answer(stream=True)).encode()
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await reader.readuntil(b"data: ")
+        writer.write_eof()
+        assert b"[DONE]" not in await reader.read()
+        writer.close()
+    await watch.free()
+
+
+async def test_serves_headers_end_nothing(
+    client: httpx.AsyncClient, cluster: Server, watch: Watch
+) -> None:
+    headers = {"X-Request-Timeout-Seconds": "0.01"}
+    answer = await client.post(cluster.url + COMPLETIONS, json=long_answer(), headers=headers)
+    assert answer.status_code == 200
     await watch.free()

@@ -1,4 +1,4 @@
-"""The ASGI middlewares: body limit, waiting for replicas, ending by oneself."""
+"""The ASGI middlewares: limits, ending by oneself, and what becomes of an answer's status."""
 
 import asyncio
 import json
@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray.serve._private.http_util import parse_disconnect_disabled_header
 from starlette.types import Message, Receive, Scope, Send
 
 from router import disconnect
-from router.admission import WaitsForReplicas, unavailable
-from router.answers import NOTE, TellsRoute, note_route
-from router.disconnect import EndsByItself, WatchesItself
-from router.limits import BodyLimit
+from router.admission import unavailable
+from router.answers import MAX_MESSAGE_CHARS, NOTE, TellsRoute, note_route
+from router.client_headers import HidesHeaders, RestoresHeaders
+from router.disconnect import EndsByItself
+from router.keys import NeedsKey
+from router.limits import BodyLimit, HeaderLimit
+from router.settings import RequestLimits
 
 Sent = list[Message]
 
@@ -34,6 +36,62 @@ def send_to(sent: Sent) -> Send:
     return send
 
 
+async def nothing() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    sent: Sent = []
+    await BodyLimit(echo, RequestLimits(receive_timeout_s=0.01))(scope(), nothing, send_to(sent))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_a_client_that_leaves_within_its_body_is_not_answered() -> None:
+    sent: Sent = []
+    await BodyLimit(echo, RequestLimits())(
+        scope(), receive_from(chunk(1, more=True)), send_to(sent)
+    )
+    assert sent == []
+
+
+async def test_a_body_that_holds_too_much_is_refused() -> None:
+    sent: Sent = []
+    body = {"type": "http.request", "body": b'{"n": 3}'}
+    limit = BodyLimit(echo, RequestLimits(max_choices=2))
+    await limit(scope(), receive_from(body), send_to(sent))
+    assert sent[0]["status"] == 400
+    error = json.loads(sent[1]["body"])["error"]
+    assert (error["type"], error["param"], error["code"]) == ("BadRequestError", "n", 400)
+
+
+async def test_what_comes_after_the_body_reaches_the_app() -> None:
+    seen: list[str] = []
+    receive = receive_from(chunk(1, more=True), chunk(1))
+    await BodyLimit(app_that_waits(seen), RequestLimits())(scope(), receive, send_to([]))
+    assert seen == ["working", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param({"x": "y" * 65536}, 200, id="64-kib"),
+        pytest.param({f"x-{i}": "y" for i in range(256)}, 200, id="256"),
+        pytest.param({"x": "y" * 100_000}, 431, id="too-large"),
+        pytest.param({f"x-{i}": "y" for i in range(513)}, 431, id="too-many"),
+        pytest.param({"x-request-id": "i" * 256}, 200, id="id"),
+        pytest.param({"x-request-id": "i" * 257}, 400, id="long-id"),
+    ],
+)
+async def test_header_limit(headers: dict[str, str], status: int) -> None:
+    sent: Sent = []
+    await HeaderLimit(echo)(scope(headers), receive_from(chunk(1)), send_to(sent))
+    assert sent[0]["status"] == status
+    if status != 200:
+        assert json.loads(sent[1]["body"])["error"]["code"] == status
+
+
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Reads the whole body and answers its length."""
     num_bytes, more = 0, True
@@ -49,7 +107,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 def scope(headers: dict[str, str] | None = None) -> dict[str, Any]:
     pairs = [(key.encode(), value.encode()) for key, value in (headers or {}).items()]
-    return {"type": "http", "headers": pairs}
+    return {"type": "http", "method": "POST", "path": "/v1/completions", "headers": pairs}
 
 
 def chunk(num_bytes: int, *, more: bool = False) -> Message:
@@ -68,31 +126,47 @@ def chunk(num_bytes: int, *, more: bool = False) -> Message:
 )
 async def test_body_limit(headers: dict[str, str], messages: list[Message], status: int) -> None:
     sent: Sent = []
-    await BodyLimit(echo, 10)(scope(headers), receive_from(*messages), send_to(sent))
+    limit = BodyLimit(echo, RequestLimits(max_body_bytes=10))
+    await limit(scope(headers), receive_from(*messages), send_to(sent))
     assert sent[0]["status"] == status
     assert len(sent) == 2
     if status == 413:
         assert json.loads(sent[1]["body"])["error"]["code"] == 413
 
 
-async def test_an_app_that_hears_of_the_disconnect_ends_by_itself() -> None:
-    gone, cleaned_up = asyncio.Event(), asyncio.Event()
+def app_that_waits(seen: list[str]) -> Callable[..., Any]:
+    """As vLLM's handlers: waits in a task of its own for its client to go."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        cleaned_up.set()
+        seen.append("working")
+        while (await asyncio.ensure_future(receive()))["type"] != "http.disconnect":
+            pass
+        seen.append("gone")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
+    return app
+
+
+async def test_to_the_app_a_cancel_is_a_client_that_has_gone() -> None:
     async def receive() -> Message:
-        await gone.wait()
-        return {"type": "http.disconnect"}
+        if not seen:
+            return chunk(1)
+        is_working.set()
+        await asyncio.Event().wait()
+        raise AssertionError
 
-    task = asyncio.create_task(EndsByItself(app)(scope(), receive, send_to([])))
+    is_working = asyncio.Event()
+    seen: list[str] = []
+    sent: Sent = []
+    task = asyncio.create_task(EndsByItself(app_that_waits(seen))(scope(), receive, send_to(sent)))
+    await is_working.wait()
     await asyncio.sleep(0)
-    gone.set()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert cleaned_up.is_set()
+    assert seen == ["working", "gone"]
+    assert sent == [], "nobody is there to be answered"
 
 
 async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,24 +188,18 @@ async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyP
     await asyncio.wait_for(was_cancelled.wait(), 5)
 
 
-async def test_serve_is_told_not_to_watch_and_then_nothing_is_shielded() -> None:
-    watched: list[bool] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        watched.append(not parse_disconnect_disabled_header(dict(scope["headers"])))
-        await asyncio.Event().wait()
-
-    whole = WatchesItself(EndsByItself(app))
-    task = asyncio.create_task(whole(scope(), receive_from(), send_to([])))
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait([task], timeout=0)
-    assert watched == [False]
-    assert task.cancelled(), "a cancel reaches the app at once"
-
-
 @pytest.mark.parametrize(
-    "make", [EndsByItself, WatchesItself, TellsRoute, lambda app: BodyLimit(app, 1)]
+    "make",
+    [
+        EndsByItself,
+        HidesHeaders,
+        RestoresHeaders,
+        HeaderLimit,
+        TellsRoute,
+        lambda app: NeedsKey(app, ["key"]),
+        lambda app: BodyLimit(app, RequestLimits()),
+    ],
+    ids=str,
 )
 async def test_errors_and_other_scopes_pass_through(make: Callable[..., Any]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,36 +207,6 @@ async def test_errors_and_other_scopes_pass_through(make: Callable[..., Any]) ->
 
     with pytest.raises(LookupError, match="lifespan"):
         await make(app)({"type": "lifespan"}, receive_from(), send_to([]))
-
-
-def post(path: str) -> dict[str, Any]:
-    return {**scope(), "method": "POST", "path": path}
-
-
-async def test_without_a_decode_replica_a_request_is_told_to_come_back() -> None:
-    """With a status, which a stream that has begun could not carry any more."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("the app was asked")
-
-    sent: list[Message] = []
-    held = WaitsForReplicas(app, asyncio.Event().wait, max_wait_s=0.01)
-    await held(post("/v1/completions"), receive_from(), send_to(sent))
-    assert sent[0]["status"] == 503
-    assert (b"retry-after", b"10") in sent[0]["headers"]
-    assert b"decode" in sent[1]["body"]
-
-
-@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
-async def test_what_needs_no_engine_does_not_wait(path: str) -> None:
-    asked: list[str] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        asked.append(scope["path"])
-
-    held = WaitsForReplicas(app, asyncio.Event().wait, max_wait_s=60)
-    await held(post(path), receive_from(), send_to([]))
-    assert asked == [path]
 
 
 def streams(*, says: Callable[[], None]) -> Callable[..., Any]:
@@ -214,3 +252,61 @@ async def test_an_answer_that_went_no_way_is_left_as_it_is() -> None:
     sent: Sent = []
     await TellsRoute(streams(says=lambda: None))(scope(), receive_from(), send_to(sent))
     assert sent[0]["headers"] == [(b"a", b"b")]
+
+
+def answers(status: int, *parts: bytes, kind: bytes = b"application/json") -> Callable[..., Any]:
+    """An app that answers so, whatever it is asked."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(b"".join(parts)))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+def told(error: dict[str, Any]) -> bytes:
+    return json.dumps({"error": error}).encode()
+
+
+async def test_a_stream_that_begins_with_an_error_has_its_status() -> None:
+    error = {"message": "logprobs", "type": "BadRequestError", "param": None, "code": 400}
+    event = b"data: " + told(error) + b"\n\n"
+    sent: Sent = []
+    app = answers(200, event, b"data: [DONE]\n\n", kind=b"text/event-stream")
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 400
+    assert (b"content-type", b"application/json") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"]) == {"error": error}
+
+
+async def test_an_error_later_in_a_stream_stays_there() -> None:
+    parts = (b'data: {"id": 1}\n\n', b'data: {"error": {"code": 400}}\n\n')
+    sent: Sent = []
+    app = answers(200, *parts, kind=b"text/event-stream")
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == 200
+    assert [message["body"] for message in sent[1:]] == [*parts, b""]
+
+
+async def test_an_error_does_not_tell_back_all_that_it_was_given() -> None:
+    body = told({"message": "x" * 50_000, "param": "y" * 50_000, "code": 400})
+    sent: Sent = []
+    app = answers(400, body[:10], body[10:])
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert (b"content-length", b"%d" % len(sent[1]["body"])) in sent[0]["headers"]
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["message"].startswith("x" * MAX_MESSAGE_CHARS)
+    assert len(sent[1]["body"]) < 10_000
+    assert error["code"] == 400
+
+
+@pytest.mark.parametrize("body", [told({"message": "no", "code": 404}), b"", b"{}"], ids=str)
+async def test_a_short_error_is_left_as_it_is(body: bytes) -> None:
+    sent: Sent = []
+    await TellsRoute(answers(404, body))(scope(), receive_from(), send_to(sent))
+    assert (sent[0]["status"], sent[1]["body"]) == (404, body)

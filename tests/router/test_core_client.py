@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from core_clusters import LIMITS, Cluster, fail, lose
 from fake_replicas import HANDED_OVER, decoded, end_of, prefilled, request, step
 from vllm.v1.engine import EngineCoreOutput, FinishReason
@@ -14,7 +15,7 @@ from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
-from router.request import KV_PARAMS
+from router.request import KV_PARAMS, RequestState
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
@@ -249,11 +250,9 @@ async def test_without_decode_a_request_waits_for_one() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     lose(d)
-    waiting = asyncio.create_task(cluster.core.ready())
     await cluster.core.add_request_async(request())
     assert end_of(p).added() == []
     cluster.decode = [cluster.join(cluster.core.decode, "new")]
-    await waiting
     step(p, prefilled())
     step(cluster.decode[0], decoded(1, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1]]
@@ -531,3 +530,16 @@ async def test_metrics_tell_ttft_itl_and_handover_apart() -> None:
     assert counts == {"ttft": 1, "itl": 3, "handover": 1}
     assert cluster.registry.get_sample_value("pdserve_output_tokens_total") == 4
     assert cluster.registry.get_sample_value("pdserve_requests_total", {"end": "length"}) == 1
+
+
+async def test_outputs_name_the_weights_as_an_engine_does() -> None:
+    cluster = Cluster()
+    await cluster.core.add_request_async(request())
+    step(cluster.prefill[0], prefilled())
+    assert (await cluster.core.get_output_async()).weight_version == "default"
+
+
+async def test_a_prompt_of_embeddings_counts_by_its_length() -> None:
+    asked = request()
+    asked.prompt_token_ids, asked.prompt_embeds = None, torch.zeros((10, 8))
+    assert RequestState(request=asked, output_token_ids=[1]).num_tokens == 11

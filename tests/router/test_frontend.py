@@ -1,23 +1,24 @@
-"""What becomes of the options of vLLM's API server, and of its CORS middleware."""
+"""What becomes of the options of vLLM's API server, and of its middlewares."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp
 from vllm.entrypoints.launchers.app import build_app
 
 from engine.models import resolve_model
-from router.admission import WaitsForReplicas
-from router.answers import NOTE, Refusal, TellsRoute
-from router.app import TASKS, take_cors
+from router.answers import NOTE, Refusal
+from router.app import TASKS, layered
 from router.frontend import frontend_args
-from router.limits import BodyLimit
-from router.settings import FrontendSettings
+from router.health import Health
+from router.keys import OPEN_PATHS
+from router.settings import FrontendSettings, RequestLimits
 
 
 def settings(options: dict[str, Any], **frontend: Any) -> FrontendSettings:
@@ -75,13 +76,9 @@ def _level_of_logs() -> Iterator[None]:
     logging.root.setLevel(level)
 
 
-def guarded(app: FastAPI, *, ready: bool) -> ASGIApp:
-    async def wait() -> None:
-        if not ready:
-            raise TimeoutError
-
-    cors = take_cors(app)
-    return cors(BodyLimit(WaitsForReplicas(TellsRoute(app), wait, 1.0), 100))
+def client_of(app: FastAPI, **limits: Any) -> TestClient:
+    limited = dataclasses.replace(settings({}), limits=RequestLimits(**limits))
+    return TestClient(layered(app, limited))
 
 
 def app_with(**frontend: Any) -> FastAPI:
@@ -101,31 +98,31 @@ def app_with(**frontend: Any) -> FastAPI:
 
 
 @pytest.mark.parametrize(
-    ("status", "ready", "body", "headers"),
+    ("status", "body", "headers"),
     [
-        pytest.param(200, True, {}, {}, id="answer"),
-        pytest.param(429, True, {"busy": True}, {}, id="refused"),
-        pytest.param(413, True, {"text": "x" * 200}, {}, id="too-large"),
-        pytest.param(503, False, {}, {}, id="no-replica"),
-        pytest.param(401, True, {}, {"Authorization": "Bearer wrong"}, id="wrong-key"),
-        pytest.param(404, True, {}, {}, id="no-such-path"),
+        pytest.param(200, {}, {}, id="answer"),
+        pytest.param(429, {"busy": True}, {}, id="refused"),
+        pytest.param(413, {"text": "x" * 200}, {}, id="too-large"),
+        pytest.param(400, {"n": 5000}, {}, id="too-many"),
+        pytest.param(431, {}, {"x": "y" * 100_000}, id="headers-too-large"),
+        pytest.param(401, {}, {"Authorization": "Bearer wrong"}, id="wrong-key"),
+        pytest.param(404, {}, {}, id="no-such-path"),
     ],
 )
 def test_every_answer_has_the_cors_header(
-    status: int, ready: bool, body: dict[str, Any], headers: dict[str, str]
+    status: int, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     app = app_with(allowed_origins=["https://a.b"], api_key="key")
     path = "/v1/none" if status == 404 else "/v1/echo"
     sent = {"Authorization": "Bearer key", "Origin": "https://a.b", **headers}
-    answer = TestClient(guarded(app, ready=ready)).post(path, json=body, headers=sent)
+    answer = client_of(app, max_body_bytes=100).post(path, json=body, headers=sent)
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == "https://a.b"
     assert answer.headers.get_list("vary") == ["Origin"]
 
 
 def test_without_origins_no_answer_has_it() -> None:
-    client = TestClient(guarded(app_with(), ready=True))
-    answer = client.post("/v1/echo", json={}, headers={"Origin": "https://a.b"})
+    answer = client_of(app_with()).post("/v1/echo", json={}, headers={"Origin": "https://a.b"})
     assert answer.status_code == 200
     assert "access-control-allow-origin" not in answer.headers
 
@@ -133,6 +130,65 @@ def test_without_origins_no_answer_has_it() -> None:
 def test_a_browser_may_ask_first() -> None:
     asks = {"Origin": "https://a.b", "Access-Control-Request-Method": "POST"}
     app = app_with(allowed_origins="https://a.b", api_key="key")
-    answer = TestClient(guarded(app, ready=False)).options("/v1/echo", headers=asks)
+    answer = client_of(app).options("/v1/echo", headers=asks)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://a.b"
+
+
+def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
+    for route in app.routes:
+        for method in sorted(getattr(route, "methods", None) or ()):
+            yield method, route.path  # type: ignore[attr-defined]
+
+
+def test_a_key_is_needed_for_all_that_does_anything() -> None:
+    app = app_with(api_key=["key", "other"])
+    client = client_of(app)
+    every = {*routes(app), ("GET", "/no-such-page"), ("POST", "/no-such-page")}
+    assert len(every) > 30
+    without = {
+        (method, path)
+        for method, path in every
+        if path not in OPEN_PATHS and client.request(method, path).status_code != 401
+    }
+    assert not without
+    for key in ("key", "other"):
+        sent = {"Authorization": f"Bearer {key}"}
+        assert client.post("/v1/echo", json={}, headers=sent).status_code == 200
+
+
+def test_without_keys_none_is_needed() -> None:
+    assert client_of(app_with()).post("/v1/echo", json={}).status_code == 200
+
+
+class Ends:
+    """An engine has ended."""
+
+    last = SimpleNamespace(exit=SimpleNamespace(cause="SIGKILL"), text="secret", at_s=1.0)
+    last_fault = None
+
+
+@pytest.mark.parametrize(
+    ("keys", "sent", "is_told"),
+    [
+        pytest.param(None, {}, True, id="no-keys"),
+        pytest.param("key", {}, False, id="without"),
+        pytest.param("key", {"Authorization": "Bearer wrong"}, False, id="wrong"),
+        pytest.param("key", {"Authorization": "Bearer key"}, True, id="with"),
+    ],
+)
+def test_causes_are_for_those_with_a_key(
+    keys: str | None, sent: dict[str, str], is_told: bool
+) -> None:
+    async def starting() -> dict[str, str]:
+        return {"decode": "secret"}
+
+    app = app_with(api_key=keys)
+    app.state.engine_client = SimpleNamespace(errored=False)
+    pool = SimpleNamespace(is_open=False, name="decode", ledger={})
+    health = Health((pool,), Ends, starting)  # type: ignore[arg-type]
+    app.router.routes.insert(0, health.route())
+    answer = client_of(app).get("/health", headers=sent)
+    assert answer.status_code == 503
+    assert answer.json()["replicas"] == {"decode": 0}
+    assert ("secret" in answer.text) == is_told

@@ -5,12 +5,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_replicas import request
 
 from engine.wire import ReplicaFacts
 from kvtransfer.peers import KVPeer
 from router.costs import DecodeCost, PrefillCost
+from router.phases import RequestPhase
 from router.policies import POLICIES
 from router.pool import Pool, PoolEvents, Replica
+from router.request import RequestState
 from router.traffic import ENOUGH_MEASURED, WARM_UP_S, TrafficMeter
 
 
@@ -31,10 +34,16 @@ def empty_pool(name: str) -> Pool:
     return Pool(name, POLICIES["p2c"], events)
 
 
-def report(meter: TrafficMeter, *, num_held: int = 0) -> dict[str, float]:
+def report(meter: TrafficMeter, *requests: RequestState) -> dict[str, float]:
     return meter.report(
-        prefill=empty_pool("prefill"), decode=empty_pool("decode"), requests=(), num_held=num_held
+        prefill=empty_pool("prefill"), decode=empty_pool("decode"), requests=requests
     )
+
+
+def waiting() -> RequestState:
+    state = RequestState(request=request())
+    state.phase = RequestPhase.WAITING
+    return state
 
 
 def test_counts_arrivals_and_targets_met() -> None:
@@ -45,14 +54,14 @@ def test_counts_arrivals_and_targets_met() -> None:
     meter.first_token(WARM, 0.6)
     meter.ended(WARM, 11, 0.1)
     meter.ended(WARM, 11, 0.2)
-    seen = report(meter, num_held=3)
+    seen = report(meter, waiting())
     assert (seen["arrivals"], seen["prompt_tokens"]) == (2, 400)
     assert seen["arrived_prefill_s"] == pytest.approx(0.6)
     assert seen["arrived_prefill_squared_s2"] == pytest.approx(0.2)
     assert (seen["ttft_measured"], seen["ttft_met"]) == (2, 1)
     assert (seen["itl_measured"], seen["itl_met"]) == (2, 1)
     assert (seen["ended"], seen["output_tokens"]) == (2, 22)
-    assert seen["num_decoding"] == 3
+    assert seen["num_decoding"] == 1
     assert {type(value) for value in seen.values()} == {float}
 
 
@@ -69,7 +78,7 @@ def test_says_what_a_decode_engine_holds() -> None:
     )
     decode.insert(member)
     meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
-    seen = meter.report(prefill=empty_pool("prefill"), decode=decode, requests=(), num_held=0)
+    seen = meter.report(prefill=empty_pool("prefill"), decode=decode, requests=())
     assert (seen["num_kv_tokens"], seen["max_batch"]) == (160, 4)
 
 
