@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import sys
 import time
 import uuid
@@ -35,6 +36,7 @@ from engine.demo_model import VOCAB_SIZE
 from engine.host import EngineHost
 from engine.models import resolve_model
 from kvtransfer.config import Role, Sharing, kv_transfer_config, side_channel_env
+from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer, warm_up
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
@@ -125,10 +127,11 @@ async def running_pair(
 ) -> AsyncIterator[tuple[Engine, Engine]]:
     """A prefill and a decode engine that have shaken hands. Raises HandoverFailedError."""
     os.environ.update(_ENV | side_channel_env(_HOST))
+    secret = secrets.token_hex()
     with ReservedPort(_HOST) as port:
         hosts = await asyncio.gather(
-            _start("prefill", num_layers, port.port, shared_memory),
-            _start("decode", num_layers, None, shared_memory),
+            _start("prefill", num_layers, port.port, shared_memory, secret),
+            _start("decode", num_layers, None, shared_memory, secret),
         )
         prefill, decode = hosts
         try:
@@ -142,7 +145,9 @@ async def running_pair(
                 engine.host.stop()
 
 
-async def _start(role: Role, num_layers: int, port: int | None, shared_memory: Sharing) -> Engine:
+async def _start(
+    role: Role, num_layers: int, port: int | None, shared_memory: Sharing, secret: str
+) -> Engine:
     engine_id = f"{role}-{uuid.uuid4().hex[:8]}"
     options = {
         "dtype": "float32",
@@ -161,7 +166,8 @@ async def _start(role: Role, num_layers: int, port: int | None, shared_memory: S
             side_channel_port=port,
         ),
     }
-    return Engine(await EngineHost.start(engine_args(resolve_model("demo"), options)), engine_id)
+    args = engine_args(resolve_model("demo"), options)
+    return Engine(await EngineHost.start(args, credentials=Credentials(secret=secret)), engine_id)
 
 
 async def measure(num_rounds: int, num_mib: int, shared_memory: Sharing) -> list[Handover]:

@@ -6,6 +6,7 @@ Owns that process and its memory. Never takes the time.
 import contextlib
 import multiprocessing
 import os
+import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class PeerFacts:
     nixl_metadata: bytes
     group_ports: dict[int, int]
     """The side channel of the group for each descriptor size; none where no group is possible."""
+    group_secret: str
 
 
 class Peer:
@@ -122,15 +124,16 @@ def _serve(
     memory = new_memory(num_bytes, device, seed=_SEED)
     side = NixlSide(memory)
     with contextlib.ExitStack() as stack:
-        ports = {}
+        ports, secret = {}, secrets.token_hex()
         if with_groups:
-            ports = {size: _serve_group(stack, memory, size) for size in descriptors}
+            ports = {size: _serve_group(stack, memory, size, secret) for size in descriptors}
         facts = PeerFacts(
             pid=os.getpid(),
             address=address_of(memory),
             device=side.device,
             nixl_metadata=side.metadata(),
             group_ports=ports,
+            group_secret=secret,
         )
         pipe.send(facts)
         with contextlib.suppress(EOFError):
@@ -139,12 +142,13 @@ def _serve(
                 pipe.send(digest_of(memory, case, case.there))
 
 
-def _serve_group(stack: contextlib.ExitStack, memory: torch.Tensor, size: int) -> int:
+def _serve_group(stack: contextlib.ExitStack, memory: torch.Tensor, size: int, secret: str) -> int:
     leases = Leases(extension_s=0)
     leases.admit({str(number): number for number in range(NUM_LEASES)})
     server = PairServer(
         HOST,
         engine_id=ENGINE_ID,
+        secret=secret,
         leases=leases,
         pages=pages_of(memory, size),
         transport=transport_for(memory.device, HOST, timeout_s=TIMEOUT_S),
@@ -152,6 +156,7 @@ def _serve_group(stack: contextlib.ExitStack, memory: torch.Tensor, size: int) -
     )
     stack.callback(server.stop)
     address: Any = WorkerAddress(host=HOST, port=server.port, layout=layout_of(size))
-    channel = SideChannel(HOST, {(0, 0): msgspec.msgpack.encode(address)})
+    payloads = {(0, 0): msgspec.msgpack.encode(address)}
+    channel = SideChannel(HOST, payloads, engine_id=ENGINE_ID, secret=secret)
     stack.callback(channel.stop)
     return channel.port

@@ -50,7 +50,8 @@ class Ways:
         side = NixlSide(self._memory)
         nixl = NixlPeer(side, facts.nixl_metadata, facts.address, facts.device)
         self._groups = {
-            size: _Group(self._memory, size, port) for size, port in facts.group_ports.items()
+            size: _Group(self._memory, size, port, facts.group_secret)
+            for size, port in facts.group_ports.items()
         }
         self._prepare: dict[str, Callable[[Case], Run]] = {
             COPY: lambda case: memory_copy(case, self._memory),
@@ -101,10 +102,11 @@ class Ways:
 class _Group:
     """The connector's own path: a fetch over the pair's group, staging copies included."""
 
-    def __init__(self, memory: torch.Tensor, descriptor_bytes: int, port: int) -> None:
+    def __init__(self, memory: torch.Tensor, descriptor_bytes: int, port: int, secret: str) -> None:
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         local = Local(
             engine_id="measuring",
+            secret=secret,
             rank=(0, 0),
             layout=layout_of(descriptor_bytes),
             pages=pages_of(memory, descriptor_bytes),

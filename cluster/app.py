@@ -16,6 +16,7 @@ from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
 from cluster.scaling_args import scaling_args
 from engine.deployment import EngineDeployment, EngineSettings
+from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.server import Router
@@ -88,6 +89,7 @@ def build(args: Mapping[str, Any]) -> Application:
         ),
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
+        tls=_tls(config),
     )
     router = serve.deployment(
         Router,
@@ -107,6 +109,11 @@ def build(args: Mapping[str, Any]) -> Application:
         },
     )
     return router.bind(settings, prefill, decode)
+
+
+def _tls(config: ClusterConfig) -> TlsFiles | None:
+    tls = config.network.tls
+    return None if tls is None else TlsFiles(certificate=tls.certificate, key=tls.key, ca=tls.ca)
 
 
 def _targets(config: ClusterConfig) -> Targets:
@@ -165,6 +172,7 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         shared_memory=config.transfer.shared_memory,
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
+        tls=_tls(config),
     )
     env = SERVE_ENV | ENGINE_ENV | pool.env
     if pool.gpus == 0:

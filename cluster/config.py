@@ -17,6 +17,7 @@ from cluster.scaling import PoolLimits
 from cluster.sections import (
     EngineOptions,
     Name,
+    NetworkConfig,
     PoolConfig,
     RecoveryConfig,
     RouterConfig,
@@ -53,6 +54,9 @@ class ClusterConfig(Section):
         default=TransferConfig(), description="The path of the KV blocks."
     )
     router: RouterConfig = Field(default=RouterConfig(), description="The OpenAI endpoint.")
+    network: NetworkConfig = Field(
+        default=NetworkConfig(), description="Between routers and replicas."
+    )
     recovery: RecoveryConfig = Field(
         default=RecoveryConfig(), description="When engines die, hang or leave."
     )

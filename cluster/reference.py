@@ -46,7 +46,7 @@ def write_reference(path: Path) -> None:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     told: dict[type[BaseModel], str] = {}
     for name, field in model.model_fields.items():
-        hint = field.annotation
+        hint = _unless_none(field.annotation)
         if not (isinstance(hint, type) and issubclass(hint, BaseModel)):
             cells = (f"`{prefix}{name}`", _type(hint), _default(field), field.description or "")
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -55,6 +55,13 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         else:
             told[hint] = f"{prefix}{name}"
             yield from _rows(hint, f"{prefix}{name}.")
+
+
+def _unless_none(hint: Any) -> Any:
+    """A section that may be left out is described as one that is there."""
+    section, *others = typing.get_args(hint) or (hint,)
+    is_section = isinstance(section, type) and issubclass(section, BaseModel)
+    return section if is_section and others == [type(None)] else hint
 
 
 def _type(hint: Any) -> str:
@@ -73,6 +80,8 @@ def _type(hint: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "unset"
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None:
         return "unset"

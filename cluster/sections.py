@@ -42,6 +42,12 @@ def _variable_value(value: str) -> str:
     return value
 
 
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return path
+
+
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("a backend is named twice")
@@ -65,6 +71,7 @@ Variables = dict[
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000, strict=True)]
 ClientPriority = Annotated[tuple[Priority, Priority], AfterValidator(_ordered)]
 Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Resources = dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]]
 
 
@@ -239,6 +246,27 @@ class RouterConfig(Section):
         if isinstance(keys, str):
             return keys
         return str(keys[0]) if keys else None
+
+
+class TlsConfig(Section):
+    """Certificates with which the nodes know each other."""
+
+    certificate: AbsolutePath = Field(
+        description="PEM file of a node's certificate, at the same path on every node. With this "
+        "section, channels between routers and replicas and the KV handshakes are encrypted, and "
+        "both sides show a certificate and check the other's; not the KV itself, see SECURITY.md. "
+        "New connections take files that have changed: nothing is restarted for them."
+    )
+    key: AbsolutePath = Field(description="PEM file of its private key.")
+    ca: AbsolutePath = Field(
+        description="PEM file of the authority that has signed the certificates of all nodes."
+    )
+
+
+class NetworkConfig(Section):
+    """The connections between routers and replicas."""
+
+    tls: TlsConfig | None = Field(default=None, description="Encrypts them.")
 
 
 class RecoveryConfig(Section):

@@ -1,13 +1,14 @@
-"""The connection between a router and a replica: frames over TCP, authenticated, bounded.
+"""The connection between a router and a replica: frames over TCP, between members only.
 
 Owns the two ends of one connection each. What the messages mean is the business of those who hold
-the ends. A connection ends in exactly one call of `on_closed`, whoever ended it.
+the ends. A connection ends in exactly one call of `ended`, and only because one side has ended it,
+speaks another language, or gives no sign of life: never because much is pending.
 """
 
 import asyncio
-import hmac
 import logging
-import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -15,13 +16,12 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from engine.errors import ChannelClosed, ProtocolError
 from engine.exit_cause import EngineExit
+from engine.outbox import Outbox
+from engine.tls_server import TlsServer
 from engine.wire import (
-    MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     AddRequest,
-    Challenge,
     FrameReader,
-    Hello,
     Holdings,
     Kind,
     Rejection,
@@ -30,39 +30,64 @@ from engine.wire import (
     Taken,
     Warmed,
     pack_frame,
-    prove,
 )
+from kvtransfer.errors import GreetingFailed
+from kvtransfer.greeting import ClientGreeting, Greeting, Lobby, ServerGreeting
 from kvtransfer.peers import KVPeer
+from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
 
-MAX_PENDING_BYTES = 64 * 1024 * 1024
-"""A side that lets this much pile up unread is taken for dead: memory stays bounded."""
-
+PURPOSE = "router channel"
 GREETING_TIMEOUT_S = 5.0
+STALL_TIMEOUT_S = 10.0
+"""How long the other side may take nothing of what is sent, unless told otherwise."""
 
 
 class _Connection(asyncio.Protocol):
     """Frames in, frames out, over one transport. Subclasses say what a frame does."""
 
-    def __init__(self) -> None:
+    def __init__(self, greeting: Greeting, stall_timeout_s: float) -> None:
+        self._greeting = greeting
+        self._stall_timeout_s = stall_timeout_s
         self._transport: asyncio.Transport | None = None
+        self._outbox: Outbox | None = None
         self._reader = FrameReader()
         self._encoder = MsgpackEncoder()
         self.peer = "?"
         self.closed_because = "the other side closed the connection"
+        self.heard_s = time.monotonic()
+        """When bytes came last, if only a part of a message."""
 
     @property
     def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        if self._transport is None or self._outbox is None:
+            return False
+        return not self._transport.is_closing() and not self._outbox.is_closing
+
+    @property
+    def num_pending(self) -> int:
+        """Bytes that were sent and that the other side has not taken yet."""
+        return self._outbox.num_pending if self._outbox is not None else 0
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether `drained` returns at once."""
+        return self._outbox is None or self._outbox.is_drained
+
+    async def drained(self) -> None:
+        """Returns once the other side has taken most of what was sent, or the connection ends."""
+        if self._outbox is not None:
+            await self._outbox.drained()
 
     def send(self, kind: Kind, message: object) -> None:
-        """Queues one message. A connection that has ended swallows it: its owner is told anyway."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._transport.write(pack_frame(kind, self._encoder.encode(message)))
-        if self._transport.get_write_buffer_size() > MAX_PENDING_BYTES:
-            self.close(f"more than {MAX_PENDING_BYTES} bytes wait to be read by {self.peer}")
+        """Queues one message as a whole, however much is pending.
+
+        A connection that has ended swallows it: its owner is told anyway. Raises what the encoder
+        does where the message cannot be encoded; then nothing of it is sent.
+        """
+        if self._outbox is not None and self.is_open:
+            self._outbox.put(pack_frame(kind, self._encoder.encode(message)))
 
     def close(self, reason: str) -> None:
         """Ends the connection at once; what the kernel has not taken yet is dropped."""
@@ -74,16 +99,23 @@ class _Connection(asyncio.Protocol):
         """Ends the connection once the other side has been sent a last message."""
         self.closed_because = reason
         self.send(kind, message)
-        if self._transport is not None:
-            self._transport.close()
+        if self._outbox is not None:
+            self._outbox.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Another event loop's transport (uvloop) has the methods but not the class.
         self._transport = cast(asyncio.Transport, transport)
+        self._outbox = Outbox(
+            self._transport, stall_timeout_s=self._stall_timeout_s, stalled=self._stalled
+        )
         self.peer = str(transport.get_extra_info("peername"))
+        self._transport.write(self._greeting.begin())
 
     def data_received(self, data: bytes) -> None:
+        self.heard_s = time.monotonic()
         try:
+            if not self._greeting.is_done:
+                data = self._greet(data)
             for kind, buffers in self._reader.feed(data):
                 self.frame_received(kind, buffers)
                 if not self.is_open:
@@ -93,12 +125,44 @@ class _Connection(asyncio.Protocol):
             logger.warning("closing the channel with %s: %s", self.peer, error)
             self.close(f"{type(error).__name__}: {error}")
 
+    def _greet(self, data: bytes) -> bytes:
+        """Goes on with the greeting; returns what came after it."""
+        assert self._transport is not None
+        try:
+            self._transport.write(self._greeting.feed(data))
+        except GreetingFailed as failure:
+            logger.warning("the greeting with %s failed: %s", self.peer, failure)
+            self.closed_because = str(failure)
+            self._transport.write(failure.farewell)
+            self._transport.close()
+            return b""
+        if not self._greeting.is_done:
+            return b""
+        self.greeted()
+        return self._greeting.take_rest()
+
+    def pause_writing(self) -> None:
+        assert self._outbox is not None
+        self._outbox.pause()
+
+    def resume_writing(self) -> None:
+        assert self._outbox is not None
+        self._outbox.resume()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
             self.closed_because = str(exc)
+        if self._outbox is not None:
+            self._outbox.end()
         self.ended()
 
-    def frame_received(self, kind: Kind, buffers: Sequence[bytes]) -> None:
+    def _stalled(self) -> None:
+        self.close(f"{self.peer} has taken nothing for {self._stall_timeout_s:g} s")
+
+    def greeted(self) -> None:
+        """The other side is a member, and the one that it should be."""
+
+    def frame_received(self, kind: Kind, buffers: Sequence[memoryview]) -> None:
         raise NotImplementedError
 
     def ended(self) -> None:
@@ -123,11 +187,17 @@ class RouterRequests(Protocol):
 class RouterEnd(_Connection):
     """The replica's end of one connection: one router, once it has proved that it is one."""
 
-    def __init__(self, secret: str, owner: RouterRequests) -> None:
-        super().__init__()
-        self._secret = secret
+    def __init__(
+        self, secret: str, owner: RouterRequests, lobby: Lobby, stall_timeout_s: float
+    ) -> None:
+        super().__init__(
+            ServerGreeting(
+                owner.facts().engine_id, secret=secret, purpose=PURPOSE, version=PROTOCOL_VERSION
+            ),
+            stall_timeout_s,
+        )
         self._owner = owner
-        self._nonce = os.urandom(16)
+        self._lobby = lobby
         self._greeting_deadline: asyncio.TimerHandle | None = None
         self._decode_add = MsgpackDecoder(AddRequest)
         self._decode_ids = MsgpackDecoder(list[str])
@@ -138,12 +208,16 @@ class RouterEnd(_Connection):
         self._greeting_deadline = asyncio.get_running_loop().call_later(
             GREETING_TIMEOUT_S, self.close, "no greeting in time"
         )
-        self.send(Kind.CHALLENGE, Challenge(PROTOCOL_VERSION, self._nonce))
+        self._lobby.enter(self, lambda: self.close("it makes room for others that connect"))
 
-    def frame_received(self, kind: Kind, buffers: Sequence[bytes]) -> None:
-        if self.router_id is None:
-            self._greet(kind, buffers)
-        elif kind == Kind.ADD:
+    def greeted(self) -> None:
+        self._leave_lobby()
+        self.router_id = self._greeting.peer_name
+        self.send(Kind.WELCOME, self._owner.facts())
+        self._owner.router_joined(self)
+
+    def frame_received(self, kind: Kind, buffers: Sequence[memoryview]) -> None:
+        if kind == Kind.ADD:
             add: AddRequest = self._decode_add.decode(buffers)
             self._owner.add(self, add)
         elif kind == Kind.ABORT:
@@ -161,24 +235,15 @@ class RouterEnd(_Connection):
         else:
             raise ProtocolError(f"a router does not send {kind.name}")
 
-    def _greet(self, kind: Kind, buffers: Sequence[bytes]) -> None:
-        if kind != Kind.HELLO:
-            raise ProtocolError(f"{kind.name} before a greeting")
-        hello: Hello = MsgpackDecoder(Hello).decode(buffers)
-        if not hmac.compare_digest(hello.proof, prove(self._secret, self._nonce)):
-            raise ProtocolError("the other side does not know this application's secret")
-        if self._greeting_deadline is not None:
-            self._greeting_deadline.cancel()
-        self.router_id = hello.router_id
-        self._reader.max_bytes = MAX_FRAME_BYTES
-        self.send(Kind.WELCOME, self._owner.facts())
-        self._owner.router_joined(self)
-
     def ended(self) -> None:
-        if self._greeting_deadline is not None:
-            self._greeting_deadline.cancel()
+        self._leave_lobby()
         if self.router_id is not None:
             self._owner.router_gone(self)
+
+    def _leave_lobby(self) -> None:
+        self._lobby.leave(self)
+        if self._greeting_deadline is not None:
+            self._greeting_deadline.cancel()
 
 
 class ReplicaOutputs(Protocol):
@@ -196,15 +261,19 @@ class ReplicaOutputs(Protocol):
 class ReplicaEnd(_Connection):
     """The router's end of one connection: one replica. Made by `connect`."""
 
-    def __init__(self, secret: str, router_id: str, owner: ReplicaOutputs) -> None:
-        super().__init__()
-        self._secret = secret
-        self._router_id = router_id
+    def __init__(
+        self, greeting: ClientGreeting, owner: ReplicaOutputs, stall_timeout_s: float
+    ) -> None:
+        super().__init__(greeting, stall_timeout_s)
         self._owner = owner
         self._decode_step = MsgpackDecoder(StepOutputs)
         self.welcome: asyncio.Future[ReplicaFacts] = asyncio.get_running_loop().create_future()
 
-    def frame_received(self, kind: Kind, buffers: Sequence[bytes]) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        _notice_silence(transport.get_extra_info("socket"), self._stall_timeout_s)
+        super().connection_made(transport)
+
+    def frame_received(self, kind: Kind, buffers: Sequence[memoryview]) -> None:
         if kind == Kind.STEP:
             self._owner.step_received(self._decode_step.decode(buffers))
         elif kind == Kind.TAKEN:
@@ -217,13 +286,6 @@ class ReplicaEnd(_Connection):
             self._owner.holds(MsgpackDecoder(Holdings).decode(buffers))
         elif kind == Kind.ENDED:
             self._owner.engine_ended(MsgpackDecoder(EngineExit).decode(buffers))
-        elif kind == Kind.CHALLENGE:
-            challenge: Challenge = MsgpackDecoder(Challenge).decode(buffers)
-            if challenge.version != PROTOCOL_VERSION:
-                raise ProtocolError(f"protocol {challenge.version}, not {PROTOCOL_VERSION}")
-            proof = prove(self._secret, challenge.nonce)
-            self.send(Kind.HELLO, Hello(self._router_id, proof))
-            self._reader.max_bytes = MAX_FRAME_BYTES
         elif kind == Kind.WELCOME and not self.welcome.done():
             self.welcome.set_result(MsgpackDecoder(ReplicaFacts).decode(buffers))
         else:
@@ -237,31 +299,64 @@ class ReplicaEnd(_Connection):
 
 
 async def listen(
-    host: str, secret: str, owner: RouterRequests
+    host: str,
+    secret: str,
+    owner: RouterRequests,
+    *,
+    tls: Tls | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> tuple[asyncio.AbstractServer, int]:
-    """Lets routers in on a free port of `host`; returns the server and the port."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: RouterEnd(secret, owner), host, 0)
-    port: int = server.sockets[0].getsockname()[1]
-    return server, port
+    """Lets routers in on a free port of `host`; returns the server and the port.
+
+    A router that takes nothing of what it is sent for `stall_timeout_s` is cut off.
+    """
+    lobby = Lobby()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family)
+    # The connections that it accepts have it too.
+    _notice_silence(listener, stall_timeout_s)
+    port: int = listener.getsockname()[1]
+
+    def new_end() -> RouterEnd:
+        return RouterEnd(secret, owner, lobby, stall_timeout_s)
+
+    if tls is not None:
+        return TlsServer(listener, new_end, tls, handshake_timeout_s=GREETING_TIMEOUT_S), port
+    return await asyncio.get_running_loop().create_server(new_end, sock=listener), port
 
 
 async def connect(
-    address: tuple[str, int], *, secret: str, router_id: str, owner: ReplicaOutputs
+    address: tuple[str, int],
+    *,
+    secret: str,
+    router_id: str,
+    replica_id: str,
+    owner: ReplicaOutputs,
+    tls: Tls | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> tuple[ReplicaEnd, ReplicaFacts]:
-    """Connects to a replica and is let in.
+    """Connects to the replica whose engine is `replica_id`, and is let in.
 
     Raises:
         OSError: nobody listens there.
-        ChannelClosed: the replica did not let us in.
+        ChannelClosed: we were not let in, or it is another one; the text says why.
         TimeoutError: it did not answer.
     """
+    greeting = ClientGreeting(
+        router_id, replica_id, secret=secret, purpose=PURPOSE, version=PROTOCOL_VERSION
+    )
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(GREETING_TIMEOUT_S):
-        make: Callable[[], Any] = lambda: ReplicaEnd(secret, router_id, owner)  # noqa: E731
-        _, end = await loop.create_connection(make, *address)
+        make: Callable[[], Any] = lambda: ReplicaEnd(greeting, owner, stall_timeout_s)  # noqa: E731
+        context = None if tls is None else tls.client()
+        _, end = await loop.create_connection(make, *address, ssl=context)
         try:
             return end, await end.welcome
         except BaseException:
             end.close("the greeting failed")
             raise
+
+
+def _notice_silence(sock: Any, timeout_s: float) -> None:
+    """Has the kernel end a connection whose other side acknowledges nothing for that long."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))

@@ -14,6 +14,8 @@ from engine.errors import ReplicaLeaves
 from engine.exit_cause import EngineExit
 from engine.log_handlers import keep_log_handlers
 from engine.preemption import Preemption
+from engine.serve_port import keep_to_cluster_address
+from kvtransfer.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class EngineSettings:
     """An engine core that gives no sign of life for this long is replaced."""
     drain_s: float
     """How long a replica that leaves may take to finish what it has."""
+    tls: TlsFiles | None = None
+    """Of the connections between members; None where they are not encrypted."""
 
 
 class EngineDeployment:
@@ -39,6 +43,7 @@ class EngineDeployment:
     async def __init__(self, server: str, settings: EngineSettings) -> None:  # type: ignore[misc]
         # Serve awaits an async constructor. `server` is `module:class`, an engine.server's.
         keep_log_handlers()
+        keep_to_cluster_address()
         module, _, name = server.partition(":")
         self._server = getattr(import_module(module), name)(settings)
         self._leaving: asyncio.Task[None] | None = None

@@ -6,7 +6,8 @@ Owns the `EngineCoreClient` and the processes behind it. Never looks into reques
 import asyncio
 import logging
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from engine.internals import check_internals
 from engine.outlet import Inlet
 from engine.probe import probe
 from engine.resume import use_resuming_scheduler
+from kvtransfer.credentials import Credentials, give_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +52,12 @@ class EngineHost:
         self._inlet = inlet
 
     @classmethod
-    async def start(cls, args: AsyncEngineArgs) -> "EngineHost":
+    async def start(
+        cls, args: AsyncEngineArgs, *, credentials: Credentials | None = None
+    ) -> "EngineHost":
         """Starts the engine core and waits until it has loaded the model and answered.
+
+        By its `credentials` an engine that moves KV knows its peers.
 
         Raises:
             EngineInternalsChanged: this vLLM is not the one we call into.
@@ -62,7 +68,7 @@ class EngineHost:
         check_internals()
         start_guardian()
         # In a thread: it takes many seconds and the caller's event loop has other work.
-        host = await asyncio.to_thread(cls._start, args)
+        host = await asyncio.to_thread(cls._start, args, credentials)
         try:
             await host._inlet.open(host.core)
             await _unless_ended(host.core, host.core.collective_rpc_async("accept_output_tokens"))
@@ -75,11 +81,13 @@ class EngineHost:
         return host
 
     @classmethod
-    def _start(cls, args: AsyncEngineArgs) -> "EngineHost":
+    def _start(cls, args: AsyncEngineArgs, credentials: Credentials | None) -> "EngineHost":
         # Here as well: the configuration depends on it.
         request_amx()
         config = args.create_engine_config()
         use_resuming_scheduler(config)
+        if credentials is not None:
+            give_credentials(config, credentials)
         inlet = Inlet(config)
         try:
             core = EngineCoreClient.make_async_mp_client(
@@ -114,6 +122,15 @@ class EngineHost:
         finished = self.core.resources.engine_manager.finished_procs()
         return explain_exit(next(iter(finished.values()), None), read_own_output())
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The engine core waits meanwhile, as soon as it has something to put out."""
+        self._inlet.hold()
+        try:
+            yield
+        finally:
+            self._inlet.let_go()
+
     async def check(self, timeout_s: float) -> None:
         """Asks the engine core for a sign of life, answered between two steps.
 
@@ -125,6 +142,8 @@ class EngineHost:
             async with asyncio.timeout(timeout_s):
                 await self.core.is_scheduler_paused_async()
         except TimeoutError:
+            if self._inlet.is_held:
+                return  # It waits for us.
             raise EngineStalled(f"the engine core did not answer for {timeout_s:g} s") from None
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from vllm.config import VllmConfig
@@ -25,10 +26,12 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from engine.errors import EngineInternalsChanged, ProtocolError
 from engine.internals import PINS
-from engine.wire import MAX_FRAME_BYTES, FrameReader, Kind, pack_frame
+from engine.wire import FrameReader, Kind, pack_frame
 
 _ADDRESS = "pdserve_outlet"
 """Set on the engine's configuration, with which it reaches the engine core."""
+
+_SMALL_BYTES = 64 * 1024
 
 _PID_UID_GID = struct.Struct("3i")
 
@@ -59,7 +62,8 @@ class Outlet:
         if self._outlet is None:
             return steps
         for step in steps.values():
-            self._outlet.sendall(pack_frame(Kind.STEP, self._outlet_encoder.encode(step)))
+            for piece in _joined(pack_frame(Kind.STEP, self._outlet_encoder.encode(step))):
+                self._outlet.sendall(piece)
         return {}
 
     def shutdown(self: Any) -> None:
@@ -74,10 +78,10 @@ class Inlet(asyncio.Protocol):
     def __init__(self, config: VllmConfig) -> None:
         """To be made before an engine core is started with `config`, which takes the address."""
         self._reader = FrameReader()
-        self._reader.max_bytes = MAX_FRAME_BYTES
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._steps: asyncio.Queue[EngineCoreOutputs | Exception] | None = None
         self._transport: asyncio.Transport | None = None
+        self._is_held = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Linux's abstract namespace: there is nothing to delete afterwards.
         address = f"\0pdserve-{os.getpid()}-{secrets.token_hex(8)}"
@@ -109,6 +113,21 @@ class Inlet(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: self, engine_core)
 
+    @property
+    def is_held(self) -> bool:
+        return self._is_held
+
+    def hold(self) -> None:
+        """Takes nothing more, so that the engine core waits before its next step but one."""
+        self._is_held = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def let_go(self) -> None:
+        self._is_held = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def close(self) -> None:
         """Ends the connection, if there is one."""
         self._listener.close()
@@ -128,3 +147,16 @@ class Inlet(asyncio.Protocol):
         except Exception as error:
             # Whoever waits for the next step gets it, as vLLM's client does with its own errors.
             self._steps.put_nowait(error)
+
+
+def _joined(pieces: Sequence[memoryview]) -> Iterator[bytes | memoryview]:
+    """A frame in as few writes as it takes without copying what is large."""
+    small: list[memoryview] = []
+    for piece in pieces:
+        if piece.nbytes <= _SMALL_BYTES:
+            small.append(piece)
+            continue
+        yield b"".join(small)
+        yield piece
+        small = []
+    yield b"".join(small)

@@ -16,7 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import SchedulerStats
 
-from engine.channel import RouterEnd, listen
+from engine.channel import STALL_TIMEOUT_S, RouterEnd, listen
 from engine.exit_cause import EngineExit
 from engine.host import EngineHost
 from engine.steps import StepSample, step_sample
@@ -32,6 +32,7 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,21 @@ class EngineReplica:
         # only those that still wait for the socket to take their message.
         self._sends: set[asyncio.Task[None]] = set()
 
-    async def open(self, host_ip: str, secret: str) -> tuple[str, int]:
-        """Starts relaying and lets routers in; returns the address they connect to."""
-        self._server, port = await listen(host_ip, secret, self)
+    async def open(
+        self,
+        host_ip: str,
+        secret: str,
+        *,
+        tls: Tls | None = None,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> tuple[str, int]:
+        """Starts relaying and lets routers in; returns the address they connect to.
+
+        A router that takes nothing of what it is sent for `stall_timeout_s` is cut off.
+        """
+        self._server, port = await listen(
+            host_ip, secret, self, tls=tls, stall_timeout_s=stall_timeout_s
+        )
         self.address = (host_ip, port)
         self._tasks = [
             asyncio.create_task(self._relay(), name="engine-relay"),
@@ -268,11 +281,22 @@ class EngineReplica:
         try:
             while True:
                 self._step(await self.host.core.get_output_async())
+                await self._taken()
         except asyncio.CancelledError:
             raise
         except Exception as error:
             # The engine core is gone: every router learns it now, Serve at its next health check.
             self._engine_ended(error)
+
+    async def _taken(self) -> None:
+        """Waits for routers that take less than the engine puts out for them; so does the engine.
+
+        One that takes nothing is cut off in the end, and then waited for no longer.
+        """
+        if behind := [router for router in self._routers if not router.is_drained]:
+            with self.host.held():
+                for router in behind:
+                    await router.drained()
 
     def _engine_ended(self, error: Exception) -> None:
         how = self.host.exit() if isinstance(error, EngineDeadError) else _broken(error)
@@ -328,7 +352,9 @@ class EngineReplica:
     def _report(self) -> None:
         self._load_changed = False
         for router in self._routers:
-            router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
+            # To one that is behind it would be old before it is read.
+            if router.is_drained:
+                router.send(Kind.STEP, StepOutputs([], self._report_to(router)))
 
 
 def _broken(error: Exception) -> EngineExit:

@@ -27,9 +27,12 @@ from engine.replica import EngineReplica
 from engine.secret import application_secret
 from engine.start_failure import tell_router
 from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.credentials import Credentials
+from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
+from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +98,11 @@ class EngineServer:
         """Starts the engine and lets routers in."""
         settings = self.settings
         host_ip = ray.util.get_node_ip_address()
+        tls = new_tls(settings.tls)
+        credentials = Credentials(secret=application_secret(self.application), tls=settings.tls)
         os.environ.update(side_channel_env(host_ip))
+        for name, value in interface_env(host_ip, observe_interfaces()).items():
+            os.environ.setdefault(name, value)
         # Routers tell decode engines where to find this one before it has handed anything over.
         with ReservedPort(host_ip) as side_channel:
             transfer = kv_transfer_config(
@@ -112,14 +119,16 @@ class EngineServer:
                 {**settings.options, "kv_transfer_config": transfer},
             )
             try:
-                self.host = await EngineHost.start(args)
+                self.host = await EngineHost.start(args, credentials=credentials)
             except EngineEnded as end:
                 await tell_router(self.application, self.phase, self.engine_id, end.exit)
                 raise
         tp_size = self.host.config.parallel_config.tensor_parallel_size
         kv = KVPeer(engine_id=self.engine_id, host=host_ip, port=side_channel.port, tp_size=tp_size)
         self.replica = EngineReplica(self.host, kv, self)
-        await self.replica.open(host_ip, application_secret(self.application))
+        await self.replica.open(
+            host_ip, credentials.secret, tls=tls, stall_timeout_s=settings.stall_timeout_s
+        )
         self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
 
     # What the deployment calls.

@@ -3,41 +3,39 @@
 A frame is one kind and one msgpack message, which vLLM's encoder may split into several buffers so
 that arrays are not copied into the message:
 
-    4 bytes  length of the rest
     1 byte   kind
-    1 byte   number of buffers b
-    4·b      length of each buffer
+    4 bytes  number of buffers b
+    8·b      length of each buffer
     ...      the buffers
 
-Integers are big-endian. Nothing is pickled. Owns no socket and no state of a connection.
+Integers are big-endian. There may be any number of buffers, of any size. Nothing is pickled. Before
+the first frame both sides have greeted (`kvtransfer.greeting`). Owns no socket and no state of a
+connection.
 """
 
 import enum
-import hashlib
-import hmac
 import struct
 from collections.abc import Iterator, Sequence
 
 import msgspec
+import numpy
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from engine.errors import ProtocolError
 from engine.steps import StepSample
 from kvtransfer.peers import KVPeer
 
-PROTOCOL_VERSION = 7
-MAX_FRAME_BYTES = 256 * 1024 * 1024
-MAX_GREETING_BYTES = 4096
-"""No frame before authentication may be longer."""
+PROTOCOL_VERSION = 8
 
-_HEAD = struct.Struct(">IBB")
+_HEAD = struct.Struct(">BI")
 
 
 class Kind(enum.IntEnum):
-    """What a frame holds; the comment names the message type and who sends it."""
+    """What a frame holds; the comment names the message type and who sends it.
 
-    CHALLENGE = 1  # Challenge, replica
-    HELLO = 2  # Hello, router
+    1, 2, 14 and 15 are taken: by the greeting, which goes before.
+    """
+
     WELCOME = 3  # ReplicaFacts, replica
     ADD = 4  # AddRequest, router
     ABORT = 5  # list[str] of request ids, router
@@ -52,16 +50,6 @@ class Kind(enum.IntEnum):
     CLEAR = 20  # list[str] of request ids that are suspects no longer, router
     ASK_HOLDINGS = 21  # None, router
     HOLDINGS = 22  # Holdings, replica
-
-
-class Challenge(msgspec.Struct, frozen=True):
-    version: int
-    nonce: bytes
-
-
-class Hello(msgspec.Struct, frozen=True):
-    router_id: str
-    proof: bytes
 
 
 class Warmed(msgspec.Struct, frozen=True):
@@ -151,61 +139,83 @@ class Holdings(msgspec.Struct, frozen=True):
     kv_usage_fraction: float
 
 
-def prove(secret: str, nonce: bytes) -> bytes:
-    """The answer to a challenge: the secret itself never travels."""
-    return hmac.new(secret.encode(), nonce, hashlib.sha256).digest()
-
-
-def pack_frame(kind: Kind, buffers: Sequence[bytes | memoryview]) -> bytes:
-    """One frame, ready to be written."""
+def pack_frame(kind: Kind, buffers: Sequence[bytes | memoryview]) -> list[memoryview]:
+    """One frame, as pieces to be written one after the other. Large buffers are not copied."""
     views = [memoryview(buffer).cast("B") for buffer in buffers]
-    lengths = struct.pack(f">{len(views)}I", *(view.nbytes for view in views))
-    length = 2 + len(lengths) + sum(view.nbytes for view in views)
-    if length > MAX_FRAME_BYTES or len(views) > 255:
-        raise ProtocolError(f"a {kind.name} of {length} bytes in {len(views)} buffers is too large")
-    return b"".join((_HEAD.pack(length, kind, len(views)), lengths, *views))
+    sizes = [view.nbytes for view in views]
+    head = _HEAD.pack(kind, len(views)) + struct.pack(f">{len(views)}Q", *sizes)
+    return [memoryview(head), *(view for view in views if view.nbytes)]
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames. Owns the bytes of the frame that is not complete yet."""
+    """Cuts a stream of bytes into frames. Owns what has come of the frame that is not complete yet.
+
+    Each byte is copied once, however the stream is cut. Only for streams whose sender is known: the
+    frames may have any size.
+    """
 
     def __init__(self) -> None:
-        self._pending = bytearray()
-        self.max_bytes = MAX_GREETING_BYTES
-        """Raised by the owner once the other side is known."""
+        self._head = bytearray()
+        self._buffers: list[memoryview] = []
+        """Of the frame whose head is complete, empty or filled."""
+        self._unfilled: list[memoryview] = []
+        """What is to come of them, the last first."""
 
-    def feed(self, chunk: bytes) -> Iterator[tuple[Kind, list[bytes]]]:
+    def feed(self, chunk: bytes) -> Iterator[tuple[Kind, list[memoryview]]]:
         """Yields each frame that `chunk` completes.
 
         Raises:
-            ProtocolError: a frame is over the limit, malformed, or of an unknown kind.
+            ProtocolError: a frame is malformed, or of an unknown kind.
+            MemoryError: there is no room for it.
         """
-        self._pending += chunk
-        while len(self._pending) >= 4:
-            length = int.from_bytes(self._pending[:4], "big")
-            if not 2 <= length <= self.max_bytes:
-                raise ProtocolError(f"a frame of {length} bytes (at most {self.max_bytes})")
-            if len(self._pending) < 4 + length:
-                return
-            frame = bytes(self._pending[: 4 + length])
-            del self._pending[: 4 + length]
-            yield _unpack_frame(frame)
+        rest = memoryview(chunk)
+        while rest:
+            rest = self._fill(rest) if self._buffers else self._feed_head(rest)
+            if self._buffers and not self._unfilled:
+                frame = _kind(self._head[0]), self._buffers
+                self._head, self._buffers = bytearray(), []
+                yield frame
+
+    def _feed_head(self, rest: memoryview) -> memoryview:
+        rest = self._complete_head(rest, _HEAD.size)
+        if len(self._head) < _HEAD.size:
+            return rest
+        kind, num_buffers = _HEAD.unpack_from(self._head)
+        name = _kind(kind).name
+        if num_buffers == 0:
+            raise ProtocolError(f"{name} without a message")
+        size = _HEAD.size + 8 * num_buffers
+        rest = self._complete_head(rest, size)
+        if len(self._head) == size:
+            sizes = struct.unpack_from(f">{num_buffers}Q", self._head, _HEAD.size)
+            self._buffers = [_room(size) for size in sizes]
+            self._unfilled = [buffer for buffer in reversed(self._buffers) if buffer]
+        return rest
+
+    def _complete_head(self, rest: memoryview, size: int) -> memoryview:
+        num_bytes = max(0, size - len(self._head))
+        self._head += rest[:num_bytes]
+        return rest[num_bytes:]
+
+    def _fill(self, rest: memoryview) -> memoryview:
+        room = self._unfilled.pop()
+        num_bytes = min(len(room), len(rest))
+        room[:num_bytes] = rest[:num_bytes]
+        if num_bytes < len(room):
+            self._unfilled.append(room[num_bytes:])
+        return rest[num_bytes:]
 
 
-def _unpack_frame(frame: bytes) -> tuple[Kind, list[bytes]]:
-    length, kind, num_buffers = _HEAD.unpack_from(frame)
-    start = _HEAD.size + 4 * num_buffers
-    if start > len(frame):
-        raise ProtocolError("a frame ends within its buffer lengths")
-    sizes = struct.unpack_from(f">{num_buffers}I", frame, _HEAD.size)
-    if start + sum(sizes) != len(frame) or num_buffers == 0:
-        raise ProtocolError(f"a frame of {length} bytes does not hold what its lengths say")
+def _room(num_bytes: int) -> memoryview:
+    # Not a bytearray: that is written to as a whole while it is made.
     try:
-        known = Kind(kind)
+        return numpy.empty(num_bytes, numpy.uint8).data
     except ValueError:
-        raise ProtocolError(f"a frame of unknown kind {kind}") from None
-    buffers = []
-    for size in sizes:
-        buffers.append(frame[start : start + size])
-        start += size
-    return known, buffers
+        raise MemoryError(f"no room for {num_bytes} bytes") from None
+
+
+def _kind(number: int) -> Kind:
+    try:
+        return Kind(number)
+    except ValueError:
+        raise ProtocolError(f"a frame of unknown kind {number}") from None

@@ -1,29 +1,24 @@
 """What an engine tells a peer before the first transfer, and how the peer asks for it.
 
-Owns the payload on the side channel, a superset of vLLM's: vLLM's own handshake reads the part that
-it knows. Never loads an agent.
+Owns the payload on the side channel, a superset of vLLM's. Never loads an agent.
 """
 
-import contextlib
-import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import zmq
 from vllm import __version__ as vllm_version
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
-    GET_META_MSG,
     NIXL_CONNECTOR_VERSION,
     NixlHandshakePayload,
 )
 
-from kvtransfer.errors import PeerMismatch, PeerUnreachable
+from kvtransfer.errors import GreetingFailed, PeerMismatch
 from kvtransfer.layout import PROTOCOL, KVLayout
 from kvtransfer.shared_memory import SharedMemory
-
-CONNECT_TIMEOUT_S = 1.0
-ANSWER_TIMEOUT_S = 5.0
+from kvtransfer.side_channel import ask
+from kvtransfer.tls import Tls
 
 
 @dataclass
@@ -61,38 +56,39 @@ def layout_of(worker: Any) -> KVLayout:
     )
 
 
-def fetch_payload(host: str, port: int, tp_rank: int) -> PdHandshakePayload:
-    """Asks an engine's side channel for one of its workers. Blocks for a few seconds at most.
+def fetch_payloads(
+    host: str,
+    port: int,
+    tp_ranks: Iterable[int],
+    *,
+    engine_id: str,
+    secret: str,
+    tls: Tls | None = None,
+) -> tuple[dict[int, PdHandshakePayload], float]:
+    """Asks an engine's side channel for some of its workers: (by rank, its clock minus ours).
 
-    Raises PeerUnreachable where nobody answers, PeerMismatch where the answer is not understood.
+    Blocks for a few seconds at most. Raises PeerUnreachable where nobody answers, PeerMismatch
+    where it is another engine or not understood.
     """
-    # ZMQ goes on trying where nobody listens any more, vLLM's handshake with it: a dead peer would
-    # hold up every handshake behind it for five seconds.
     try:
-        with contextlib.closing(socket.create_connection((host, port), CONNECT_TIMEOUT_S)):
-            pass
-    except OSError as error:
-        raise PeerUnreachable(f"no KV engine listens at {host}:{port}: {error}") from None
-    with zmq.Context() as context, context.socket(zmq.REQ) as asking:
-        asking.setsockopt(zmq.LINGER, 0)
-        asking.setsockopt(zmq.IPV6, ":" in host)
-        asking.setsockopt(zmq.RCVTIMEO, int(ANSWER_TIMEOUT_S * 1000))
-        asking.connect(f"tcp://{bracketed(host)}:{port}")
-        asking.send(msgspec.msgpack.encode((GET_META_MSG, 0, tp_rank)))
-        try:
-            payload, _ = asking.recv_multipart()
-        except zmq.Again:
-            raise PeerUnreachable(
-                f"the KV engine at {host}:{port} does not answer for its rank {tp_rank}"
-            ) from None
-    try:
-        return msgspec.msgpack.decode(payload, type=PdHandshakePayload)
+        answers = ask(
+            host,
+            port,
+            [(0, rank) for rank in tp_ranks],
+            engine_id=engine_id,
+            secret=secret,
+            tls=tls,
+        )
+        payloads = {
+            rank: msgspec.msgpack.decode(answer.payload, type=PdHandshakePayload)
+            for (_, rank), answer in answers.items()
+        }
+    except GreetingFailed as failure:
+        raise PeerMismatch(f"the KV engine at {host}:{port} is not let in: {failure}") from None
     except msgspec.DecodeError as error:
         raise PeerMismatch(
             f"the KV engine at {host}:{port} does not speak this version's handshake: {error}"
         ) from None
-
-
-def bracketed(host: str) -> str:
-    """As hosts are written in front of a port."""
-    return f"[{host}]" if ":" in host else host
+    # The way to all of them is the same: what took longer was only held up.
+    quickest = min(answers.values(), key=lambda answer: answer.round_trip_s)
+    return payloads, quickest.clock_offset_s

@@ -24,7 +24,7 @@ RELIED_ON = {
     "vllm.v1.request:RequestStatus": ("FINISHED_STOPPED",),
     f"{_CONNECTOR}.base:KVConnectorRole": ("SCHEDULER", "WORKER"),
     f"{_CONNECTOR}.nixl.connector:NixlPullConnector": ("build_kv_connector_stats",),
-    f"{_CONNECTOR}.nixl.metadata:GET_META_MSG": (),
+    f"{_CONNECTOR}.nixl.metadata:NixlAgentMetadata": ("__dataclass_fields__",),
     f"{_CONNECTOR}.nixl.metadata:NIXL_CONNECTOR_VERSION": (),
     f"{_CONNECTOR}.nixl.metadata:NixlConnectorMetadata": (),
     f"{_CONNECTOR}.nixl.metadata:NixlHandshakePayload": ("__dataclass_fields__",),
@@ -37,10 +37,11 @@ RELIED_ON = {
         "update_state_after_alloc",
     ),
     # Of its attributes, which no class shows, the worker uses: _handshake_lock,
-    # _has_mamba, _invalid_remote_engines, _engine_last_active, _mixed_mem_types,
+    # _has_mamba, _invalid_remote_engines, _is_csa_linear, _engine_last_active, _mixed_mem_types,
     # _pending_recv_notifs, _ready_requests, _recv_failures, _recving_metadata, _registered_descs,
-    # _remote_agents, _reqs_to_process, _reqs_to_send, kv_cache_layout, nixl_backends, nixl_wrapper,
-    # transfer_topo, transfer_tp_size, xfer_handshake_metadata. And of the model's layers, kv_cache.
+    # _remote_agents, _reqs_to_process, _reqs_to_send, compat_hash, device_id, enforce_compat_hash,
+    # kv_cache_layout, nixl_backends, nixl_wrapper, transfer_topo, transfer_tp_size,
+    # use_host_buffer, xfer_handshake_metadata. And of the model's layers, kv_cache.
     f"{_CONNECTOR}.nixl.pull_worker:NixlPullConnectorWorker": (
         "_TRANSFER_MODE",
         "_cleanup_remote_engine",
@@ -54,6 +55,9 @@ RELIED_ON = {
         "_read_blocks",
         "_read_blocks_for_req",
         "_send_pending_recv_notifs",
+        "_validate_csa_linear_tp_layout",
+        "_validate_remote_parallel_config",
+        "add_remote_agent",
         "get_transfer_results",
         "register_kv_caches",
         "start_load_kv",

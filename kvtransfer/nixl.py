@@ -25,8 +25,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import (
 )
 from vllm.v1.request import RequestStatus
 
+from kvtransfer.credentials import credentials_of
 from kvtransfer.side_channel import SideChannel
 from kvtransfer.stats import PairStats
+from kvtransfer.tls import new_tls
 from kvtransfer.worker import LeasedMetadata, PdNixlWorker
 
 LEASE_ID = "remote_lease_id"
@@ -146,7 +148,15 @@ class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]
         reserved_port = self.vllm_config.kv_transfer_config.get_from_extra_config(
             "side_channel_port", None
         )
-        self._side_channel = SideChannel(self.side_channel_host, payloads, reserved_port)
+        credentials = credentials_of(self.vllm_config)
+        self._side_channel = SideChannel(
+            self.side_channel_host,
+            payloads,
+            reserved_port,
+            engine_id=self.engine_id,
+            secret=credentials.secret,
+            tls=new_tls(credentials.tls),
+        )
         # Read again for the params of every handoff.
         self.side_channel_port = self._side_channel.port
 

@@ -27,6 +27,7 @@ from kvtransfer.p2p_wire import (
     Refused,
     Welcome,
 )
+from kvtransfer.tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class Local:
     """What is the same for every pair of one decode worker."""
 
     engine_id: str
+    secret: str
+    tls: Tls | None = None
     rank: tuple[int, int]
     layout: KVLayout
     pages: KVPages
@@ -264,11 +267,27 @@ class PairClient:
 
 def _open_pair(local: Local, remote: Remote) -> _Pair:
     """Raises PairBroken, PairTimeout or PairMismatch."""
-    address = ask_address(remote.host, remote.port, local.rank, timeout_s=local.timeout_s)
+    address = ask_address(
+        remote.host,
+        remote.port,
+        local.rank,
+        engine_id=remote.engine_id,
+        secret=local.secret,
+        tls=local.tls,
+        timeout_s=local.timeout_s,
+    )
     check_same(local.layout, address.layout)
     with contextlib.ExitStack() as undo:
         connection = undo.enter_context(
-            Connection.open(address.host, address.port or 0, local.timeout_s)
+            Connection.open(
+                address.host,
+                address.port or 0,
+                local.timeout_s,
+                name=local.engine_id,
+                engine_id=remote.engine_id,
+                secret=local.secret,
+                tls=local.tls,
+            )
         )
         connection.send(Hello(decode_engine_id=local.engine_id, prefill_engine_id=remote.engine_id))
         welcome = connection.receive(local.timeout_s)

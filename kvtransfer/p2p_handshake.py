@@ -8,13 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import msgspec
-import zmq
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 
+from kvtransfer.errors import GreetingFailed, PeerTimeout, PeerUnreachable
 from kvtransfer.p2p_errors import PairBroken, PairMismatch, PairTimeout
-from kvtransfer.p2p_wire import Connection
-
-_QUERY = b"get_meta_msg"
+from kvtransfer.side_channel import Rank, ask
+from kvtransfer.tls import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,24 +52,29 @@ def check_same(ours: KVLayout, theirs: KVLayout) -> None:
         raise PairMismatch("; ".join(differences))
 
 
-def ask_address(host: str, port: int, rank: tuple[int, int], *, timeout_s: float) -> WorkerAddress:
-    """The (pipeline rank, tensor rank) worker of the engine with this side channel.
+def ask_address(
+    host: str,
+    port: int,
+    rank: Rank,
+    *,
+    engine_id: str,
+    secret: str,
+    tls: Tls | None = None,
+    timeout_s: float,
+) -> WorkerAddress:
+    """This worker of the engine `engine_id`, which has this side channel.
 
-    Raises PairBroken where nobody listens, PairTimeout, or PairMismatch for another connector.
+    Raises PairBroken where nobody or a stranger listens, PairMismatch for another connector.
     """
-    # ZMQ would try again and again at a port that refuses.
-    Connection.open(host, port, timeout_s).close()
-    with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.IPV6, ":" in host)
-        sock.setsockopt(zmq.RCVTIMEO, int(timeout_s * 1000))
-        sock.connect(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}")
-        sock.send_multipart([b"", msgspec.msgpack.encode((_QUERY, *rank))])
-        try:
-            _, payload, *_ = sock.recv_multipart()
-        except zmq.Again as error:
-            raise PairTimeout(f"the side channel at {host}:{port} does not answer") from error
-    return _decode(payload)
+    try:
+        answers = ask(
+            host, port, [rank], engine_id=engine_id, secret=secret, tls=tls, timeout_s=timeout_s
+        )
+    except PeerTimeout as error:
+        raise PairTimeout(str(error)) from None
+    except (PeerUnreachable, GreetingFailed) as error:
+        raise PairBroken(str(error)) from None
+    return _decode(answers[rank].payload)
 
 
 def _decode(payload: bytes) -> WorkerAddress:

@@ -8,6 +8,7 @@ ends the whole process when one peer dies.
 """
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -100,11 +101,21 @@ class GlooTransport:
         self._timeout = timedelta(seconds=timeout_s)
 
     def invite(self, host: str) -> Opening:
-        # Port 0: the kernel chooses. The store lives as long as the group.
+        # By itself the store would listen at every address of this host, for as long as the group
+        # lives. It owns the socket from here on.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
+        port: int = listener.getsockname()[1]
         store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=self._timeout, use_libuv=True
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=self._timeout,
+            master_listen_fd=listener.detach(),
+            use_libuv=True,
         )
-        return str(store.port).encode(), lambda: self._open(store, _PREFILL_RANK)
+        return str(port).encode(), lambda: self._open(store, _PREFILL_RANK)
 
     def join(self, host: str, address: bytes) -> Link:
         with _broken_pairs():

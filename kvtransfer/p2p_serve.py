@@ -1,20 +1,23 @@
 """Prefill's end of every pair: decodes connect, ask for blocks, and say when they have them.
 
-Owns one listening socket and a thread for each decode that is connected. Only what the leases say
+Owns one listener, which has a thread for each decode that is connected. Only what the leases say
 is held is sent; what a decode says is checked against them, never believed.
 """
 
 import logging
 import socket
-import threading
 import time
 
+from kvtransfer.greeting import ServerGreeting
+from kvtransfer.listener import Listener
 from kvtransfer.p2p_errors import PairError
 from kvtransfer.p2p_leases import Leases
 from kvtransfer.p2p_link import Transport
 from kvtransfer.p2p_pages import KVPages
 from kvtransfer.p2p_stream import BlockStream
 from kvtransfer.p2p_wire import (
+    PURPOSE,
+    VERSION,
     Connection,
     Fetch,
     Finished,
@@ -25,6 +28,7 @@ from kvtransfer.p2p_wire import (
     Refused,
     Welcome,
 )
+from kvtransfer.tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -33,49 +37,29 @@ class PairServer:
     """Serves the decodes of one prefill worker. `port` is the one the kernel chose."""
 
     def __init__(
-        self, host: str, *, engine_id: str, leases: Leases, pages: KVPages, transport: Transport,
-        timeout_s: float,
+        self, host: str, *, engine_id: str, secret: str, tls: Tls | None = None, leases: Leases,
+        pages: KVPages, transport: Transport, timeout_s: float,
     ) -> None:  # fmt: skip
         self._engine_id, self._leases, self._pages = engine_id, leases, pages
         self._transport, self._timeout_s = transport, timeout_s
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family)
-        self.port: int = self._listener.getsockname()[1]
-        self._connections: set[Connection] = set()
-        self._lock = threading.Lock()
-        self._acceptor = threading.Thread(target=self._accept, daemon=True, name="kv-pairs")
-        self._acceptor.start()
+        self._listener = Listener(
+            host,
+            lambda: ServerGreeting(engine_id, secret=secret, purpose=PURPOSE, version=VERSION),
+            self._serve,
+            name="kv-pairs",
+            tls=tls,
+        )
+        self.port: int = self._listener.port
 
     def stop(self) -> None:
         """Ends every pair. Their threads end on their own."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join()
-        self._listener.close()
-        with self._lock:
-            for connection in self._connections:
-                connection.end()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return  # Stopped.
-            threading.Thread(target=self._serve, args=(sock,), daemon=True, name="kv-pair").start()
+        self._listener.stop()
 
     def _serve(self, sock: socket.socket) -> None:
-        with Connection(sock, self._timeout_s) as connection:
-            with self._lock:
-                self._connections.add(connection)
-            try:
-                self._serve_pair(connection)
-            except PairError as error:
-                _log.info("A pair ended: %s", error)
-            except Exception:
-                _log.exception("A pair ended")
-            finally:
-                with self._lock:
-                    self._connections.discard(connection)
+        try:
+            self._serve_pair(Connection(sock, self._timeout_s))
+        except PairError as error:
+            _log.info("A pair ended: %s", error)
 
     def _serve_pair(self, connection: Connection) -> None:
         hello = connection.receive(self._timeout_s)

@@ -1,18 +1,24 @@
 """What the two workers of a pair say to each other, beside the KV itself.
 
-Owns the messages and their framing on a TCP connection. Never touches a tensor. Decode speaks,
-prefill answers `Hello` and `Fetch`; nothing else is answered.
+Owns the messages and their framing on a TCP connection, which begins with a greeting. Never touches
+a tensor. Decode speaks, prefill answers `Hello` and `Fetch`; nothing else is answered.
 """
 
 import contextlib
+import select
 import socket
 import struct
 from typing import Any
 
 import msgspec
 
+from kvtransfer.errors import GreetingFailed
+from kvtransfer.greeting import ClientGreeting, greet
 from kvtransfer.p2p_errors import PairBroken, PairTimeout
+from kvtransfer.tls import Tls, open_connection
 
+PURPOSE = "kv pair"
+VERSION = 2
 _LENGTH = struct.Struct("!I")
 _MAX_MESSAGE_BYTES = 64 << 20
 # A host that is gone says nothing: the kernel then ends the connection after about half a minute.
@@ -81,14 +87,32 @@ class Connection:
         self._sock, self._timeout_s = sock, timeout_s
 
     @classmethod
-    def open(cls, host: str, port: int, timeout_s: float) -> "Connection":
-        """Raises PairBroken or PairTimeout where nobody listens."""
-        try:
-            return cls(socket.create_connection((host, port), timeout_s), timeout_s)
-        except TimeoutError as error:
-            raise PairTimeout(f"{host}:{port} does not answer") from error
-        except OSError as error:
-            raise PairBroken(f"{host}:{port}: {error}") from error
+    def open(
+        cls,
+        host: str,
+        port: int,
+        timeout_s: float,
+        *,
+        name: str,
+        engine_id: str,
+        secret: str,
+        tls: Tls | None = None,
+    ) -> "Connection":
+        """To a worker of the engine `engine_id`, of one that is called `name`.
+
+        Raises PairBroken where nobody listens, or another one, and PairTimeout.
+        """
+        greeting = ClientGreeting(name, engine_id, secret=secret, purpose=PURPOSE, version=VERSION)
+        with contextlib.ExitStack() as undo:
+            try:
+                sock = undo.enter_context(open_connection((host, port), tls, timeout_s=timeout_s))
+                greet(sock, greeting, timeout_s=timeout_s)
+            except TimeoutError as error:
+                raise PairTimeout(f"{host}:{port} does not answer") from error
+            except (OSError, GreetingFailed) as error:
+                raise PairBroken(f"{host}:{port}: {error}") from error
+            undo.pop_all()
+        return cls(sock, timeout_s)
 
     @property
     def local_host(self) -> str:
@@ -124,14 +148,10 @@ class Connection:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the peer has closed it, when no answer is due."""
-        self._sock.settimeout(0)
-        try:
-            return not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Whether the peer has closed it, when no answer is due: then only its end can come."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def end(self) -> None:
         """Wakes whoever waits for a message, on both sides; from any thread."""

@@ -17,6 +17,7 @@ from vllm import __version__ as vllm_version
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
+from kvtransfer.credentials import credentials_of
 from kvtransfer.p2p_errors import FetchRefused
 from kvtransfer.p2p_fetch import (
     FetchJob,
@@ -33,6 +34,7 @@ from kvtransfer.p2p_link import transport_for
 from kvtransfer.p2p_pages import BlockIds, KVPages
 from kvtransfer.p2p_serve import PairServer
 from kvtransfer.stats import PairStats
+from kvtransfer.tls import new_tls
 from kvtransfer.worker import READ_TIMEOUT_S
 
 WIRE_VERSION = 1
@@ -70,11 +72,15 @@ class P2pWorker:
     def register_kv_caches(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Raises ValueError for a cache that cannot be sent block by block."""
         host = envs.VLLM_NIXL_SIDE_CHANNEL_HOST
+        credentials = credentials_of(self._vllm_config)
+        secret, tls = credentials.secret, new_tls(credentials.tls)
         pages = KVPages.of_cache(kv_caches, self._kv_cache_config)
         transport = transport_for(pages.device, host, timeout_s=self._timeout_s)
         layout = self._layout(pages)
         self._local = Local(
             engine_id=self._engine_id,
+            secret=secret,
+            tls=tls,
             rank=(get_pp_group().rank_in_group, get_tensor_model_parallel_rank()),
             layout=layout,
             pages=pages,
@@ -85,6 +91,8 @@ class P2pWorker:
             self._server = PairServer(
                 host,
                 engine_id=self._engine_id,
+                secret=secret,
+                tls=tls,
                 leases=self._leases,
                 pages=pages,
                 transport=transport,

@@ -22,18 +22,25 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NixlConnectorMetadata
+import msgspec
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
+    NixlAgentMetadata,
+    NixlConnectorMetadata,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
+from vllm.platforms import current_platform
 
 from kvtransfer.agent import SilentReads, replace_spinning_agent
 from kvtransfer.block_read import BlockRead, Verdict
+from kvtransfer.credentials import credentials_of
 from kvtransfer.errors import NotShareable, PeerMismatch
-from kvtransfer.handshake import PdHandshakePayload, fetch_payload, layout_of
+from kvtransfer.handshake import PdHandshakePayload, fetch_payloads, layout_of
 from kvtransfer.layout import mismatch
 from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
 from kvtransfer.memory_reads import MemoryReads
 from kvtransfer.shared_memory import SharedMemory, share
 from kvtransfer.stats import PairStats
+from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +71,8 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         cores = os.sched_getaffinity(0)
         super().__init__(vllm_config, engine_id, kv_cache_config)
+        credentials = credentials_of(vllm_config)
+        self._secret, self._tls = credentials.secret, new_tls(credentials.tls)
         # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
         # the same one for every engine of the host.
         os.sched_setaffinity(0, cores)
@@ -222,23 +231,31 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         remote_dcp_size: int = 1,
         *more: Any,
     ) -> Any:
+        """As upstream's, over our side channel: who answers is a member, and that engine."""
+        if self._is_csa_linear:
+            self._validate_csa_linear_tp_layout(remote_tp_size)
+        if not self.use_host_buffer:
+            # This runs in a thread of its own, in which UCX finds no device that was not set there.
+            current_platform.set_device(self.device_id)
         ranks = self.transfer_topo.handshake_target_ranks(remote_tp_size, remote_dcp_size)
-        payloads: dict[int, PdHandshakePayload] = {}
-        for rank in ranks:
-            payload = payloads[rank] = fetch_payload(host, port, rank)
-            if payload.engine_id != expected_engine_id:
-                raise PeerMismatch(
-                    f"the KV engine at {host}:{port} is {payload.engine_id},"
-                    f" not {expected_engine_id}: it was replaced"
-                )
-            if (line := mismatch(prefill=payload.layout, decode=self.layout)) is not None:
-                raise PeerMismatch(f"the KV of engine {expected_engine_id} does not fit: {line}")
+        payloads, clock_offset_s = fetch_payloads(
+            host,
+            port,
+            ranks,
+            engine_id=expected_engine_id,
+            secret=self._secret,
+            tls=self._tls,
+        )
+        for payload in payloads.values():
+            self._check_peer(payload, expected_engine_id)
         for payload in payloads.values():
             if payload.shared_memory is not None:
                 self.nixl_wrapper.announce(payload.shared_memory)
-        agents, clock_offset = super()._nixl_handshake(
-            host, port, remote_tp_size, expected_engine_id, remote_dcp_size, *more
-        )
+        agents: dict[tuple[int, int], str] = {}
+        for rank, payload in payloads.items():
+            agent = msgspec.msgpack.decode(payload.agent_metadata_bytes, type=NixlAgentMetadata)
+            self._validate_remote_parallel_config(agent)
+            agents[0, rank] = self.add_remote_agent(agent, rank, remote_tp_size, agent.dcp_size)
         self._remote_tables[expected_engine_id] = {
             rank: RemoteTable(
                 agent_name=agents[0, rank],
@@ -247,7 +264,15 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             )
             for rank, payload in payloads.items()
         }
-        return agents, clock_offset
+        return agents, clock_offset_s
+
+    def _check_peer(self, payload: PdHandshakePayload, engine_id: str) -> None:
+        if payload.engine_id != engine_id:
+            raise PeerMismatch(f"the KV engine is {payload.engine_id}, not {engine_id}")
+        if (line := mismatch(prefill=payload.layout, decode=self.layout)) is not None:
+            raise PeerMismatch(f"the KV of engine {engine_id} does not fit: {line}")
+        if self.enforce_compat_hash and payload.compatibility_hash != self.compat_hash:
+            raise PeerMismatch(f"vLLM says that the KV of engine {engine_id} does not fit")
 
     def _cleanup_remote_engine(self, engine_id: str, **how: Any) -> None:
         self._lease_reader.release(self.nixl_wrapper, self._warm_up_reads.pop(engine_id, []))

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from engine.metrics import RayExporter
 from engine.models import resolve_model
 from engine.secret import application_secret
+from kvtransfer.tls import new_tls
 from router.app import build_openai_app
 from router.auditor import Auditor
 from router.core_client import ClusterCoreClient
@@ -66,6 +67,7 @@ class Assembly:
             self._core.pairs,
             router_id=router_id,
             secret=secret,
+            tls=new_tls(settings.tls),
             stall_timeout_s=settings.stall_timeout_s,
             engine_ends=self.engine_ends,
             dead_nodes=dead_nodes,

@@ -123,14 +123,17 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         try:
             # The choices of one HTTP request come one after the other: each lets others run.
             await asyncio.sleep(0)
-            self._add(request)
+            state = self._add(request)
+            if state.replica is not None and state.replica.end is not None:
+                # Where much is to be sent, the next one waits until it can be.
+                await state.replica.end.drained()
         except BaseException:
             # The front end has it already, and forgets what it added only with a last output.
             self._deliver([_last(request.request_id, FinishReason.ABORT)])
             self.cancel([request.request_id])
             raise
 
-    def _add(self, request: EngineCoreRequest) -> None:
+    def _add(self, request: EngineCoreRequest) -> RequestState:
         params = request.sampling_params
         assert params is not None, "only generation is served"
         for ours in (KV_PARAMS, OUTPUT_TOKENS, STEP_LIMIT):
@@ -141,6 +144,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._requests[request.request_id] = state
         self._arrivals.add(state)
         self._deliver(self._isolated(self._route, state))
+        return state
 
     async def get_output_async(self) -> EngineCoreOutputs:
         self._read_s = time.monotonic()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from engine.channel import connect
+from kvtransfer.tls import Tls
 from router.engine_ends import EngineEnds
 from router.faults import Fault
 from router.pairs import Pairs
@@ -49,6 +50,7 @@ class Membership:
         *,
         router_id: str,
         secret: str,
+        tls: Tls | None = None,
         stall_timeout_s: float,
         engine_ends: EngineEnds,
         dead_nodes: Callable[[Collection[str]], Collection[str]],
@@ -58,7 +60,7 @@ class Membership:
         self._engine_ends = engine_ends
         self._warm_ups = WarmUps(*pools, pairs)
         self._router_id = router_id
-        self._secret = secret
+        self._secret, self._tls = secret, tls
         self._stall_timeout_s = stall_timeout_s
         self._dead_nodes = dead_nodes
         self._listed: dict[str, Mapping[str, ListedReplica]] = {name: {} for name in self._pools}
@@ -131,7 +133,13 @@ class Membership:
             )
             try:
                 replica.end, replica.facts = await connect(
-                    listed.address, secret=self._secret, router_id=self._router_id, owner=replica
+                    listed.address,
+                    secret=self._secret,
+                    router_id=self._router_id,
+                    replica_id=listed.replica_id,
+                    owner=replica,
+                    tls=self._tls,
+                    stall_timeout_s=self._stall_timeout_s,
                 )
                 await self._warm_ups.join(replica)
                 self._told.pop(replica.replica_id, None)

@@ -187,7 +187,10 @@ class Replica:
 
     def end_if_silent(self, *, now_s: float, timeout_s: float) -> None:
         """Ends the connection if nothing has come on it for `timeout_s`: the replica hangs."""
-        if self.end is not None and now_s - self.heard_s > timeout_s:
+        if self.end is None:
+            return
+        # A part of a long message is a sign of life as well.
+        if now_s - max(self.heard_s, self.end.heard_s) > timeout_s:
             # Whatever made it hang: its requests are not taken for having killed it.
             self.is_silent = True
             self.end.close(f"nothing heard for {timeout_s:g} s")

@@ -15,6 +15,7 @@ from engine.errors import ReplicaLeaves
 from engine.exit_cause import EngineExit
 from engine.log_handlers import keep_log_handlers
 from engine.preemption import Preemption
+from engine.serve_port import keep_to_cluster_address
 from router.settings import RouterSettings
 
 
@@ -32,6 +33,7 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         keep_log_handlers()
+        keep_to_cluster_address()
         from router.assembly import Assembly
 
         self._assembly = Assembly(self._settings)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 
@@ -60,3 +61,5 @@ class RouterSettings:
     """A replica that says nothing for this long is taken for dead."""
     drain_s: float
     """How long it may take to finish its answers when its process is told to end."""
+    tls: TlsFiles | None = None
+    """Of the connections to replicas; None where they are not encrypted."""

@@ -7,9 +7,11 @@ import pytest
 from servers import DECODE, PREFILL, Server
 
 from engine.channel import connect
-from engine.errors import ChannelClosed, ProtocolError
+from engine.errors import ChannelClosed
 from engine.exit_cause import EngineExit
-from engine.wire import FrameReader, Holdings, Kind, Rejection, StepOutputs, Taken, Warmed
+from engine.wire import PROTOCOL_VERSION, Holdings, Rejection, StepOutputs, Taken, Warmed
+from kvtransfer.errors import GreetingFailed
+from kvtransfer.greeting import ClientGreeting
 
 GREETING_S = 1.0
 
@@ -40,7 +42,7 @@ class Intruder:
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
-    """Where a process and those below it can be reached."""
+    """Where a process and those below it can be reached, which is on this machine only."""
     found = set()
     for each in [process, *process.children(recursive=True)]:
         for socket in each.net_connections(kind="tcp4"):
@@ -55,12 +57,14 @@ async def challenges(address: tuple[str, int]) -> bool:
     reader, writer = await asyncio.open_connection(*address)
     try:
         async with asyncio.timeout(GREETING_S):
-            frames = list(FrameReader().feed(await reader.read(4096)))
-    except (TimeoutError, ProtocolError, ConnectionError):
+            greeting = ClientGreeting("", "", secret="", purpose="", version=PROTOCOL_VERSION)
+            return len(greeting.feed(await reader.read(4096))) > 0
+    except GreetingFailed as failure:
+        return str(failure).startswith("protocol")
+    except (TimeoutError, ConnectionError):
         return False
     finally:
         writer.close()
-    return [kind for kind, _ in frames] == [Kind.CHALLENGE]
 
 
 @pytest.mark.parametrize("pool", [PREFILL, DECODE])
@@ -68,6 +72,10 @@ async def test_a_wrong_secret_is_refused(cluster: Server, pool: str) -> None:
     (replica,) = cluster.processes(f"ray::ServeReplica:pdserve:{pool}")
     addresses = sorted(listening(replica))
     greets = await asyncio.gather(*map(challenges, addresses))
-    (channel,) = (address for address, is_ours in zip(addresses, greets, strict=True) if is_ours)
-    with pytest.raises(ChannelClosed):
-        await connect(channel, secret="guessed", router_id="intruder", owner=Intruder())
+    ours = [address for address, is_ours in zip(addresses, greets, strict=True) if is_ours]
+    assert ours
+    for address in ours:
+        with pytest.raises(ChannelClosed, match="secret"):
+            await connect(
+                address, secret="guessed", router_id="intruder", replica_id="", owner=Intruder()
+            )

@@ -142,7 +142,9 @@ class Running:
     async def join(self, name: str) -> tuple[ReplicaEnd, Recorder]:
         assert self.replica.address is not None
         recorder = Recorder()
-        end, facts = await connect(self.replica.address, secret="s", router_id=name, owner=recorder)
+        end, facts = await connect(
+            self.replica.address, secret="s", router_id=name, replica_id="e", owner=recorder
+        )
         assert (facts.engine_id, facts.max_model_len) == ("e", 256)
         return end, recorder
 

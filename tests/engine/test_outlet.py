@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.outputs import LogprobsTensors
 
 from engine.errors import EngineInternalsChanged, ProtocolError
 from engine.outlet import Inlet, Outlet
@@ -76,6 +78,55 @@ async def test_steps_arrive_in_their_order_and_vllm_gets_none(ends: Ends) -> Non
         assert [output.request_id for output in arrived.outputs] == [f"r{number}"]
 
 
+def logprobs(num_tokens: int) -> LogprobsTensors:
+    return LogprobsTensors(
+        torch.arange(num_tokens * 21, dtype=torch.int32).view(num_tokens, 21),
+        torch.zeros((num_tokens, 21)),
+        torch.zeros(num_tokens, dtype=torch.int32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "num_tokens"),
+    [
+        pytest.param(128, 5, id="more parts than a byte counts"),
+        pytest.param(2000, 20, id="many more"),
+        pytest.param(2, 500_000, id="168 MB"),
+    ],
+)
+async def test_a_step_may_be_of_any_size(ends: Ends, num_outputs: int, num_tokens: int) -> None:
+    _, sending, core = ends
+    outputs = [
+        EngineCoreOutput(str(n), [7], new_prompt_logprobs_tensors=logprobs(num_tokens))
+        for n in range(num_outputs)
+    ]
+    big = {0: EngineCoreOutputs(outputs=outputs)}
+    # In the engine core it is another process that reads.
+    sent = asyncio.create_task(asyncio.to_thread(sending.update_from_output, None, big))
+    arrived = await asyncio.wait_for(core.outputs_queue.get(), 60)
+    assert await sent == {}
+    assert isinstance(arrived, EngineCoreOutputs)
+    assert len(arrived.outputs) == num_outputs
+    last = arrived.outputs[-1].new_prompt_logprobs_tensors
+    assert last is not None
+    assert torch.equal(last.logprob_token_ids, logprobs(num_tokens).logprob_token_ids)
+
+
+async def test_while_it_is_held_the_engine_core_waits(ends: Ends) -> None:
+    inlet, sending, core = ends
+    inlet.hold()
+    assert inlet.is_held
+    output = EngineCoreOutput("r", [7], new_prompt_logprobs_tensors=logprobs(100_000))
+    big = {0: EngineCoreOutputs(outputs=[output])}
+    sent = asyncio.create_task(asyncio.to_thread(sending.update_from_output, None, big))
+    done, _ = await asyncio.wait([sent], timeout=0.2)
+    assert not done
+    assert core.outputs_queue.empty()
+    inlet.let_go()
+    assert await sent == {}
+    assert isinstance(await core.next(), EngineCoreOutputs)
+
+
 async def test_a_step_that_says_nothing_wakes_nobody(ends: Ends) -> None:
     _, sending, core = ends
     sending.update_from_output(None, {0: EngineCoreOutputs(finished_requests={"r"})})
@@ -104,7 +155,7 @@ async def test_bytes_that_are_no_step_reach_who_waits_for_one() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.connect(config.pdserve_outlet)
         await inlet.open(as_client(core))
-        other.sendall(pack_frame(Kind.STEP, [b"no step"]))
+        other.sendall(b"".join(pack_frame(Kind.STEP, [b"no step"])))
         assert isinstance(await core.next(), Exception)
     inlet.close()
 

@@ -20,6 +20,8 @@ class FakeRouter:
         self.router_id = router_id
         self.sent: list[tuple[Kind, Any]] = []
 
+    is_drained = True
+
     def send(self, kind: Kind, message: object) -> None:
         self.sent.append((kind, message))
 

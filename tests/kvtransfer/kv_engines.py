@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import secrets
 import signal
 import time
 import uuid
@@ -16,6 +17,7 @@ from forked import forked_context
 
 from engine.step_limit import STEP_LIMIT
 from kvtransfer.config import Role, kv_transfer_config, side_channel_env
+from kvtransfer.credentials import Credentials, give_credentials
 from kvtransfer.stats import PairDelta, pair_deltas
 
 ENGINE_ENV = {
@@ -33,6 +35,8 @@ TRANSFER_OPTIONS = (
     "side_channel_port",
 )
 """What `running_engines` passes on to `kv_transfer_config`; the rest is vLLM's."""
+SECRET = secrets.token_hex()
+"""Of all engines of one test run."""
 PREFILL_ONLY = {"do_remote_decode": True, "do_remote_prefill": False}
 
 
@@ -229,6 +233,7 @@ def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any,
         model=model, kv_transfer_config=KVTransferConfig(**kv), **options
     ).create_engine_config()
     use_resuming_scheduler(config)
+    give_credentials(config, Credentials(secret=SECRET))
     core = EngineCoreClient.make_async_mp_client(
         vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
     )

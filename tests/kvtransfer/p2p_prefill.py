@@ -18,6 +18,7 @@ from kvtransfer.p2p_serve import PairServer
 from kvtransfer.side_channel import SideChannel
 
 HOST = "127.0.0.1"
+SECRET = "the application's"
 NUM_BLOCKS = 64
 PAGE_BYTES = 64 << 10
 NUM_LAYERS = 2
@@ -60,13 +61,15 @@ class Prefill:
         self.server = PairServer(
             HOST,
             engine_id=self.engine_id,
+            secret=SECRET,
             leases=self.leases,
             pages=pages,
             transport=transport_for(torch.device("cpu"), HOST, timeout_s=self.timeout_s),
             timeout_s=self.timeout_s,
         )
         address = WorkerAddress(host=HOST, port=self.server.port, layout=layout())
-        self.side_channel = SideChannel(HOST, {(0, 0): msgspec.msgpack.encode(address)})
+        payloads = {(0, 0): msgspec.msgpack.encode(address)}
+        self.side_channel = SideChannel(HOST, payloads, engine_id=self.engine_id, secret=SECRET)
         self.port = self.side_channel.port
 
     def hold(self, request_id: str, lease_id: int) -> None:

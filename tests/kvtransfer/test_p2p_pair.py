@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from p2p_prefill import HOST, NUM_BLOCKS, PAGE_BYTES, TIMEOUT_S, Prefill, layout, new_pages
+from p2p_prefill import (
+    HOST,
+    NUM_BLOCKS,
+    PAGE_BYTES,
+    SECRET,
+    TIMEOUT_S,
+    Prefill,
+    layout,
+    new_pages,
+)
 from p2p_prefill import start_process as start_prefill_process
 
 from benchmarks.chaos_processes import suspend
@@ -18,6 +27,7 @@ from kvtransfer.p2p_errors import FetchRefused, PairBroken, PairError, PairMisma
 from kvtransfer.p2p_fetch import FetchJob, HeartbeatJob, Local, Outcome, PairClient, Remote
 from kvtransfer.p2p_handshake import KVLayout
 from kvtransfer.p2p_link import transport_for
+from kvtransfer.p2p_wire import Connection
 
 FILL = 100
 
@@ -25,12 +35,15 @@ FILL = 100
 class Decode:
     """A decode worker's end of its pairs, without an engine."""
 
-    def __init__(self, layout: KVLayout, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, layout: KVLayout, timeout_s: float = TIMEOUT_S, secret: str = SECRET
+    ) -> None:
         pages, self.layers = new_pages(0)
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.clients: list[PairClient] = []
         self.local = Local(
             engine_id="decode",
+            secret=secret,
             rank=(0, 0),
             layout=layout,
             pages=pages,
@@ -191,9 +204,7 @@ def test_a_group_that_broke_is_made_anew(stack: ExitStack, decode: Decode) -> No
     client = decode.client("prefill", prefill.port)
     client.submit(job((0,), (5,)))
     assert decode.outcome().error is None
-    with prefill.server._lock:
-        for connection in prefill.server._connections:
-            connection.end()
+    prefill.server._listener.end_connections()
     client.submit(job((1,), (6,), remote_request_id="s", lease_id=2))
     assert decode.outcome().error is None
     assert all(layer[:2, 0].tolist() == [FILL + 5, FILL + 6] for layer in decode.layers)
@@ -207,6 +218,33 @@ def test_a_stranger_on_the_port_ends_nothing(stack: ExitStack, decode: Decode) -
             stranger.sendall(noise)
     decode.client("prefill", prefill.port).submit(job((0,), (0,)))
     assert decode.outcome().error is None
+
+
+def test_without_the_secret_nothing_is_sent(stack: ExitStack) -> None:
+    prefill = started(stack)
+    prefill.hold("r", 1)
+    stranger = Decode(layout(), secret="guessed")
+    stack.callback(stranger.stop)
+    stranger.client("prefill", prefill.port).submit(job((0,), (0,)))
+    error = stranger.outcome().error
+    assert isinstance(error, PairBroken)
+    assert "does not know this application's secret" in str(error)
+
+
+def test_a_pair_itself_wants_the_secret(stack: ExitStack) -> None:
+    # Whoever knows the port from elsewhere need not ask the side channel.
+    prefill = started(stack)
+    with pytest.raises(PairBroken, match="secret"):
+        Connection.open(
+            HOST, prefill.server.port, 5, name="d", engine_id="prefill", secret="guessed"
+        )
+
+
+def test_a_group_meets_at_one_address_of_the_host() -> None:
+    address, _ = transport_for(torch.device("cpu"), HOST, timeout_s=5).invite(HOST)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", int(address)))
+    socket.create_connection((HOST, int(address))).close()
 
 
 def test_one_death_breaks_one_pair(stack: ExitStack, decode: Decode) -> None:
@@ -258,6 +296,6 @@ def test_a_decode_that_dies_ends_its_pair_only(stack: ExitStack, decode: Decode)
     )
     assert decode.outcome().error is None
     deadline_s = time.monotonic() + 10
-    while len(prefill.server._connections) > 1:
+    while len(prefill.server._listener._connections) > 1:
         assert time.monotonic() < deadline_s, "the ended pair is still there"
         time.sleep(0.005)

@@ -20,6 +20,8 @@ class FakeEnd:
 
     sent: list[tuple[Kind, Any]] = field(default_factory=list)
     closed_because: str | None = None
+    heard_s: float = 0.0
+    is_drained = True
 
     def send(self, kind: Kind, message: object) -> None:
         # As the connection does, which raises where the message cannot be encoded.
@@ -28,6 +30,9 @@ class FakeEnd:
 
     def close(self, reason: str) -> None:
         self.closed_because = reason
+
+    async def drained(self) -> None:
+        pass
 
     def added(self) -> list[EngineCoreRequest]:
         return [m.request for _, m in self.sent if isinstance(m, AddRequest)]

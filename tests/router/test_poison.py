@@ -92,6 +92,9 @@ class Wire:
 
     closed_because = None
 
+    async def drained(self) -> None:
+        pass
+
     def __init__(self, engine: Engine, router: int) -> None:
         self._engine, self._router = engine, router
 
