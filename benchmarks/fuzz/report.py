@@ -167,6 +167,8 @@ def _method(record: Record, minutes: float) -> str:
         f" alone. Such a request may take {TIMES_SLOWER} times its median alone, or"
         f" {TIMES_SLOWER} times the median of all cases' medians where that is longer. After every"
         f" {ROUND} all connections were closed, and nothing might be held by routers or engines."
+        f" At the end a decode replica was killed, and another one had to come, be ready with every"
+        f" peer, and give the same answers."
         f" Which requests these are follows from the seed {record.seed} alone."
     )
 

@@ -17,17 +17,20 @@ from benchmarks.chaos_cases import Case
 from benchmarks.chaos_client import Client
 from benchmarks.chaos_faults import PoolName
 from benchmarks.chaos_routers import Routers
+from benchmarks.fuzz.aftermath import replace_one
 from benchmarks.fuzz.audit import audit
 from benchmarks.fuzz.client import Gun
 from benchmarks.fuzz.good import CASES, Alone, learn
 from benchmarks.fuzz.mix import ROUND, Mix, Slot
 from benchmarks.fuzz.schema import Api
 from benchmarks.fuzz.shots import Kind
-from benchmarks.fuzz.verdict import Asked, Fired, Held, Record, judge
+from benchmarks.fuzz.verdict import Asked, Fired, Held, Record, faults, judge
 from benchmarks.fuzz.watch import Ended, Listener, Watch
 from benchmarks.systems import RunningSystem
 
 _START_TIMEOUT_S = 900.0
+_PATIENCE_FOR_STARTS = 5
+"""How long a replica may take to be replaced, in starts of the whole cluster."""
 _POLL_S = 0.5
 _SUSPECT_S = 2.0
 """Who ended so long before a process did may have ended it."""
@@ -70,6 +73,7 @@ class FuzzRun:
         self._options = options
         self._say = say
         leader = psutil.Process(system.process.pid)
+        self._leader = leader
         self._watch = Watch(leader)
         self._routers = Routers(leader, num_expected=options.num_routers)
         self._client = Client(system.url, timeout_s=_START_TIMEOUT_S)
@@ -84,6 +88,8 @@ class FuzzRun:
         self._held: list[Held] = []
         self._known: frozenset[str] = frozenset()
         self._num_audits = 0
+        self._start_s = 0.0
+        self._broken: tuple[str, ...] = ()
         self._under_way: set[int] = set()
         self._recent: list[tuple[float, int]] = []
 
@@ -108,7 +114,24 @@ class FuzzRun:
             watching.cancel()
             self._gun.release()
         self._note_ended()
+        await self._look_after()
         return self._record()
+
+    async def _look_after(self) -> None:
+        """Whether all is in order for a new replica, and for good requests beside it."""
+        self._say("all has been sent; a decode replica is killed, and another one has to come")
+        within_s = _PATIENCE_FOR_STARTS * self._start_s
+        missing = await replace_one(
+            self._leader,
+            self._routers,
+            num_replicas=self._options.num_replicas,
+            within_s=within_s,
+        )
+        after = [f"{line}, {within_s:.0f} s after a death" for line in missing]
+        for case in CASES:
+            outcome = await self._client.ask(case)
+            after += [f"{case.name}: {line}" for line in faults(outcome, self._alone[case.name])]
+        self._broken = tuple(after)
 
     def _record(self) -> Record:
         return Record(
@@ -119,15 +142,17 @@ class FuzzRun:
             ended=tuple(self._ended),
             held=tuple(self._held),
             num_audits=self._num_audits,
+            broken=self._broken,
         )
 
     async def _await_whole(self) -> None:
-        deadline_s = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
+        start_s = time.monotonic()
+        while (waited_s := time.monotonic() - start_s) < _START_TIMEOUT_S:
             self._system.check_alive()
             seen = await self._routers.look()
             whole = seen is not None and seen.num_live == self._options.num_replicas
             if whole and self._routers.are_complete:
+                self._start_s = waited_s
                 return
             await asyncio.sleep(_POLL_S)
         raise FuzzError(f"not ready: {self._system.log_tail()}")

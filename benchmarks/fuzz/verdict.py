@@ -25,6 +25,7 @@ class Symptom(Enum):
     SLOW = "a good request slower than ten times its median alone"
     ENDED = "a process that ended"
     HELD = "something held after all had ended"
+    BROKEN = "something that did not work after the run"
     LEFT = "a process left behind"
 
 
@@ -56,7 +57,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """All that was seen of a run. `left` are processes that outlived the cluster."""
+    """All that was seen of a run.
+
+    `broken` says what a replica that was replaced after it did not find in order, `left` which
+    processes outlived the cluster.
+    """
 
     seed: int
     alone: Mapping[str, Alone]
@@ -65,6 +70,7 @@ class Record:
     ended: tuple[Ended, ...]
     held: tuple[Held, ...]
     num_audits: int
+    broken: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
 
 
@@ -107,6 +113,7 @@ class Verdict:
             "wrong": self.count(Symptom.WRONG),
             "slow": self.count(Symptom.SLOW),
             "ended": self.num_ended,
+            "broken": self.count(Symptom.BROKEN),
             "left": self.count(Symptom.LEFT),
             "slowest_good_s": round(self.slowest_good_s, 2),
             "seed": self.seed,
@@ -158,12 +165,7 @@ def _of_good(record: Record) -> Iterator[Finding]:
     limits = limits_s(record.alone)
     for asked in record.asked:
         outcome = asked.outcome
-        expected = record.alone[outcome.case].answer
-        if outcome.answer is None:
-            lines = [outcome.error or "no answer"]
-        else:
-            lines = differences(expected, outcome.answer)
-        if lines:
+        if lines := faults(outcome, record.alone[outcome.case]):
             yield Finding(
                 symptom=Symptom.WRONG,
                 what=f"{outcome.case}: {lines[0]}",
@@ -176,6 +178,13 @@ def _of_good(record: Record) -> Iterator[Finding]:
                 what=f"{outcome.case}: {took}",
                 numbers=(asked.number, *_beside(outcome, record)),
             )
+
+
+def faults(outcome: Outcome, alone: Alone) -> list[str]:
+    """How a good answer differs from the one alone, or why there is none; empty if it is right."""
+    if outcome.answer is None:
+        return [outcome.error or "no answer"]
+    return differences(alone.answer, outcome.answer)
 
 
 def _beside(outcome: Outcome, record: Record) -> tuple[int, ...]:
@@ -196,8 +205,9 @@ def _of_processes(record: Record) -> Iterator[Finding]:
             what=f"{ended.process} (pid {ended.pid})",
             numbers=ended.suspects,
         )
-    for line in record.left:
-        yield Finding(symptom=Symptom.LEFT, what=line, numbers=())
+    for symptom, lines in ((Symptom.BROKEN, record.broken), (Symptom.LEFT, record.left)):
+        for line in lines:
+            yield Finding(symptom=symptom, what=line, numbers=())
 
 
 def _of_held(held: Held, record: Record) -> Finding:

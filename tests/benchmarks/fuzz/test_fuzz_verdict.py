@@ -124,9 +124,10 @@ def test_processes(processes: tuple[str, ...], num: int) -> None:
 
 
 def test_held_and_left() -> None:
-    record = replace(CLEAN, held=(Held(lines=("inflight: 1",), suspects=(1, 2)),), left=("9: x",))
-    verdict = judge(record)
-    assert (verdict.count(Symptom.HELD), verdict.count(Symptom.LEFT)) == (1, 1)
+    record = replace(CLEAN, held=(Held(lines=("x: 1",), suspects=(1, 2)),), left=("9: x",))
+    verdict = judge(replace(record, broken=("a", "b")))
+    counts = [verdict.count(each) for each in (Symptom.HELD, Symptom.LEFT, Symptom.BROKEN)]
+    assert counts == [1, 1, 2]
     assert not verdict.holds
 
 
@@ -152,6 +153,7 @@ def test_summary() -> None:
         "wrong": 0,
         "slow": 0,
         "ended": 0,
+        "broken": 0,
         "left": 0,
         "slowest_good_s": 0.46,
         "seed": 3,
