@@ -66,7 +66,7 @@ async def _num_unready_pairs(port: int) -> float:
 def unready_pairs(metrics: str) -> float:
     """How many pairs of engines a router cannot use yet, from its metrics."""
     return sum(
-        sample.value
+        float(sample.value)
         for family in text_string_to_metric_families(metrics)
         for sample in family.samples
         if sample.name == _UNREADY_PAIRS
