@@ -19,6 +19,7 @@ from engine.deployment import EngineDeployment, EngineSettings
 from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
+from router.sandbox.limits import TaskLimits
 from router.server import Router
 from router.settings import FrontendSettings, RequestLimits, RouterSettings, Targets
 
@@ -80,6 +81,10 @@ def build(args: Mapping[str, Any]) -> Application:
                 receive_timeout_s=config.router.receive_timeout_s,
             ),
             client_priority=config.router.client_priority,
+            sandbox=TaskLimits(
+                cpu_s=config.router.compile_limit_s,
+                memory_bytes=int(config.router.compile_memory_mib * 2**20),
+            ),
         ),
         policy=config.router.policy,
         num_routers=config.router.replicas,

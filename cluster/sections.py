@@ -233,6 +233,20 @@ class RouterConfig(Section):
         description="The least and the most `priority` that a client may ask for; what lies "
         "beyond counts as the nearest.",
     )
+    compile_limit_s: float = Field(
+        default=5.0,
+        ge=0.01,
+        le=3600,
+        description="CPU seconds that a client's grammar, JSON schema, regular expression or chat "
+        "template may take before an engine sees it, in a process of its own; one that takes "
+        "more gets status 400.",
+    )
+    compile_memory_mib: float = Field(
+        default=512.0,
+        ge=16,
+        le=1_000_000,
+        description="MiB of memory that it may take.",
+    )
     frontend: dict[str, Any] = Field(
         default_factory=dict,
         description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "

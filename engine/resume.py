@@ -16,6 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker import gpu_model_runner
 
+from engine.grammar_backends import Grammars
 from engine.lanes import Lanes
 from engine.limits import Limits
 from engine.outlet import Outlet
@@ -52,7 +53,7 @@ class _Resuming:
         return True
 
 
-class _Ours(_Resuming, Outlet, Lanes, Pieces, Limits, Measuring):
+class _Ours(_Resuming, Outlet, Lanes, Pieces, Limits, Measuring, Grammars):
     """What is mixed into either of vLLM's schedulers."""
 
 

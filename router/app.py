@@ -4,11 +4,10 @@ Owns the making of the app; every route, check and answer in it is vLLM's own.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -17,55 +16,29 @@ from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.executor.abstract import Executor
+from vllm.renderers.chat_utils import load_chat_template
+from vllm.renderers.hf import HfRenderer
 
 from engine.arguments import engine_args
 from router.answers import TellsRoute
 from router.auditor import Auditor
 from router.client_headers import RestoresHeaders
+from router.client_templates import ClientTemplates
+from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
 from router.frontend import frontend_args
+from router.grammar_check import GrammarCheck
 from router.health import Health
 from router.keys import NeedsKey
 from router.limits import BodyLimit, HeaderLimit
+from router.loop_validation import compile_nothing_in_the_loop
+from router.sandbox.process import SandboxProcess, zygote_arguments
+from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
 
 TASKS = ("generate",)
 Layer = Callable[[ASGIApp], ASGIApp]
-
-
-class ClusterLLM(AsyncLLM):  # type: ignore[misc]
-    """vLLM's front end with the cluster where its engine would be."""
-
-    def __init__(
-        self, config: VllmConfig, core: ClusterCoreClient, client_priority: tuple[int, int]
-    ) -> None:
-        """`client_priority` are the ends of what a client may ask for."""
-        self._least_priority, self._most_priority = client_priority
-        # AsyncLLM makes its engine-core client itself; there is no argument for another one.
-        with mock.patch(
-            "vllm.v1.engine.async_llm.EngineCoreClient.make_async_mp_client",
-            return_value=core,
-        ):
-            super().__init__(
-                vllm_config=config,
-                executor_class=Executor.get_class(config),
-                log_stats=False,
-                log_requests=False,
-            )
-        self._core = core
-
-    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
-        """Ends requests that nobody waits for; those that a stop string has ended are not here."""
-        request_ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        self._core.cancel(self.output_processor.abort_requests(request_ids, internal))
-
-    async def add_request(self, *args: Any, priority: int = 0, **options: Any) -> Any:
-        """Takes a request, at the nearest priority that its client may have."""
-        allowed = min(max(priority, self._least_priority), self._most_priority)
-        return await super().add_request(*args, priority=allowed, **options)
 
 
 async def build_openai_app(
@@ -77,7 +50,14 @@ async def build_openai_app(
     config = engine_args(settings.model, options).create_engine_config()
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     send_images_whole(config)
-    llm = ClusterLLM(config, core, settings.client_priority)
+    process = SandboxProcess(zygote_arguments(settings.model, options))
+    sandbox = Sandbox(process, settings.sandbox)
+    compile_nothing_in_the_loop()
+    llm = ClusterLLM(
+        config, core, client_priority=settings.client_priority, grammars=GrammarCheck(sandbox)
+    )
+    if args.trust_request_chat_template and isinstance(llm.renderer, HfRenderer):
+        ClientTemplates(llm.renderer, load_chat_template(args.chat_template), sandbox).install()
     health.is_served = lambda: not llm.errored
     auditor.front_end = lambda: llm.output_processor.request_states
     level = logging.root.level
@@ -89,6 +69,7 @@ async def build_openai_app(
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)
+    process.start()
     return layered(app, settings)
 
 

@@ -5,6 +5,8 @@ RouterError
 ├── PairNotReady            a prefill and a decode engine cannot exchange KV
 ├── CannotBeSent            a request holds what no message to an engine can
 ├── FrontEndStalled         nobody reads the outputs that the engines send
+├── SandboxUnavailable      a client's grammar or template cannot be looked at now
+├── TaskRefused             it was looked at, and is not taken
 └── RouterInternalsChanged  vLLM or Ray is not the version whose internals we call
 """
 
@@ -36,6 +38,23 @@ class CannotBeSent(RouterError):
 
 class FrontEndStalled(RouterError):
     """Nobody reads the outputs that the engines send, so no client gets an answer."""
+
+
+class SandboxUnavailable(RouterError):
+    """What a client sent cannot be looked at now; later it may."""
+
+    def __init__(self) -> None:
+        super().__init__("too many grammars, schemas and templates are being checked: try again")
+
+
+class TaskRefused(RouterError):
+    """A grammar, schema or template that is not taken: it is wrong, or costs too much."""
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+        """The field of the request, where it is known."""
 
 
 class RouterInternalsChanged(RouterError):

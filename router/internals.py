@@ -21,6 +21,20 @@ RELIED_ON = {
     "vllm.entrypoints.serve.middleware.authenticate": ("AuthenticationMiddleware",),
     "vllm.config:ParallelConfig": ("_api_process_count",),
     "vllm.v1.executor.abstract": ("Executor",),
+    "vllm.sampling_params:SamplingParams": ("_validate_structured_outputs",),
+    "vllm.v1.engine.input_processor": ("InputProcessor",),
+    "vllm.v1.structured_output.request": ("get_structured_output_key",),
+    "vllm.v1.structured_output.backend_xgrammar": (
+        "has_xgrammar_unsupported_json_features",
+        "validate_xgrammar_grammar",
+    ),
+    "vllm.renderers.hf": (
+        "_CONTENT_FORMATS",
+        "_CONTENT_FORMATS_MAXSIZE",
+        "_resolve_chat_template_content_format",
+        "safe_apply_chat_template",
+    ),
+    "vllm.renderers.hf:HfRenderer": ("_render_with_timeout", "render_messages_async"),
     "ray.serve._private.common": ("DeploymentID",),
     "ray.serve._private.constants": (
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",

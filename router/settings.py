@@ -7,6 +7,7 @@ from typing import Any
 from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
+from router.sandbox.limits import TaskLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class FrontendSettings:
     """Of one HTTP request."""
     client_priority: tuple[int, int] = (-10, 10)
     """The least and the most that a client may ask for."""
+    sandbox: TaskLimits = field(default_factory=TaskLimits)
+    """What a client's grammar, schema or template may cost before an engine sees it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,45 @@
+"""What is left in the router's loop of vLLM's validation of constraints: what costs nothing.
+
+vLLM compiles structural tags while it parses a request's body, and constraints that come with tools
+while it prepares the prompt. Both are compiled in the sandbox, with limits, before an engine is
+asked (`router.grammar_check`); compiled here they would hold everybody up, or end the router.
+"""
+
+import json
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.structured_output import backend_xgrammar
+from vllm.v1.structured_output.utils import grammar_is_likely_lark
+
+MAX_LARK_LENGTH = 4_096
+"""Of a grammar beside tools, which vLLM would convert in the loop. A longer one stays as it is, and
+the tools are not constrained; vLLM does the same with what its compiler does not know."""
+
+
+def compile_nothing_in_the_loop() -> None:
+    """Replaces vLLM's function for this process."""
+    backend_xgrammar.validate_xgrammar_grammar = validate_without_compiling
+
+
+def validate_without_compiling(params: SamplingParams) -> None:
+    """Takes what may be a good constraint.
+
+    Raises:
+        TypeError, ValueError, VLLMValidationError: as the function that it stands for, where that
+            is seen without compiling.
+    """
+    constraint = params.structured_outputs
+    if constraint is None:
+        return
+    if constraint.json:
+        schema = constraint.json
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        if backend_xgrammar.has_xgrammar_unsupported_json_features(schema):
+            raise VLLMValidationError("The JSON schema has features that xgrammar does not know.")
+    is_long = len(constraint.grammar or "") > MAX_LARK_LENGTH
+    if is_long and grammar_is_likely_lark(constraint.grammar):
+        raise VLLMValidationError("The grammar is too long to be combined with tools.")
+    if constraint.structural_tag is not None:
+        json.loads(constraint.structural_tag)
