@@ -22,6 +22,9 @@ _ZMTP_READY = b"\x04" + bytes([len(_READY)]) + _READY
 _MORE, _LAST = b"\x01", b"\x00"
 _MSGPACK = msgspec.msgpack.encode({"a": [1, "b", None, 2.5], "engine_id": "x" * 50})
 
+_DEEP = b"\x91" * 3_000 + b"\xc0"
+_HUGE_MAP = b"\xdf\xff\xff\xff\xff"
+
 
 def port_shot(rng: random.Random) -> Shot:
     """Something for one of the cluster's own ports."""
@@ -43,12 +46,24 @@ def _random_bytes(rng: random.Random) -> bytes:
 
 def _framed(rng: random.Random) -> bytes:
     """A length, a kind, a number of buffers and their lengths, and what may be a message."""
-    body = rng.choice((_MSGPACK, _MSGPACK[:-5], b"", rng.randbytes(50), b"\xdf\xff\xff\xff\xff"))
+    body = rng.choice((_MSGPACK, _MSGPACK[:-5], _DEEP, _HUGE_MAP, rng.randbytes(50), _hello(rng)))
     num_buffers = rng.choice((0, 1, 1, 1, 255))
     lengths = b"".join(len(body).to_bytes(4, "big") for _ in range(min(num_buffers, 1)))
     rest = bytes([rng.randrange(16), num_buffers]) + lengths + body
     length = rng.choice((len(rest), len(rest), 0, 1, 2**31, 2**32 - 1))
     return length.to_bytes(4, "big") + rest
+
+
+def _hello(rng: random.Random) -> bytes:
+    """A stranger's greeting, right in all but the proof, or not quite."""
+    said = {
+        "version": rng.choice((1, 8, 2**63, -1, None, "1")),
+        "name": rng.choice(("x", "x" * 3_500, "\0", "", 7)),
+        "wanted": rng.choice(("x", "", None)),
+        "nonce": rng.choice((bytes(32), b"", "x")),
+        "proof": rng.choice((bytes(32), b"", "x")),
+    }
+    return msgspec.msgpack.encode(said)
 
 
 def _zeromq(rng: random.Random) -> bytes:
