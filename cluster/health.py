@@ -22,6 +22,9 @@ class Health:
     last_engine_end: str | None = None
     """The last engine that ended, and how, in one line."""
     ended_at_s: float = 0.0
+    last_fault: str | None = None
+    """The last fault of a replica that is none of its engine's end."""
+    fault_at_s: float = 0.0
 
 
 UNREACHED = Health()
@@ -54,11 +57,17 @@ def read_health(status: int, body: bytes) -> Health:
     """Reads an answer; one that is not a router's says nothing but its status."""
     is_open = status == 200
     try:
-        end: dict[str, Any] = json.loads(body).get("last_engine_end", {})
+        said: Any = json.loads(body)
+        end: dict[str, Any] = said.get("last_engine_end", {})
+        fault: dict[str, Any] = said.get("last_fault", {})
     except (ValueError, AttributeError):
-        end = {}
+        end = fault = {}
+    if fault.get("fault") == "engine_ended":
+        fault = {}
     return Health(
         is_open=is_open,
         last_engine_end=end.get("message"),
         ended_at_s=float(end.get("at_s") or 0.0),
+        last_fault=fault.get("message"),
+        fault_at_s=float(fault.get("at_s") or 0.0),
     )

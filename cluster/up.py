@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster import ports
@@ -121,11 +121,11 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     _say(f"  API        {file.url}/v1")
     _say(f"  dashboard  {dashboard_url}")
     _say(f"  try        {_curl(file)}")
-    said: Health | None = None
+    told = Health()
     while (ended := first_ended(members, timeout_s=WATCH_S)) is None:
         tree.reap_orphans(known=members)
         key = file.config.router.api_key
-        said = _tell_end(observe_health(file.url, timeout_s=WATCH_S, key=key), said)
+        told = _tell_news(observe_health(file.url, timeout_s=WATCH_S, key=key), told)
     raise _has_ended(ended, log)
 
 
@@ -170,12 +170,15 @@ def _await_answer(file: ServeFile, *, members: Sequence[Child], log: Path) -> No
             raise _has_ended(ended, log)
 
 
-def _tell_end(health: Health, told: Health | None) -> Health | None:
-    """Says of an engine that has ended how, once; returns the last that was told."""
-    if health.last_engine_end is None or (told and health.ended_at_s <= told.ended_at_s):
-        return told
-    _say(f"an engine has ended: {health.last_engine_end}")
-    return health
+def _tell_news(health: Health, told: Health) -> Health:
+    """Says once how an engine has ended and what a replica failed of; returns what was told."""
+    if health.ended_at_s > told.ended_at_s:
+        _say(f"an engine has ended: {health.last_engine_end}")
+        told = replace(told, ended_at_s=health.ended_at_s)
+    if health.fault_at_s > told.fault_at_s:
+        _say(f"a replica has failed: {health.last_fault}")
+        told = replace(told, fault_at_s=health.fault_at_s)
+    return told
 
 
 def _has_ended(child: Child, log: Path) -> StartError:

@@ -5,18 +5,24 @@ the first token, it can still become a refusal, and the headers can tell the way
 """
 
 import json
+import logging
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+logger = logging.getLogger(__name__)
 
 ROUTE_HEADER = b"x-pdserve-route"
-MAX_MESSAGE_CHARS = 4096
+MAX_MESSAGE_BYTES = 8 * 1024
 """Of each text in an error: vLLM tells back what it was given, however much that was."""
 
 _ERROR_EVENT = b'data: {"error"'
+_BEFORE_AN_ENGINE_IS_ASKED = (b"event: response.created\n", b"event: response.in_progress\n")
+"""With these a stream of the Responses API begins."""
 _BAD_REQUEST = frozenset({400, 408, 413, 431})
 
 
@@ -62,7 +68,15 @@ class TellsRoute:
             return
         note = RouteNote()
         NOTE.set(note)
-        await self._app(scope, receive, _Answer(note, send).send)
+        answer = _Answer(note, send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception as error:
+            # vLLM's own handlers give up where the status has been sent, which it has not been.
+            if not answer.is_held:
+                raise
+            logger.exception("A stream has failed before it began.")
+            await answer.fail(error.__cause__ or error)
 
 
 class _Answer:
@@ -72,9 +86,22 @@ class _Answer:
         self._note = note
         self._send = send
         self._start: Message | None = None
+        self._opening: list[Message] = []
+        """What comes of the body before an engine is asked."""
         self._error: bytes | None = None
         """The body of an error so far."""
         self._is_over = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the app has begun to answer and its client has been sent nothing."""
+        return self._start is not None
+
+    async def fail(self, error: BaseException) -> None:
+        """Ends an answer that is held with an error, as vLLM would have without a stream."""
+        told = create_error_response(error)
+        self._end()
+        await _send_json(self._send, told.error.code, json.loads(shortened(told.model_dump_json())))
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -98,10 +125,13 @@ class _Answer:
             if not message.get("more_body", False):
                 self._end()
                 await self._send_error(start, self._error)
+        elif body.startswith(_BEFORE_AN_ENGINE_IS_ASKED) and message.get("more_body", False):
+            self._opening.append(message)
         else:
             self._start = None
             await self._send(self._told(start))
-            await self._send(message)
+            for each in (*self._opening, message):
+                await self._send(each)
 
     def _end(self) -> None:
         self._start = None
@@ -114,7 +144,7 @@ class _Answer:
         return {**start, "headers": [*start.get("headers", ()), told]}
 
     async def _send_error(self, start: Message, body: bytes) -> None:
-        if len(body) > MAX_MESSAGE_CHARS:
+        if len(body) > MAX_MESSAGE_BYTES:
             body = shortened(body)
             kept = [each for each in start["headers"] if each[0] != b"content-length"]
             length = (b"content-length", str(len(body)).encode())
@@ -136,18 +166,19 @@ def error_event(body: bytes) -> dict[str, Any] | None:
     return None
 
 
-def shortened(body: bytes) -> bytes:
+def shortened(body: bytes | str) -> bytes:
     """An error of vLLM's with the texts in it cut."""
     told = json.loads(body)
     if isinstance(told, dict) and isinstance(told.get("error"), dict):
         told["error"] = {name: _cut(value) for name, value in told["error"].items()}
-    return json.dumps(told).encode()
+    return json.dumps(told, ensure_ascii=False).encode()
 
 
 def _cut(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > MAX_MESSAGE_CHARS:
-        return f"{value[:MAX_MESSAGE_CHARS]} ... ({len(value)} characters)"
-    return value
+    text = value.encode(errors="replace") if isinstance(value, str) else b""
+    if len(text) <= MAX_MESSAGE_BYTES:
+        return value
+    return f"{text[:MAX_MESSAGE_BYTES].decode(errors='ignore')} ... ({len(text)} bytes)"
 
 
 def _is_json(start: Message) -> bool:

@@ -38,6 +38,8 @@ from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
 
 TASKS = ("generate",)
+_ONE_ENGINES = ("/scale_elastic_ep", "/is_scaling_elastic_ep")
+"""Paths that change the engine of one vLLM server; the cluster has its own scaling."""
 Layer = Callable[[ASGIApp], ASGIApp]
 
 
@@ -64,8 +66,11 @@ async def build_openai_app(
     app = build_app(args, TASKS, config.model_config)
     # What vLLM imports for some hosting services raises it: our warnings would not be seen.
     logging.root.setLevel(level)
-    for route in (health.route(), auditor.route()):
-        app.router.routes.insert(0, route)
+    app.router.routes[:] = [
+        health.route(),
+        auditor.route(),
+        *(each for each in app.router.routes if getattr(each, "path", None) not in _ONE_ENGINES),
+    ]
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(llm, app.state, args, TASKS)

@@ -19,6 +19,7 @@ from vllm.v1.executor.abstract import Executor
 from router.core_client import ClusterCoreClient
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
+from router.request import KV_PARAMS
 
 
 class ClusterLLM(AsyncLLM):  # type: ignore[misc]
@@ -66,6 +67,8 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
                 await self._grammars.apply(params.structured_outputs)
             except SandboxUnavailable as error:
                 raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from None
+        # No client decides where KV comes from, and vLLM takes whatever it says for a mapping.
+        (getattr(params, "extra_args", None) or {}).pop(KV_PARAMS, None)
         allowed = min(max(priority, self._least_priority), self._most_priority)
         return await super().add_request(
             request_id, prompt, params, *args, priority=allowed, **options

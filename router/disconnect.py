@@ -16,7 +16,7 @@ GRACE_S = 5.0
 
 
 class EndsByItself:
-    """Makes of a cancel a client that has gone; passes it on late, if at all."""
+    """Shields the app from being cancelled; a cancel is passed on late, if at all."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -25,41 +25,18 @@ class EndsByItself:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = _Client(receive, send)
-        task = asyncio.ensure_future(self._app(scope, client.receive, client.send))
+        has_left = False
+
+        async def unless_left(message: Message) -> None:
+            if not has_left:
+                await send(message)
+
+        task = asyncio.ensure_future(self._app(scope, receive, unless_left))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            client.leave()
+            # Serve answers in the app's place, or closes the connection: the app hears of it.
+            has_left = True
             await asyncio.wait([task], timeout=GRACE_S)
             task.cancel()
             raise
-
-
-class _Client:
-    """The client as the app sees it. Owns whether it has gone."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive = receive
-        self._send = send
-        self._has_gone = False
-        self._asked: asyncio.Future[Message] | None = None
-
-    async def receive(self) -> Message:
-        if not self._has_gone:
-            self._asked = asyncio.ensure_future(self._receive())
-            try:
-                return await self._asked
-            except asyncio.CancelledError:
-                if not self._has_gone:
-                    raise
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        if not self._has_gone:
-            await self._send(message)
-
-    def leave(self) -> None:
-        self._has_gone = True
-        if self._asked is not None:
-            self._asked.cancel()

@@ -72,8 +72,11 @@ class Pairs:
         """Prefill replicas from which none of these decode replicas can read now."""
         if not self._unready or not open_decodes:
             return frozenset()
+        num_open = len(open_decodes)
         return {
-            prefill for prefill, barred in self._unready.items() if open_decodes <= barred.keys()
+            prefill
+            for prefill, barred in self._unready.items()
+            if len(barred) >= num_open and open_decodes <= barred.keys()
         }
 
     def problem(self, pair: Pair) -> str | None:

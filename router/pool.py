@@ -343,10 +343,6 @@ class Pool:
             )
             self._fit.observe(shape, step.seconds)
 
-    def end_silent(self, *, now_s: float, timeout_s: float) -> None:
-        for replica in list(self):
-            replica.end_if_silent(now_s=now_s, timeout_s=timeout_s)
-
     def plan(
         self,
         request_s: float,

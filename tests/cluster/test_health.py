@@ -4,7 +4,11 @@ import pytest
 
 from cluster.health import Health, read_health
 
-END = b'{"last_engine_end": {"message": "decode replica d: gone", "at_s": 12.5}}'
+END = (
+    b'{"last_engine_end": {"message": "decode replica d: gone", "at_s": 12.5}, "last_fault":'
+    b' {"fault": "engine_ended", "message": "decode replica d: engine ended: gone", "at_s": 12.5}}'
+)
+LOST = b'{"last_fault": {"fault": "connection_lost", "message": "prefill replica p", "at_s": 3.5}}'
 
 
 @pytest.mark.parametrize(
@@ -14,6 +18,12 @@ END = b'{"last_engine_end": {"message": "decode replica d: gone", "at_s": 12.5}}
         pytest.param(503, b"{}", Health(), id="not-yet"),
         pytest.param(
             503, END, Health(last_engine_end="decode replica d: gone", ended_at_s=12.5), id="ended"
+        ),
+        pytest.param(
+            200,
+            LOST,
+            Health(is_open=True, last_fault="prefill replica p", fault_at_s=3.5),
+            id="lost",
         ),
         pytest.param(500, b"<html>", Health(), id="a-proxy-answers"),
         pytest.param(200, b"", Health(is_open=True), id="nothing-said"),

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from router import disconnect
 from router.admission import unavailable
-from router.answers import MAX_MESSAGE_CHARS, NOTE, TellsRoute, note_route
+from router.answers import NOTE, TellsRoute, note_route
 from router.client_headers import HidesHeaders, RestoresHeaders
 from router.disconnect import EndsByItself
 from router.keys import NeedsKey
@@ -148,21 +148,21 @@ def app_that_waits(seen: list[str]) -> Callable[..., Any]:
     return app
 
 
-async def test_to_the_app_a_cancel_is_a_client_that_has_gone() -> None:
+async def test_an_app_that_hears_of_the_end_ends_by_itself() -> None:
     async def receive() -> Message:
         if not seen:
             return chunk(1)
         is_working.set()
-        await asyncio.Event().wait()
-        raise AssertionError
+        await has_ended.wait()
+        return {"type": "http.disconnect"}
 
-    is_working = asyncio.Event()
+    is_working, has_ended = asyncio.Event(), asyncio.Event()
     seen: list[str] = []
     sent: Sent = []
     task = asyncio.create_task(EndsByItself(app_that_waits(seen))(scope(), receive, send_to(sent)))
     await is_working.wait()
-    await asyncio.sleep(0)
     task.cancel()
+    has_ended.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert seen == ["working", "gone"]
@@ -292,17 +292,55 @@ async def test_an_error_later_in_a_stream_stays_there() -> None:
     assert [message["body"] for message in sent[1:]] == [*parts, b""]
 
 
-async def test_an_error_does_not_tell_back_all_that_it_was_given() -> None:
-    body = told({"message": "x" * 50_000, "param": "y" * 50_000, "code": 400})
+@pytest.mark.parametrize("text", ["x", "\U0001f600", "é"])
+async def test_an_error_does_not_tell_back_all_that_it_was_given(text: str) -> None:
+    body = told({"message": text * 50_000, "param": None, "code": 400})
     sent: Sent = []
     app = answers(400, body[:10], body[10:])
     await TellsRoute(app)(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert (b"content-length", b"%d" % len(sent[1]["body"])) in sent[0]["headers"]
     error = json.loads(sent[1]["body"])["error"]
-    assert error["message"].startswith("x" * MAX_MESSAGE_CHARS)
+    assert error["message"].startswith(text * 2000)
     assert len(sent[1]["body"]) < 10_000
     assert error["code"] == 400
+
+
+def opens(*, then: Callable[[], None], part: bytes) -> Callable[..., Any]:
+    """An app that answers as vLLM's Responses API: two events before it asks an engine."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for event in OPENING:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        then()
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+OPENING = [b"event: response.created\ndata: {}\n\n", b"event: response.in_progress\ndata: {}\n\n"]
+
+
+async def test_what_comes_before_an_engine_is_asked_is_held_too() -> None:
+    sent: Sent = []
+    app = opens(then=lambda: note_route(NOTE.get(), "decode_only"), part=b"data: 1\n\n")
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert (b"x-pdserve-route", b"decode_only") in sent[0]["headers"]
+    assert [message["body"] for message in sent[1:]] == [*OPENING, b"data: 1\n\n", b""]
+
+
+async def test_a_stream_that_fails_before_it_begins_has_a_status() -> None:
+    def then() -> None:
+        raise RuntimeError("the response has started") from ValueError("x" * 50_000)
+
+    sent: Sent = []
+    await TellsRoute(opens(then=then, part=b""))(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 400
+    assert len(sent[1]["body"]) < 10_000
 
 
 @pytest.mark.parametrize("body", [told({"message": "no", "code": 404}), b"", b"{}"], ids=str)

@@ -130,13 +130,16 @@ def test_vllm_calls_what_stands_for_its_function(monkeypatch: pytest.MonkeyPatch
     ("asked", "taken"),
     [(0, 0), (-10, -10), (7, 7), (11, 10), (10**30, 10), (-(2**63), -10)],
 )
-async def test_a_client_has_no_other_priority_than_it_may(
+async def test_what_a_client_does_not_decide(
     monkeypatch: pytest.MonkeyPatch, asked: int, taken: int
 ) -> None:
-    async def add_request(self: AsyncLLM, request_id: str, *args: Any, priority: int) -> int:
-        return priority
+    async def add_request(self: AsyncLLM, *args: Any, **options: Any) -> tuple[Any, Any]:
+        return args, options
 
-    llm = front_end(Cluster().core, Checks())
+    llm: Any = front_end(Cluster().core, Checks())
     monkeypatch.setattr(AsyncLLM, "add_request", add_request)
-    assert await llm.add_request("r", None, None, priority=asked) == taken
+    params = SamplingParams(extra_args={"kv_transfer_params": "x", "other": 1})
+    added = await llm.add_request("r", "a", params, priority=asked, session_id="s")
+    assert added == (("r", "a", params), {"priority": taken, "session_id": "s"})
+    assert params.extra_args == {"other": 1}
     llm.shutdown()

@@ -470,9 +470,11 @@ async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_s
         await cluster.core.add_request_async(request(request_id))
     silent, other = cluster.prefill
     silent.heard_s, other.heard_s = 100.0, 101.0
-    cluster.core.prefill.end_silent(now_s=110.0, timeout_s=10.0)
+    for each in (silent, other):
+        each.end_if_silent(now_s=110.0, timeout_s=10.0)
     assert end_of(silent).closed_because is None, "not yet longer than that"
-    cluster.core.prefill.end_silent(now_s=110.5, timeout_s=10.0)
+    for each in (silent, other):
+        each.end_if_silent(now_s=110.5, timeout_s=10.0)
     assert end_of(silent).closed_because == "nothing heard for 10 s"
     assert end_of(other).closed_because is None
     lose(silent)
