@@ -4,6 +4,7 @@ Owns the order of things and what is under way. Starts and ends no cluster, judg
 """
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ from benchmarks.systems import RunningSystem
 _START_TIMEOUT_S = 900.0
 _PATIENCE_FOR_STARTS = 5
 """How long a replica may take to be replaced, in starts of the whole cluster."""
-_POLL_S = 0.5
+_POLL_S = 1.0
 _SUSPECT_S = 2.0
 """Who ended so long before a process did may have ended it."""
 _LEAST_PATIENCE_S = 30.0
@@ -97,7 +98,8 @@ class FuzzRun:
         """All of it.
 
         Raises:
-            FuzzError: the cluster did not start, or its leading process ended.
+            FuzzError: the cluster did not start.
+            SystemFailedError: its leading process ended.
             NotRightError: it answers wrongly without anything else.
         """
         await self._await_whole()
@@ -187,7 +189,7 @@ class FuzzRun:
                 await self._round([number])
             return
         deadline_s = time.monotonic() + self._options.seconds
-        for first in range(0, 10**9, ROUND):
+        for first in itertools.count(0, ROUND):
             await self._round(range(first, first + ROUND), until_s=deadline_s)
             self._tell()
             if time.monotonic() >= deadline_s:
@@ -203,13 +205,13 @@ class FuzzRun:
             for slot in slots:  # All of the senders take from the one iterator.
                 if until_s is not None and time.monotonic() >= until_s:
                     return
-                self._system.check_alive()
                 sent.append(slot.number)
                 await self._send(slot)
 
         async with asyncio.TaskGroup() as senders:
             for _ in range(self._options.num_at_once):
                 senders.create_task(send_on())
+        self._system.check_alive()
         self._gun.release()
         await self._audit(tuple(sent))
 
