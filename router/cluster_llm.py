@@ -11,7 +11,7 @@ from unittest import mock
 
 from vllm.config import VllmConfig
 from vllm.exceptions import GracefulHTTPError
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
@@ -19,6 +19,7 @@ from vllm.v1.executor.abstract import Executor
 from router.core_client import ClusterCoreClient
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
+from router.loop_validation import check_lengths
 from router.request import KV_PARAMS
 
 
@@ -62,17 +63,22 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
     ) -> RequestOutputCollector:
         """Takes a request once its constraint is known to compile, at the nearest priority that a
         client may have."""
-        if isinstance(params, SamplingParams) and params.structured_outputs is not None:
-            try:
-                await self._grammars.apply(params.structured_outputs)
-            except SandboxUnavailable as error:
-                raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from None
+        if isinstance(params, SamplingParams):
+            check_lengths(params)
+            if params.structured_outputs is not None:
+                await self._check_grammar(params.structured_outputs)
         # No client decides where KV comes from, and vLLM takes whatever it says for a mapping.
         (getattr(params, "extra_args", None) or {}).pop(KV_PARAMS, None)
         allowed = min(max(priority, self._least_priority), self._most_priority)
         return await super().add_request(
             request_id, prompt, params, *args, priority=allowed, **options
         )
+
+    async def _check_grammar(self, constraint: StructuredOutputsParams) -> None:
+        try:
+            await self._grammars.apply(constraint)
+        except SandboxUnavailable as error:
+            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from None
 
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
         """Ends requests that nobody waits for; those that a stop string has ended are not here."""

@@ -1,4 +1,4 @@
-"""What is left in the router's loop of vLLM's validation of constraints: what costs nothing.
+"""What is left in the router's loop of vLLM's validation: what costs nothing.
 
 vLLM compiles structural tags while it parses a request's body, and constraints that come with tools
 while it prepares the prompt. Both are compiled in the sandbox, with limits, before an engine is
@@ -15,6 +15,20 @@ from vllm.v1.structured_output.utils import grammar_is_likely_lark
 MAX_LARK_LENGTH = 4_096
 """Of a grammar beside tools, which vLLM would convert in the loop. A longer one stays as it is, and
 the tools are not constrained; vLLM does the same with what its compiler does not know."""
+
+
+MAX_BAD_WORDS_LENGTH = 8_192
+"""Of all bad words of a request, in characters. vLLM takes 128 words, of any length, and tokenises
+them in the loop: a megabyte takes seconds."""
+
+
+def check_lengths(params: SamplingParams) -> None:
+    """Raises VLLMValidationError where the loop would be held up."""
+    if sum(map(len, params.bad_words or ())) > MAX_BAD_WORDS_LENGTH:
+        raise VLLMValidationError(
+            f"The bad words have more than {MAX_BAD_WORDS_LENGTH} characters together.",
+            parameter="bad_words",
+        )
 
 
 def compile_nothing_in_the_loop() -> None:

@@ -111,7 +111,8 @@ class Membership:
     def _reach(self, pool: Pool, listed: ListedReplica, *, wait_s: float = 0.0) -> None:
         """Begins to connect to a replica to which there is no connection, after a while."""
         replica_id = listed.replica_id
-        if pool.get(replica_id) is None and replica_id not in self._connecting:
+        before = self._connecting.get(replica_id)
+        if pool.get(replica_id) is None and (before is None or before.done()):
             task = asyncio.create_task(self._connect(pool, listed, wait_s))
             self._connecting[replica_id] = task
             task.add_done_callback(partial(self._connected, replica_id))
@@ -123,7 +124,7 @@ class Membership:
     async def _connect(self, pool: Pool, listed: ListedReplica, wait_s: float) -> None:
         """Connects to a replica until it has joined; cancelled where it is no longer wanted."""
         await asyncio.sleep(wait_s)
-        while True:
+        while pool.get(listed.replica_id) is None:
             replica = Replica(
                 listed.replica_id,
                 pool,

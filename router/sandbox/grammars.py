@@ -1,14 +1,23 @@
 """Compiles constraints as vLLM's front end does, and then as its engine does."""
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.exceptions import VLLMError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output.backend_types import StructuredOutputBackend, StructuredOutputGrammar
 from vllm.v1.structured_output.request import get_structured_output_key
 
 from engine.grammar_backends import new_backend, num_mask_words
 from router.sandbox.grammar_walk import walk
+
+WARM_UP: Sequence[dict[str, Any]] = (
+    {"json_object": True},
+    # Which vLLM's first choice does not know, and its second does.
+    {"json": {"type": "integer", "multipleOf": 2}},
+)
 
 
 class Grammars:
@@ -20,9 +29,10 @@ class Grammars:
         self._backends: dict[str, StructuredOutputBackend] = {}
 
     def warm_up(self) -> None:
-        """Makes the backend that most constraints take, and imports what vLLM imports late."""
-        if self._tokenizer is not None:
-            self.compile({"json_object": True})
+        """Makes the backends that most constraints take, and imports what vLLM imports late."""
+        for constraint in WARM_UP:
+            with contextlib.suppress(VLLMError):
+                self.compile(constraint)
 
     def compile(self, constraint: dict[str, Any]) -> dict[str, Any]:
         """What the front end has found out, where the engine can take the constraint.

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 RESTART_S = 1.0
 """Between a zygote's end and the start of the next."""
 
+FAILED_START_S = 30.0
+"""The same where it has ended before it was ready: its imports take seconds of CPU time."""
+
 START_S = 120.0
 """How long a job waits for a zygote. On a busy machine its imports take that long."""
 
@@ -42,6 +45,7 @@ class SandboxProcess:
         self._running: dict[int, asyncio.Future[Ended]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._is_ready = asyncio.Event()
+        self._was_ready = False
         self._keeper: asyncio.Task[None] | None = None
         self.pid: int | None = None
 
@@ -92,10 +96,11 @@ class SandboxProcess:
             except Exception:
                 logger.exception("the process that checks grammars and templates failed")
             logger.warning("the process that checks grammars and templates has ended: another one")
-            await asyncio.sleep(RESTART_S)
+            await asyncio.sleep(RESTART_S if self._was_ready else FAILED_START_S)
 
     async def _live(self) -> None:
         """Starts a zygote and serves it until it ends."""
+        self._was_ready = False
         ours, theirs = socket.socketpair()
         with theirs:
             process = self._spawn(theirs)
@@ -120,6 +125,7 @@ class SandboxProcess:
         while True:
             (length,) = HEAD.unpack(await reader.readexactly(HEAD.size))
             if not length:
+                self._was_ready = True
                 self._is_ready.set()
                 continue
             ended = parse(await reader.readexactly(length), Ended)

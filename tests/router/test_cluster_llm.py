@@ -15,7 +15,7 @@ from engine.arguments import engine_args
 from engine.models import resolve_model
 from router.cluster_llm import ClusterLLM
 from router.errors import SandboxUnavailable
-from router.loop_validation import MAX_LARK_LENGTH, validate_without_compiling
+from router.loop_validation import MAX_LARK_LENGTH, check_lengths, validate_without_compiling
 
 WRONG = "(("
 """No compiler takes it: where it passes, none has been asked."""
@@ -86,6 +86,23 @@ async def test_what_it_refuses_leaves_nothing(error: Exception, raised: type[Exc
     assert not llm.output_processor.has_unfinished_requests()
     cluster.check_settled()
     llm.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("bad_words", "passes"),
+    [
+        pytest.param(["abcd"] * 2, True, id="short"),
+        pytest.param(["a" * 4000, "b" * 4192], True, id="at-the-limit"),
+        pytest.param(["a" * 4000, "b" * 4193], False, id="over"),
+    ],
+)
+def test_bad_words_have_a_length_together(bad_words: list[str], passes: bool) -> None:
+    params = SamplingParams(bad_words=bad_words)
+    if passes:
+        check_lengths(params)
+        return
+    with pytest.raises(VLLMValidationError, match="8192 characters"):
+        check_lengths(params)
 
 
 LARK = 'start: "' + "a" * MAX_LARK_LENGTH + '"'

@@ -483,6 +483,16 @@ async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_s
     assert all(state.failures is None for state in cluster.core._requests.values())
 
 
+async def test_a_replica_that_sends_a_long_message_is_not_silent() -> None:
+    cluster = Cluster(num=1)
+    (replica,) = cluster.prefill
+    replica.heard_s, end_of(replica).heard_s = 100.0, 105.0
+    replica.end_if_silent(now_s=114.0, timeout_s=10.0)
+    assert end_of(replica).closed_because is None
+    replica.end_if_silent(now_s=115.5, timeout_s=10.0)
+    assert end_of(replica).closed_because is not None
+
+
 async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request("r"))

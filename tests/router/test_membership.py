@@ -228,10 +228,18 @@ async def cluster() -> AsyncIterator[Cluster]:
 
 
 async def stop(cluster: Cluster) -> None:
+    """Ends everything and waits for it, so that no socket outlives the test."""
     cluster.membership.close()
     cluster.core.shutdown()
     for replica in cluster.replicas.values():
         replica.close()
+    here = asyncio.current_task()
+    others = [task for task in asyncio.all_tasks() if task is not here]
+    await asyncio.gather(*others, return_exceptions=True)
+    await until(lambda: not any(each.routers for each in cluster.replicas.values()))
+    for _ in range(5):
+        # One side closes, the other sees it: connections that were never let in too.
+        await asyncio.sleep(0)
 
 
 async def test_a_replica_joins_when_its_pairs_are_ready(cluster: Cluster) -> None:
