@@ -34,9 +34,13 @@ async def replace_one(
     while True:
         await asyncio.sleep(_POLL_S)
         missing = await _missing(routers, num_replicas)
-        gone = all(each.pid != member.pid for each in find_members(leader)["decode"])
-        if (gone and not missing) or time.monotonic() >= deadline_s:
-            return missing
+        pids = {each.pid for each in find_members(leader)["decode"]}
+        # By the time that a successor runs, the routers have long noticed the death.
+        replaced = member.pid not in pids and len(pids) == num_replicas["decode"]
+        if replaced and not missing:
+            return ()
+        if time.monotonic() >= deadline_s:
+            return missing or ("no replica has come for the one that was killed",)
 
 
 async def _missing(routers: Routers, num_replicas: dict[PoolName, int]) -> tuple[str, ...]:
