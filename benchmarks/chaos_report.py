@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.chaos_cases import UNREAD, base_cases
+from benchmarks.chaos_failover import NUM_REQUESTS
 from benchmarks.chaos_faults import DESCRIPTIONS, Kind
 from benchmarks.chaos_run import BURST_S, RunOptions
 from benchmarks.chaos_verdict import (
@@ -79,6 +80,7 @@ def summary_table(record: Record, verdict: Verdict) -> str:
         ["whole pools after the last answer", "never" if whole_s is None else f"{whole_s:.0f} s"],
         *_router_rows(record),
         *_unread_rows(record),
+        *_failover_rows(record),
         *_poison_rows(record),
         ["held at the end", f"{len(record.held)}"],
         ["processes left at the end", f"{len(record.left)}"],
@@ -103,6 +105,18 @@ def _unread_rows(record: Record) -> list[list[str]]:
         ["a router's growth while a client did not read", grown],
         ["other requests answered in that time", others],
     ]
+
+
+def _failover_rows(record: Record) -> list[list[str]]:
+    rows = []
+    for each in record.failovers:
+        if each.p99_s is not None:
+            shown = (
+                f"{each.p99_s:.2f} s, of {len(each.pauses_s)}; at least {each.least_s:.2f} s:"
+                f" {each.p99_s / each.least_s:.1f} times that"
+            )
+            rows.append([f"{each.pool}: pause p99 as one of two engines ends", shown])
+    return rows
 
 
 def _poison_rows(record: Record) -> list[list[str]]:
@@ -203,8 +217,11 @@ def _method(record: Record, options: RunOptions) -> str:
         " made to expire from outside: that has a test of its own.",
         "An engine was free of a dead router's requests when all engines together had no more"
         f" requests than the other routers had sent; it had {pace.freed_within_s:.1f} s for that."
-        " At the end, on the idle cluster, came one more request, and whatever engine worked on it"
-        " was killed.",
+        f" At the end, on the idle and whole cluster, one engine of each pool was killed under"
+        f" {NUM_REQUESTS} streams: of 400 tokens for decode, of prompts of 500 tokens and more for"
+        " prefill. The least that their pause can be is what the engines that were left took,"
+        " right after and with nothing else to do, to compute as many tokens as these requests"
+        " had. Then came one more request, and whatever engine worked on it was killed.",
     ]
     waits = (
         "Waits for a first token are those of streams that were asked for before the fault and had"

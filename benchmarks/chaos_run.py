@@ -16,6 +16,7 @@ import psutil
 from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_cases import UNREAD, Case, base_cases, stop_case
 from benchmarks.chaos_client import Client, Outcome
+from benchmarks.chaos_failover import NUM_REQUESTS, measure_failover
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
 from benchmarks.chaos_inject import Injector
 from benchmarks.chaos_metrics import Scrape
@@ -122,6 +123,11 @@ class ChaosRun:
                 self._say("all requests have ended; waiting for whole pools that hold nothing")
                 whole_after_s, last = await self._settle()
                 watch.cancel()
+                failovers = []
+                for pool in POOLS if whole_after_s is not None else ():
+                    self._say(f"{pool}: an engine ends under {NUM_REQUESTS} requests")
+                    failovers.append(await measure_failover(self._client, serve_api, pool))
+                    whole_after_s, last = await self._settle()
                 poisoned = None
                 if self._options.poisons and whole_after_s is not None:
                     self._say("one more request, whose every engine is killed")
@@ -143,6 +149,7 @@ class ChaosRun:
             router_deaths=tuple(self._injector.router_deaths),
             unread=tuple(self._unread),
             poison=poisoned,
+            failovers=tuple(failovers),
         )
 
     async def _learn_answers(self) -> None:

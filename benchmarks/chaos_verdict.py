@@ -13,6 +13,7 @@ from statistics import median
 
 from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_client import Outcome
+from benchmarks.chaos_failover import Failover
 from benchmarks.chaos_faults import Kind, PoolName
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_pace import Pace, Speed
@@ -106,6 +107,7 @@ class Record:
     router_deaths: tuple[RouterDeath, ...] = ()
     unread: tuple[Unread, ...] = ()
     poison: Poison | None = None
+    failovers: tuple[Failover, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +325,9 @@ def _reasons(record: Record, *, num_failed: int, num_wrong: int) -> tuple[str, .
         ),
         "a request that kills engines was not refused in time": record.poison is not None
         and (record.poison.num_killed != NUM_POISONED or record.poison.error is None),
+        "requests failed when an engine ended under them": any(
+            failover.num_failed for failover in record.failovers
+        ),
         f"held at the end: {'; '.join(record.held)}": record.held,
         f"left at the end: {'; '.join(record.left)}": record.left,
     }

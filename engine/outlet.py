@@ -32,6 +32,8 @@ _ADDRESS = "pdserve_outlet"
 """Set on the engine's configuration, with which it reaches the engine core."""
 
 _SMALL_BYTES = 64 * 1024
+_MAX_WAITING = 16
+"""Connections that are not accepted yet; one of them is the engine core's."""
 
 _PID_UID_GID = struct.Struct("3i")
 
@@ -86,7 +88,7 @@ class Inlet(asyncio.Protocol):
         # Linux's abstract namespace: there is nothing to delete afterwards.
         address = f"\0pdserve-{os.getpid()}-{secrets.token_hex(8)}"
         self._listener.bind(address)
-        self._listener.listen(1)
+        self._listener.listen(_MAX_WAITING)
         setattr(config, _ADDRESS, address)
 
     async def open(self, core: AsyncMPClient) -> None:
@@ -101,17 +103,31 @@ class Inlet(asyncio.Protocol):
             raise EngineInternalsChanged(f"AsyncMPClient has no outputs_queue: {PINS} has")
         self._steps = core.outputs_queue
         with self._listener:
-            self._listener.setblocking(False)
-            engine_core, _ = self._listener.accept()
-        credentials = engine_core.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _PID_UID_GID.size
-        )
-        _, uid, _ = _PID_UID_GID.unpack(credentials)
-        if uid != os.getuid():
-            engine_core.close()
-            raise ProtocolError(f"user {uid} has connected in the engine core's place")
+            engine_core = self._accept()
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: self, engine_core)
+
+    def _accept(self) -> socket.socket:
+        """The connection of this user's process, past those of others, who can see the address."""
+        self._listener.setblocking(False)
+        stranger: int | None = None
+        while True:
+            try:
+                engine_core, _ = self._listener.accept()
+            except BlockingIOError:
+                if stranger is None:
+                    raise
+                raise ProtocolError(
+                    f"user {stranger} has connected in the engine core's place"
+                ) from None
+            credentials = engine_core.getsockopt(
+                socket.SOL_SOCKET, socket.SO_PEERCRED, _PID_UID_GID.size
+            )
+            _, uid, _ = _PID_UID_GID.unpack(credentials)
+            if uid == os.getuid():
+                return engine_core
+            engine_core.close()
+            stranger = uid
 
     @property
     def is_held(self) -> bool:

@@ -9,7 +9,6 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from kvtransfer.greeting import Lobby
 from kvtransfer.tls import Tls
@@ -70,7 +69,7 @@ class TlsServer(asyncio.AbstractServer):
             task = asyncio.create_task(self._shake_hands(sock))
             self._handshakes.add(task)
             self._lobby.enter(task, partial(_cancel, task))
-            task.add_done_callback(partial(self._is_over, sock))
+            task.add_done_callback(self._is_over)
 
     async def _shake_hands(self, sock: socket.socket) -> None:
         try:
@@ -81,14 +80,12 @@ class TlsServer(asyncio.AbstractServer):
                 ssl_handshake_timeout=self._timeout_s,
             )
         except OSError as error:
+            # The event loop has closed the socket.
             logger.warning("a connection without a certificate that is taken: %s", error)
-            sock.close()
 
-    def _is_over(self, sock: socket.socket, task: asyncio.Task[Any]) -> None:
+    def _is_over(self, task: asyncio.Task[None]) -> None:
         self._handshakes.discard(task)
         self._lobby.leave(task)
-        if task.cancelled():
-            sock.close()
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

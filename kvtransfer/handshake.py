@@ -84,7 +84,7 @@ def fetch_payloads(
             for (_, rank), answer in answers.items()
         }
     except GreetingFailed as failure:
-        raise PeerMismatch(f"the KV engine at {host}:{port} is not let in: {failure}") from None
+        raise PeerMismatch(f"the KV engine at {host}:{port}: {failure}") from None
     except msgspec.DecodeError as error:
         raise PeerMismatch(
             f"the KV engine at {host}:{port} does not speak this version's handshake: {error}"

@@ -75,31 +75,37 @@ class Listener:
                 sock.close()
                 time.sleep(_PAUSE_S)
 
-    def _run(self, sock: socket.socket) -> None:
-        if self._tls is not None:
-            sock = self._tls.server().wrap_socket(
-                sock, server_side=True, do_handshake_on_connect=False
-            )
-        with sock:
+    def _run(self, accepted: socket.socket) -> None:
+        try:
+            with self._with_tls(accepted) as sock:
+                self._let_in(sock)
+        except (GreetingFailed, OSError) as error:
+            _log.info("%s: a connection ended: %s", self._name, error)
+        except Exception:
+            # Whatever one connection brings, the others go on.
+            _log.exception("%s: a connection ended", self._name)
+
+    def _with_tls(self, sock: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return sock
+        context = self._tls.server()
+        return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+    def _let_in(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._connections.add(sock)
+        try:
+            if self._is_stopped:
+                return
+            self._lobby.enter(sock, lambda: _end(sock))
+            shake_hands(sock, GREETING_TIMEOUT_S)
+            greet(sock, self._new_greeting(), timeout_s=GREETING_TIMEOUT_S)
+            self._lobby.leave(sock)
+            self._serve(sock)
+        finally:
+            self._lobby.leave(sock)
             with self._lock:
-                self._connections.add(sock)
-            try:
-                if self._is_stopped:
-                    return
-                self._lobby.enter(sock, lambda: _end(sock))
-                shake_hands(sock, GREETING_TIMEOUT_S)
-                greet(sock, self._new_greeting(), timeout_s=GREETING_TIMEOUT_S)
-                self._lobby.leave(sock)
-                self._serve(sock)
-            except (GreetingFailed, OSError) as error:
-                _log.info("%s: a connection ended: %s", self._name, error)
-            except Exception:
-                # Whatever one connection brings, the others go on.
-                _log.exception("%s: a connection ended", self._name)
-            finally:
-                self._lobby.leave(sock)
-                with self._lock:
-                    self._connections.discard(sock)
+                self._connections.discard(sock)
 
 
 def _end(sock: socket.socket) -> None:

@@ -102,23 +102,27 @@ def ask(
         PeerUnreachable: nobody answers, or not in time (PeerTimeout), or not for one of the ranks.
         GreetingFailed: who answers is no member, or another engine.
     """
+    place = f"{host}:{port}"
     try:
-        connect_s = min(timeout_s, CONNECT_TIMEOUT_S)
-        with open_connection((host, port), tls, timeout_s=connect_s) as sock:
+        sock = open_connection((host, port), tls, timeout_s=min(timeout_s, CONNECT_TIMEOUT_S))
+    except OSError as error:
+        raise _unreachable(f"no KV engine listens at {place}", error) from None
+    try:
+        with sock:
             greeting = ClientGreeting(
                 "peer", engine_id, secret=secret, purpose=PURPOSE, version=VERSION
             )
             greet(sock, greeting, timeout_s=timeout_s)
             sock.settimeout(timeout_s)
             return {rank: _ask(sock, rank) for rank in ranks}
-    except TimeoutError:
-        raise PeerTimeout(f"the KV engine at {host}:{port} does not answer") from None
-    except OSError as error:
-        raise PeerUnreachable(f"no KV engine answers at {host}:{port}: {error}") from None
-    except msgspec.DecodeError as error:
-        raise PeerUnreachable(
-            f"the KV engine at {host}:{port} is not understood: {error}"
-        ) from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise _unreachable(f"the KV engine at {place} does not answer", error) from None
+
+
+def _unreachable(what: str, error: Exception) -> PeerUnreachable:
+    if isinstance(error, TimeoutError):
+        return PeerTimeout(f"{what}: {error}")
+    return PeerUnreachable(f"{what}: {error}")
 
 
 def _ask(sock: socket.socket, rank: Rank) -> Answer:

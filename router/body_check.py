@@ -144,6 +144,10 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
     for name in ("stop", "bad_words"):
         if (excess := _check_texts(name, getattr(asked, name))) is not None:
             return excess
+    if asked.structured_outputs and bytes(asked.structured_outputs)[:1] not in (b"{", b"n"):
+        # vLLM takes it for one without looking.
+        told = "structured_outputs is not an object."
+        return Excess(message=told, param="structured_outputs")
     for name in ("response_format", "structured_outputs", "tools", "text"):
         if len(bytes(getattr(asked, name))) > MAX_SCHEMA_BYTES:
             return Excess(message=f"{name} is larger than {MAX_SCHEMA_BYTES} bytes.", param=name)

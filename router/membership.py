@@ -75,6 +75,8 @@ class Membership:
         self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
+        """Leaves the connections that there are, and makes none any more."""
+        self._listed = {name: {} for name in self._pools}
         self._warm_ups.close()
         for task in (self._watching, self._asking, *self._connecting.values()):
             if task is not None:

@@ -16,6 +16,8 @@ import pytest_asyncio
 from servers import Server, Servers, new_client
 
 from benchmarks.audit import audit
+from engine.models import resolve_model
+from router.sandbox.process import SandboxProcess, zygote_arguments
 
 LAST = ("e2e", "demo", "engine", "kvtransfer")
 """The folders whose tests need the servers, then those whose tests need engines of their own."""
@@ -95,6 +97,20 @@ async def _left(url: str) -> tuple[str, ...]:
 def plain(both_servers: tuple[Server, Server]) -> Server:
     """One vLLM server with the same model and options."""
     return both_servers[1]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def zygote() -> AsyncIterator[SandboxProcess]:
+    """The sandbox's, with the demo model's tokenizer: it loads vLLM, which takes seconds.
+
+    To be used in the session's event loop.
+    """
+    process = SandboxProcess(zygote_arguments(resolve_model("demo"), {}))
+    process.start()
+    try:
+        yield process
+    finally:
+        await process.close()
 
 
 @pytest_asyncio.fixture

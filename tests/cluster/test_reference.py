@@ -19,6 +19,7 @@ def test_reference_has_a_row_per_field() -> None:
     rows = config_reference().splitlines()
     assert "| `scaling.expected_start_s` | number | `60` |" in rows[-1]
     assert "| `decode.*` | | | The same fields as `prefill.*`. |" in rows
+    assert any(row.startswith("| `network.tls.key` | text | unset |") for row in rows)
     assert any(row.startswith("| `served_name` | text | unset |") for row in rows)
 
 

@@ -105,6 +105,7 @@ def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
         *("--max-model-len", str(MAX_MODEL_LEN)),
         *("--tool-call-parser", "hermes"),
         "--enable-auto-tool-choice",
+        "--enable-scale-out",
         port=port,
     )
     return started(command, f"http://{LOCALHOST}:{port}", plain_environment(), log)

@@ -80,7 +80,8 @@ async def test_a_pair_that_is_warm_needs_no_handshake(engines: Engines) -> None:
     assert await num_handshakes(decode) - before == 1
 
     assert await warm_up(decode.core, peer("other", port)) == (
-        f"the KV engine at {HOST}:{port} is {prefill.engine_id}, not other: it was replaced"
+        f"the KV engine at {HOST}:{port}: the other side refuses:"
+        f" this is {prefill.engine_id}, not other"
     )
     await forget(decode.core, prefill.engine_id)
     assert await known_peers(decode) == []

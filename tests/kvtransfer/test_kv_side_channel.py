@@ -114,7 +114,7 @@ def test_a_peer_that_hangs_is_given_up() -> None:
         port = silent.getsockname()[1]
         with pytest.raises(PeerTimeout):
             ask(HOST, port, [(0, 0)], engine_id="e", secret="s", timeout_s=0.1)
-    with pytest.raises(PeerUnreachable, match="no KV engine answers"):
+    with pytest.raises(PeerUnreachable, match="no KV engine listens"):
         ask_rank(port)
 
 

@@ -44,6 +44,8 @@ INNOCENT = {
     "of-another-type": body(n="many", stop=5, request_id=[1], sampling_params="x"),
     "not-a-number": b'{"temperature": NaN, "n": 2}',
     "utf-16": json.dumps({"n": 2}).encode("utf-16"),
+    "structures": body(structured_outputs={"regex": "a"}, response_format=None),
+    "no-structure": body(structured_outputs=None),
 }
 
 
@@ -68,6 +70,7 @@ EXCESSIVE = {
     "a-long-stop-string": (body(stop="a" * 1025), "stop"),
     "bad-words": (body(bad_words=["a"] * 129), "bad_words"),
     "schema": (body(response_format={"x": "y" * MAX_SCHEMA_BYTES}), "response_format"),
+    "structure-of-another-type": (body(structured_outputs=["a"]), "structured_outputs"),
     "tools": (body(tools=["y" * MAX_SCHEMA_BYTES]), "tools"),
     "n": (body(n=1025), "n"),
     "n-as-a-text": (body(n="1025"), "n"),

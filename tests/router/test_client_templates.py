@@ -1,10 +1,8 @@
 """Chat templates of clients, rendered in the sandbox for vLLM's own renderer."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.hf import HfRenderer
@@ -15,10 +13,10 @@ from engine.arguments import engine_args
 from engine.models import resolve_model
 from router.client_templates import ClientTemplates
 from router.sandbox.limits import TaskLimits, Work
-from router.sandbox.process import SandboxProcess, zygote_arguments
+from router.sandbox.process import SandboxProcess
 from router.sandbox.queue import Sandbox
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MESSAGES = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "ü"}]
 SHOUT = "{% for m in messages %}{{ m.content | upper }}{{ tail }}{% endfor %}"
@@ -31,22 +29,12 @@ def config() -> VllmConfig:
     return engine_args(resolve_model("demo"), {}).create_engine_config()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def process() -> AsyncIterator[SandboxProcess]:
-    process = SandboxProcess(zygote_arguments(resolve_model("demo"), {}))
-    process.start()
-    try:
-        yield process
-    finally:
-        await process.close()
-
-
 class Recording:
     """The sandbox, and what it is asked for."""
 
-    def __init__(self, process: SandboxProcess) -> None:
+    def __init__(self, zygote: SandboxProcess) -> None:
         self.tasks: list[str] = []
-        self._sandbox = Sandbox(process, TaskLimits(cpu_s=0.5, memory_bytes=64 * 2**20))
+        self._sandbox = Sandbox(zygote, TaskLimits(cpu_s=0.5, memory_bytes=64 * 2**20))
 
     async def run(self, work: Work, payload: bytes) -> bytes:
         self.tasks.append(work.task)
@@ -54,8 +42,8 @@ class Recording:
 
 
 @pytest.fixture
-def sandbox(process: SandboxProcess) -> Recording:
-    return Recording(process)
+def sandbox(zygote: SandboxProcess) -> Recording:
+    return Recording(zygote)
 
 
 def plain_renderer(config: VllmConfig) -> HfRenderer:
@@ -142,11 +130,11 @@ async def test_the_servers_own_template_is_rendered_as_before(
     ],
 )
 async def test_what_cannot_be_rendered_is_refused(
-    renderer: HfRenderer, process: SandboxProcess, template: str, message: str
+    renderer: HfRenderer, zygote: SandboxProcess, template: str, message: str
 ) -> None:
-    zygote = process.pid
+    pid = zygote.pid
     with pytest.raises(VLLMValidationError) as caught:
         await renderer.render_messages_async(MESSAGES, chat(template))
     assert message in str(caught.value)
     assert len(str(caught.value)) > 0
-    assert process.pid == zygote
+    assert zygote.pid == pid

@@ -2,39 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
-from engine.models import resolve_model
 from router import grammar_check
 from router.grammar_check import GrammarCheck
 from router.sandbox.limits import TaskLimits, Work
-from router.sandbox.process import SandboxProcess, zygote_arguments
+from router.sandbox.process import SandboxProcess
 from router.sandbox.queue import Sandbox
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def process() -> AsyncIterator[SandboxProcess]:
-    process = SandboxProcess(zygote_arguments(resolve_model("demo"), {}))
-    process.start()
-    try:
-        yield process
-    finally:
-        await process.close()
-
-
 @pytest.fixture
-def check(process: SandboxProcess) -> GrammarCheck:
-    return GrammarCheck(Sandbox(process, TaskLimits(cpu_s=0.5, memory_bytes=128 * 2**20)))
+def check(zygote: SandboxProcess) -> GrammarCheck:
+    return GrammarCheck(Sandbox(zygote, TaskLimits(cpu_s=0.5, memory_bytes=128 * 2**20)))
 
 
 def constraint(**fields: Any) -> StructuredOutputsParams:
@@ -113,14 +100,14 @@ async def test_what_an_engine_can_take_passes(
     ],
 )
 async def test_what_it_cannot_take_is_refused(
-    check: GrammarCheck, process: SandboxProcess, fields: dict[str, Any], message: str
+    check: GrammarCheck, zygote: SandboxProcess, fields: dict[str, Any], message: str
 ) -> None:
-    zygote = process.pid
+    pid = zygote.pid
     with pytest.raises(VLLMValidationError) as caught:
         await check.apply(constraint(**fields))
     assert message in str(caught.value)
     assert 0 < len(str(caught.value)) < 10_000
-    assert process.pid == zygote
+    assert zygote.pid == pid
 
 
 async def test_a_schema_that_nests_too_deeply_is_refused(check: GrammarCheck) -> None:
@@ -142,11 +129,11 @@ async def test_choices_become_a_grammar_as_in_vllm(check: GrammarCheck) -> None:
 class Counting:
     """The sandbox, with a count of what it is asked."""
 
-    def __init__(self, process: SandboxProcess) -> None:
+    def __init__(self, zygote: SandboxProcess) -> None:
         self.num_asked = 0
         self.may_go = asyncio.Event()
         self.may_go.set()
-        self._sandbox = Sandbox(process, TaskLimits())
+        self._sandbox = Sandbox(zygote, TaskLimits())
 
     async def run(self, work: Work, payload: bytes) -> bytes:
         self.num_asked += 1
@@ -155,8 +142,8 @@ class Counting:
 
 
 @pytest.fixture
-def counting(process: SandboxProcess) -> Counting:
-    return Counting(process)
+def counting(zygote: SandboxProcess) -> Counting:
+    return Counting(zygote)
 
 
 async def test_what_is_known_is_not_asked_again(counting: Counting) -> None:
