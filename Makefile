@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= cluster/configs/demo.yaml
 
-.PHONY: help setup serve test check chaos bench docs clean
+.PHONY: help setup serve test check chaos fuzz bench docs clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of fa
 
 chaos: setup  ## Kill, stop and starve replicas under load for five minutes, and check every answer
 	$(BIN)/python -m benchmarks.chaos
+
+fuzz: setup  ## Send a live cluster whatever a client may send for ten minutes, and check the good answers
+	$(BIN)/python -m benchmarks.fuzz --minutes 10
 
 bench: setup  ## Compare with bare vLLM and Ray Serve LLM; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.compare
