@@ -237,6 +237,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         state.prefill = state.decode = None
         if state.plan.route is not Route.PREFILL_ONLY and not self.decode.is_open:
+            admission = self._placer.admission(state, None)
+            if state.attempt == 0 and not admission.admits:
+                return self._refused(state, admission.reason, too_many(admission))
             return self._wait(state)
         if state.is_suspect:
             self._enter(state, RequestPhase.WAITING)

@@ -147,11 +147,11 @@ class Placer:
     def _stranded(self) -> Set[str]:
         return self._pairs.stranded(self._decode.ledger.open_ids)
 
-    def admission(self, state: RequestState, placement: Placement) -> AdmissionPlan:
-        """Whether a new request is taken, now that its way is known."""
+    def admission(self, state: RequestState, placement: Placement | None) -> AdmissionPlan:
+        """Whether a new request is taken, now that its way is known; None while there is none."""
         limits = self._targets.admission
         ttft_s = itl_s = 0.0
-        if limits.refuses:
+        if limits.refuses and placement is not None:
             ttft_s = placement.ttft_s
             itl_s = self._outlook(state).itl_s(ttft_s) if self._decode.is_open else 0.0
         expected = Expectation(ttft_s=ttft_s, itl_s=itl_s, num_queued=state.num_ahead)

@@ -18,12 +18,14 @@ STEP_S = 0.1
 
 
 def walk(grammar: StructuredOutputGrammar, num_mask_words: int, eos_token_id: int | None) -> None:
-    """Raises ValueError where a step takes too long."""
+    """Raises ValueError where a step takes too long, or there is no answer at all."""
     rng = random.Random(0)
     # Not by vLLM's function, which pins memory where there is a GPU.
     mask = torch.full((1, num_mask_words), -1, dtype=torch.int32)
     # The first mask also makes what later ones use.
     grammar.fill_bitmask(mask, 0)
+    if not mask.any():
+        raise ValueError("the grammar takes no answer at all, not even an empty one")
     for _ in range(NUM_STEPS):
         tokens = _allowed(mask, eos_token_id)
         if not tokens.size:

@@ -11,6 +11,7 @@ from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
+from router.settings import Targets
 from router.traffic import TrafficMeter
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
@@ -19,11 +20,15 @@ LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 class Cluster:
     """A core client over fake replicas, `num` in each pool."""
 
-    def __init__(self, num: int = 1, *, limits: RecoveryLimits = LIMITS) -> None:
+    def __init__(
+        self, num: int = 1, *, limits: RecoveryLimits = LIMITS, targets: Targets | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         metrics = RouterMetrics(self.registry, traffic)
-        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, limits, traffic=traffic)
+        self.core = ClusterCoreClient(
+            POLICIES["round_robin"], metrics, limits, traffic=traffic, targets=targets
+        )
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]

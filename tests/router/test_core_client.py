@@ -12,10 +12,12 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
+from router.admit import AdmissionLimits
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
 from router.request import KV_PARAMS, RequestState
+from router.settings import Targets
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
@@ -257,6 +259,17 @@ async def test_without_decode_a_request_waits_for_one() -> None:
     step(cluster.decode[0], decoded(1, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1]]
     cluster.check_settled()
+
+
+async def test_those_that_wait_for_a_replica_are_a_queue_as_well() -> None:
+    cluster = Cluster(targets=Targets(admission=AdmissionLimits(max_queued=2)))
+    lose(cluster.decode[0])
+    for request_id in ("a", "b", "c"):
+        await cluster.core.add_request_async(request(request_id))
+    (output,) = cluster.outputs()
+    assert (output.request_id, output.finish_reason) == ("c", FinishReason.ERROR)
+    cluster.decode = [cluster.join(cluster.core.decode, "new")]
+    assert {asked.request_id for asked in end_of(cluster.prefill[0]).added()} == {"a", "b"}
 
 
 async def test_decode_dies_while_prefill_works_and_the_answer_waits() -> None:

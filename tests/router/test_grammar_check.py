@@ -89,6 +89,8 @@ async def test_what_an_engine_can_take_passes(
         pytest.param(long_chain(20_000), "the grammar takes longer than 0.5 s", id="many-rules"),
         pytest.param({"choice": [f"a{i}" for i in range(300_000)]}, "the list of", id="choices"),
         pytest.param({"grammar": 'root ::= s\ns ::= s s s s | s s | [a-z]* | ""'}, "", id="ways"),
+        pytest.param({"json": {"$ref": "#"}}, "no answer at all", id="itself"),
+        pytest.param({"grammar": "root ::= a\na ::= b\nb ::= a"}, "", id="in-a-circle"),
         pytest.param({"grammar": "root ::= ((("}, "Invalid grammar", id="syntax"),
         pytest.param({"regex": "(("}, "", id="regex-syntax"),
         pytest.param({"regex": "a\0"}, "NUL", id="nul"),
