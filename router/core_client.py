@@ -391,7 +391,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     ) -> list[EngineCoreOutput]:
         """Takes a request from an engine that does not have it any more, and starts it again."""
         state.failures = failures
-        plan = plan_move(num_moves=state.num_moves, failures=failures, limits=self.limits)
+        plan = plan_move(
+            num_moves=state.num_moves,
+            failures=failures,
+            num_alone=state.num_alone_failures,
+            limits=self.limits,
+        )
         if not plan.moves:
             return self._failed(state, f"{cause}; {plan.reason}")
         self._metrics.moved(state, cause)
@@ -540,6 +545,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""
         outputs: list[EngineCoreOutput] = []
+        had = [state for state in self._requests.values() if state.replica is replica]
+        # What other routers had there is in what the replica last said.
+        if len(had) == 1 and replica.load.num_running + replica.load.num_waiting <= 1:
+            had[0].num_alone_failures += replica.fault is Fault.ENGINE_ENDED
         for state in list(self._requests.values()):
             if state.replica is replica or (
                 state.prefill is replica and state.phase is RequestPhase.TRANSFERRING

@@ -4,7 +4,8 @@ Engines go on exactly where the last one was, so a request that makes engines fa
 same place of its answer each time. Engines fail often and such requests are rare: after one failure
 all that the engine had goes on at once, in whatever replicas have room. Those that two failures
 have in common are suspects: each goes on in a replica that has no other suspect
-(`router.quarantine`), so that a third failure tells which of them it is.
+(`router.quarantine`), so that a third failure tells which of them it is. A request that makes them
+fail at another place each time is known by having been the only one in three of them.
 """
 
 from dataclasses import dataclass
@@ -65,14 +66,19 @@ def one_more(before: Failures | None, *, num_tokens: int, was_prefilling: bool) 
     return Failures(num=num + 1, num_tokens=num_tokens, was_prefilling=was_prefilling)
 
 
-def plan_move(*, num_moves: int, failures: Failures | None, limits: RecoveryLimits) -> MovePlan:
+def plan_move(
+    *, num_moves: int, failures: Failures | None, num_alone: int, limits: RecoveryLimits
+) -> MovePlan:
     """Whether a request that has lost its engine gets another.
 
     Args:
         num_moves: moves before this one.
         failures: with the one that it has just lost, if that has failed; engines that drain, hang
             or were stopped have not, nor has one whose connection was lost.
+        num_alone: engines that have ever failed with this request and no other in them.
     """
+    if num_alone >= REFUSED_AFTER:
+        return MovePlan(moves=False, reason=f"{num_alone} engines failed that had nothing else")
     if failures is not None and failures.num >= REFUSED_AFTER:
         return MovePlan(moves=False, reason=f"{failures.num} engines failed at the same place")
     if num_moves >= limits.max_moves:

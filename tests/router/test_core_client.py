@@ -443,6 +443,20 @@ async def test_a_request_that_has_tokens_from_the_engines_that_fail_with_it(
     assert len(cluster.core.decode.ledger) == 1
 
 
+@pytest.mark.parametrize("num_beside", [0, 1])
+async def test_a_request_that_makes_engines_fail_at_other_places_is_known_by_being_alone(
+    num_beside: int,
+) -> None:
+    cluster = Cluster(num=4)
+    await cluster.core.add_request_async(request(max_tokens=100))
+    for _ in range(3):
+        decode = get_tokens(cluster, IN_FLIGHT_TOKENS + 2, "r")
+        # Beside it, if anything, is what another router has sent.
+        decode.step_received(StepOutputs([], LoadReport(num_running=1 + num_beside)))
+        fail(decode)
+    assert ("r" in cluster.core._requests) is (num_beside > 0)
+
+
 async def test_suspects_that_have_to_wait_for_a_replica_do_not_keep_others_from_it() -> None:
     cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
     for request_id in ("a", "b", "c"):

@@ -6,6 +6,7 @@ from router.recovery import IN_FLIGHT_TOKENS, Failures, RecoveryLimits, one_more
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 SAME_PLACE = "3 engines failed at the same place"
+ALONE = "3 engines failed that had nothing else"
 MOVED = "its engine is gone"
 
 
@@ -14,17 +15,18 @@ def failures(num: int, *, num_tokens: int = 40, was_prefilling: bool = False) ->
 
 
 @pytest.mark.parametrize(
-    ("with_it", "num_moves", "reason"),
+    ("with_it", "num_alone", "num_moves", "reason"),
     [
-        pytest.param(None, 0, MOVED, id="no engine failed"),
-        pytest.param(failures(1), 0, MOVED, id="one"),
-        pytest.param(failures(2), 1, MOVED, id="two"),
-        pytest.param(failures(3), 2, SAME_PLACE, id="three"),
-        pytest.param(None, 3, "it was moved 3 times already", id="moved too often"),
+        pytest.param(None, 0, 0, MOVED, id="no engine failed"),
+        pytest.param(failures(1), 1, 0, MOVED, id="one"),
+        pytest.param(failures(2), 2, 1, MOVED, id="two"),
+        pytest.param(failures(3), 0, 2, SAME_PLACE, id="three"),
+        pytest.param(failures(1), 3, 2, ALONE, id="three that had nothing else"),
+        pytest.param(None, 0, 3, "it was moved 3 times already", id="moved too often"),
     ],
 )
-def test_plan_move(with_it: Failures | None, num_moves: int, reason: str) -> None:
-    plan = plan_move(num_moves=num_moves, failures=with_it, limits=LIMITS)
+def test_plan_move(with_it: Failures | None, num_alone: int, num_moves: int, reason: str) -> None:
+    plan = plan_move(num_moves=num_moves, failures=with_it, num_alone=num_alone, limits=LIMITS)
 
     assert (plan.moves, plan.reason) == (reason == MOVED, reason)
 
