@@ -66,7 +66,8 @@ def main() -> int:
     verdict = judge(record)
     _write(options, record, verdict, mix)
     print(json.dumps(verdict.summary()))
-    return 0 if verdict.holds else 1
+    holds = verdict.holds_at_any_speed if options.any_speed else verdict.holds
+    return 0 if holds else 1
 
 
 def run(config: Path, options: RunOptions) -> tuple[Record, Mix]:
@@ -118,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=_positive, default=2.0, help="how long; default 2")
     parser.add_argument("--seed", type=int, default=0, help="of what is sent; default 0")
+    parser.add_argument(
+        "--any-speed",
+        action="store_true",
+        help="slow answers are told and do not fail the run: on few cores whatever computes much"
+        " slows the others down",
+    )
     parser.add_argument("--at-once", type=int, default=4, help="requests at a time; default 4")
     parser.add_argument(
         "--only", type=int, nargs="+", default=[], help="these numbers of the sequence, one by one"

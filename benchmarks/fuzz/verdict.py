@@ -99,6 +99,11 @@ class Verdict:
         """Whether nothing was found."""
         return not self.findings
 
+    @property
+    def holds_at_any_speed(self) -> bool:
+        """Whether nothing was found but slow answers."""
+        return all(finding.symptom is Symptom.SLOW for finding in self.findings)
+
     def count(self, symptom: Symptom) -> int:
         """How many findings there are of a symptom."""
         return sum(finding.symptom is symptom for finding in self.findings)
