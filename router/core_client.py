@@ -236,7 +236,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             prefills_whole_prompt=self.prefills_whole_prompt,
         )
         state.prefill = state.decode = None
-        if state.plan.route is not Route.PREFILL_ONLY and not self.decode.is_open:
+        needs_decode = state.plan.route is not Route.PREFILL_ONLY or state.is_suspect
+        if needs_decode and not self.decode.is_open:
             admission = self._placer.admission(state, None)
             if state.attempt == 0 and not admission.admits:
                 return self._refused(state, admission.reason, too_many(admission))
@@ -303,17 +304,19 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if not asks_load:
             self.prefill.prefixes.add(reader.replica_id, state.chain)
 
-    def _hand_over(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> None:
+    def _hand_over(
+        self, state: RequestState, kv_transfer_params: dict[str, Any] | None
+    ) -> list[EngineCoreOutput]:
         assert state.prefill is not None
         work_s = self._placer.decode_share_s(state)
         replica_id = self._placer.decode_replica(state.prefill.replica_id, work_s)
         if replica_id is None:
             # Nobody who is left can read it there: as if the KV were lost.
             self._release_handover(state)
-            self._route(state)
-            return
+            return self._route(state)
         request = decode_request(state, kv_transfer_params)
         self._to_decode(state, self.decode[replica_id], request, work_s)
+        return []
 
     def _to_decode(
         self, state: RequestState, replica: Replica, request: EngineCoreRequest, work_s: float
@@ -484,8 +487,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
-        self._hand_over(state, output.kv_transfer_params)
-        return forwarded
+        return [*forwarded, *self._hand_over(state, output.kv_transfer_params)]
 
     def _learn_cached(self, state: RequestState, pool: Pool, output: EngineCoreOutput) -> None:
         """Compares what an engine found cached of a prompt with what it was thought to have."""

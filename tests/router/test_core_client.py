@@ -443,6 +443,19 @@ async def test_a_request_that_has_tokens_from_the_engines_that_fail_with_it(
     assert len(cluster.core.decode.ledger) == 1
 
 
+async def test_a_suspect_that_needs_one_token_more_waits_for_a_decode_replica_with_an_end() -> None:
+    """Another request with one token to come would go to prefill alone."""
+    cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
+    await cluster.core.add_request_async(request(max_tokens=1))
+    cluster.core._requests["r"].failures = TWICE
+    lose(cluster.decode[0])
+    lose(cluster.prefill[0])
+    async with asyncio.timeout(10):
+        (ended,) = (await cluster.core.get_output_async()).outputs
+    assert ended.finish_reason == FinishReason.ERROR
+    cluster.check_settled()
+
+
 @pytest.mark.parametrize("num_beside", [0, 1])
 async def test_a_request_that_makes_engines_fail_at_other_places_is_known_by_being_alone(
     num_beside: int,
