@@ -25,6 +25,7 @@ from benchmarks.load import percentile
 from benchmarks.machine import Machine
 
 _MAX_LINES = 20
+_MAX_GROWTHS = 5
 
 
 def write(
@@ -82,6 +83,7 @@ def summary_table(record: Record, verdict: Verdict) -> str:
         *_unread_rows(record),
         *_failover_rows(record),
         *_poison_rows(record),
+        *_growth_rows(record),
         ["held at the end", f"{len(record.held)}"],
         ["processes left at the end", f"{len(record.left)}"],
     ]
@@ -104,6 +106,16 @@ def _unread_rows(record: Record) -> list[list[str]]:
     return [
         ["a router's growth while a client did not read", grown],
         ["other requests answered in that time", others],
+    ]
+
+
+def _growth_rows(record: Record) -> list[list[str]]:
+    return [
+        [
+            f"memory after the warm-up: `{each.title}`",
+            f"{each.fraction:+.1%}, to {each.end_bytes / 2**20:.0f} MiB",
+        ]
+        for each in record.growths[:_MAX_GROWTHS]
     ]
 
 

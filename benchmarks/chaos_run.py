@@ -19,6 +19,7 @@ from benchmarks.chaos_client import Client, Outcome
 from benchmarks.chaos_failover import NUM_REQUESTS, measure_failover
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
 from benchmarks.chaos_inject import Injector
+from benchmarks.chaos_memory import MemoryWatch
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_pace import Pace, Pressure, Speed, plan_pace
 from benchmarks.chaos_poison import poison
@@ -40,6 +41,7 @@ _STOPPED_CASES = ("greedy", "greedy-whole", "seed", "chat")
 _SALTED = 0.75
 """The share of requests that no prefix cache may answer: their KV has to be made and moved."""
 _WATCH_S = 1.0
+_MEMORY_S = 5.0
 
 
 class ChaosError(RuntimeError):
@@ -76,6 +78,7 @@ class ChaosRun:
         self._injector: Injector
         """Made once the cluster says where its dashboard is."""
         self._routers = Routers(self._leader, num_expected=options.num_routers)
+        self._memory = MemoryWatch(self._leader)
         self._options = options
         self._say = say
         self._client = Client(system.url, timeout_s=START_TIMEOUT_S)
@@ -150,6 +153,7 @@ class ChaosRun:
             unread=tuple(self._unread),
             poison=poisoned,
             failovers=tuple(failovers),
+            growths=self._memory.growths(start_s=start_s, end_s=end_s),
         )
 
     async def _learn_answers(self) -> None:
@@ -296,9 +300,13 @@ class ChaosRun:
     # What is seen of the cluster.
 
     async def _watch(self) -> None:
+        memory_at_s = 0.0
         while True:
             self._system.check_alive()
             await self._look()
+            if (now_s := time.monotonic()) >= memory_at_s:
+                self._memory.look(now_s)
+                memory_at_s = now_s + _MEMORY_S
             await asyncio.sleep(_WATCH_S)
 
     async def _look(self) -> Scrape | None:

@@ -15,6 +15,7 @@ from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_client import Outcome
 from benchmarks.chaos_failover import Failover
 from benchmarks.chaos_faults import Kind, PoolName
+from benchmarks.chaos_memory import Growth
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_pace import Pace, Speed
 from benchmarks.load import percentile
@@ -108,6 +109,8 @@ class Record:
     unread: tuple[Unread, ...] = ()
     poison: Poison | None = None
     failovers: tuple[Failover, ...] = ()
+    growths: tuple[Growth, ...] = ()
+    """Of the memory of processes, those that grew most first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,8 @@ class Verdict:
     first_token_waits: tuple[Pause, ...]
     num_moved: int
     reasons: tuple[str, ...]
+    growth: float | None = None
+    """Of the memory of the process that grew most after the warm-up, as a fraction."""
 
     @property
     def num_failed(self) -> int:
@@ -153,6 +158,7 @@ class Verdict:
             "moved": self.num_moved,
             "recovery_p50_s": None if p50_s is None else round(p50_s, 3),
             "recovery_p99_s": None if p99_s is None else round(p99_s, 3),
+            "growth": None if self.growth is None else round(self.growth, 4),
         }
 
 
@@ -189,6 +195,7 @@ def judge(record: Record) -> Verdict:
         ),
         num_moved=len(pauses) if num_moves is None else num_moves,
         reasons=_reasons(record, num_failed=failures.total(), num_wrong=len(wrong)),
+        growth=max((each.fraction for each in record.growths), default=None),
     )
 
 

@@ -143,6 +143,7 @@ def test_it_held() -> None:
         "moved": 0,
         "recovery_p50_s": None,
         "recovery_p99_s": None,
+        "growth": None,
     }
 
 
