@@ -1,7 +1,7 @@
 """How much memory each of the cluster's processes takes, over a run. Owns the samples.
 
-Only a process that lives from the end of the warm-up to the end of the run can be seen to grow; in a
-run with faults these are the routers that were spared, the proxy, and Ray's own.
+Only a process that lives from the end of the warm-up to the end of the run can be seen to grow; in
+a run with faults these are the routers that were spared, the proxy, and Ray's own.
 """
 
 from collections import defaultdict
