@@ -23,13 +23,21 @@ class Kind(Enum):
     TERM_REPLICA = "term-replica"
     SCALE_DOWN = "scale-down"
     KILL_ROUTER = "kill-router"
+    CUT = "cut"
+    BLACK_HOLE = "black-hole"
+    CUT_KV = "cut-kv"
     CLIENTS_LEAVE = "clients-leave"
     SLOW_READER = "slow-reader"
 
     @property
     def hits_pool(self) -> bool:
         """Whether it costs a pool a replica."""
-        return self is not Kind.KILL_ROUTER and not self.is_of_clients
+        return not (self is Kind.KILL_ROUTER or self.is_of_clients or self.is_of_network)
+
+    @property
+    def is_of_network(self) -> bool:
+        """Whether processes live and cannot reach each other."""
+        return self in (Kind.CUT, Kind.BLACK_HOLE, Kind.CUT_KV)
 
     @property
     def is_of_clients(self) -> bool:
@@ -44,6 +52,10 @@ DESCRIPTIONS: Mapping[Kind, str] = {
     Kind.TERM_REPLICA: "SIGTERM of a replica's process, as before a spot machine is taken away",
     Kind.SCALE_DOWN: "a redeployment with one replica less, taken back when that is gone",
     Kind.KILL_ROUTER: "SIGKILL of a router's process while there is another",
+    Kind.CUT: "every TCP connection between a router and a replica is cut",
+    Kind.BLACK_HOLE: "nothing passes between a router and a replica, for longer than the stall "
+    "timeout",
+    Kind.CUT_KV: "every TCP connection between a prefill and a decode engine is cut",
     Kind.CLIENTS_LEAVE: "a burst of streams whose clients leave midway",
     Kind.SLOW_READER: "a client that reads nothing of a long stream for a while, then the rest",
 }
@@ -90,7 +102,11 @@ class FaultOrder:
         router is left alone: without it no client gets in.
         """
         eligible = {pool: num for pool, num in num_live.items() if num >= self._min_live}
-        kind = self._draw(can_hit_pool=bool(eligible), can_hit_router=num_routers > 1)
+        kind = self._draw(
+            can_hit_pool=bool(eligible),
+            can_hit_router=num_routers > 1,
+            can_part=num_routers > 0 and all(num_live.values()),
+        )
         if kind is None:
             return None
         if not kind.hits_pool:
@@ -99,8 +115,10 @@ class FaultOrder:
         fullest = sorted(pool for pool, num in eligible.items() if num == most)
         return Fault(kind=kind, pool=self._rng.choice(fullest))
 
-    def _draw(self, *, can_hit_pool: bool, can_hit_router: bool) -> Kind | None:
+    def _draw(self, *, can_hit_pool: bool, can_hit_router: bool, can_part: bool) -> Kind | None:
         def usable(kind: Kind) -> bool:
+            if kind.is_of_network:
+                return can_part
             if kind is Kind.KILL_ROUTER:
                 return can_hit_router
             return can_hit_pool or not kind.hits_pool

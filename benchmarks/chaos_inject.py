@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import psutil
 
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, Member, PoolName, live_members
+from benchmarks.chaos_network import Link
 from benchmarks.chaos_processes import (
     count_connections,
     find_members,
@@ -26,6 +27,8 @@ from benchmarks.chaos_verdict import RouterDeath
 from benchmarks.serve_api import ServeApi
 
 FREED_TIMEOUT_S = 10.0
+BLACK_HOLE_S = 15.0
+"""Longer than the stall timeout of the served config."""
 _FREED_POLL_S = 0.1
 _SCALED_POLL_S = 1.0
 
@@ -74,6 +77,8 @@ class Injector:
         """Carries out a fault of the cluster; returns who was hit, or None if it came too late."""
         if fault.kind is Kind.KILL_ROUTER:
             return self._kill_router(tasks, rng)
+        if fault.kind.is_of_network:
+            return self._part(fault.kind, live, tasks, rng)
         assert fault.pool is not None, "the others are for clients to carry out"
         if fault.kind is Kind.SCALE_DOWN:
             return await self._scale_down(tasks, fault.pool)
@@ -112,6 +117,33 @@ class Injector:
         self._wanted[pool] += 1
         await self._serve_api.scale(self._wanted)
 
+    def _part(
+        self, kind: Kind, live: Live, tasks: asyncio.TaskGroup, rng: random.Random
+    ) -> str | None:
+        """Parts two processes that belong together, drawn from those that live."""
+        if not all(live.values()):
+            return None
+        prefill, decode = (rng.choice(live[pool]) for pool in POOLS)
+        if kind is Kind.CUT_KV:
+            one, other = prefill.engine_pid, decode.engine_pid
+            names = f"prefill engine {one} and decode engine {other}"
+        else:
+            one, other = rng.choice(self._routers.live).pid, rng.choice((prefill, decode)).pid
+            names = f"router {one} and replica {other}"
+        if one is None or other is None:
+            return None
+        try:
+            link = Link(one, other)
+        except (OSError, ProcessLookupError):
+            return None
+        if kind is Kind.BLACK_HOLE:
+            link.black_hole()
+            tasks.create_task(_lift(link))
+        else:
+            link.cut()
+            link.close()
+        return f"{names}, {link.num_connections} connections"
+
     def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str | None:
         victim = rng.choice(self._routers.live)
         # Stopped first, so that no request comes between the count and the end.
@@ -134,3 +166,8 @@ class Injector:
         self.router_deaths.append(
             RouterDeath(at_s=at_s, num_connections=num_connections, freed_after_s=freed_after_s)
         )
+
+
+async def _lift(link: Link) -> None:
+    await asyncio.sleep(BLACK_HOLE_S)
+    link.close()
