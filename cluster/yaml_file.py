@@ -81,6 +81,13 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+_Loader.add_constructor(
+    # What vLLM may import (lm-format-enforcer) has all of PyYAML's loaders take dates for texts.
+    "tag:yaml.org,2002:timestamp",
+    yaml.constructor.SafeConstructor.construct_yaml_timestamp,
+)
+
+
 def _parts(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
