@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor(
     # What vLLM may import (lm-format-enforcer) has all of PyYAML's loaders take dates for texts.
     "tag:yaml.org,2002:timestamp",
-    yaml.constructor.SafeConstructor.construct_yaml_timestamp,
+    yaml.constructor.SafeConstructor.construct_yaml_timestamp,  # type: ignore[type-var]
 )
 
 
