@@ -45,6 +45,8 @@ class EngineExit:
     """For metrics: a signal's name, or `error` for anything else that ends a program."""
     text: str
     """For people, one line."""
+    num_requests: int = 0
+    """That it had when it ended, of all routers."""
 
 
 def explain_exit(exit_code: int | None, output: str) -> EngineExit:

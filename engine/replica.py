@@ -9,7 +9,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
@@ -301,6 +301,7 @@ class EngineReplica:
     def _engine_ended(self, error: Exception) -> None:
         how = self.host.exit() if isinstance(error, EngineDeadError) else _broken(error)
         logger.error("%s", how.text, exc_info=error)
+        how = replace(how, num_requests=len(self._running))
         self.closed_because = self.closed_because or how.text
         for router in list(self._routers):
             router.close_after(Kind.ENDED, how, reason=how.text)

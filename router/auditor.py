@@ -16,7 +16,6 @@ from engine.errors import ChannelClosed
 from engine.wire import Holdings
 from router.audit import Audit, RouterHoldings, audit
 from router.core_client import ClusterCoreClient
-from router.pool import Replica
 
 PATH = "/audit"
 ANSWER_TIMEOUT_S = 10.0
@@ -46,8 +45,10 @@ class Auditor:
 
     async def _audit(self) -> Audit:
         replicas = [*self._core.prefill, *self._core.decode]
+        # Asked and looked at in the same turn of the loop: what is sent later comes later.
+        asked = [replica.ask_holdings() for replica in replicas]
         before = self._holdings()
-        answers = await asyncio.gather(*map(_ask, replicas))
+        answers = await asyncio.gather(*map(_answer_of, asked))
         held = {
             replica.replica_id: answer
             for replica, answer in zip(replicas, answers, strict=True)
@@ -78,9 +79,9 @@ class Auditor:
         return JSONResponse(body, HTTPStatus.OK if agrees else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-async def _ask(replica: Replica) -> Holdings | None:
+async def _answer_of(asked: asyncio.Future[Holdings]) -> Holdings | None:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            return await replica.ask_holdings()
+            return await asked
     except (TimeoutError, ChannelClosed):
         return None

@@ -243,7 +243,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                 return self._refused(state, admission.reason, too_many(admission))
             return self._wait(state)
         if state.is_suspect:
-            self._enter(state, RequestPhase.WAITING)
+            self._wait(state)
             self._quarantine.wait(state)
             return self._send_suspects()
         placement = self._placer.place(state, state.plan)
@@ -326,10 +326,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
 
     def _wait(self, state: RequestState) -> list[EngineCoreOutput]:
-        """Holds a request until the decode pool has a live replica, or its time is up."""
-        self._enter(state, RequestPhase.WAITING)
-        loop = asyncio.get_running_loop()
-        state.waits_until = loop.call_later(self.limits.max_wait_s, self._waited_too_long, state)
+        """Holds a request until a decode replica may have it, or its time is up."""
+        if state.waits_until is None:
+            self._enter(state, RequestPhase.WAITING)
+            loop = asyncio.get_running_loop()
+            wait_s = self.limits.max_wait_s
+            state.waits_until = loop.call_later(wait_s, self._waited_too_long, state)
         return []
 
     def _waited_too_long(self, state: RequestState) -> None:
@@ -380,22 +382,22 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             return
         self._in_engines.pop(state.engine_request_id, None)
         self._arrivals.discard(state)
-        if outcome in COMPLETE and state.decode is not None:
-            # The next turn of a conversation begins with this one.
-            chain = state.blocks(self.decode.block_size)
-            self.decode.prefixes.add(state.decode.replica_id, chain)
         self._enter(state, RequestPhase.ENDED)
         self._metrics.ended(state, outcome)
         if self._quarantine.leave(state):
             self._deliver(self._send_suspects())
+        if outcome in COMPLETE and state.decode is not None:
+            # The next turn of a conversation begins with this one.
+            chain = state.blocks(self.decode.block_size)
+            self.decode.prefixes.add(state.decode.replica_id, chain)
 
     def _move(
-        self, state: RequestState, cause: str, failures: Failures | None
+        self, state: RequestState, cause: str, failures: Failures | None, *, is_blameless: bool
     ) -> list[EngineCoreOutput]:
         """Takes a request from an engine that does not have it any more, and starts it again."""
         state.failures = failures
         plan = plan_move(
-            num_moves=state.num_moves,
+            num_moves=state.num_moves + state.num_blameless_moves,
             failures=failures,
             num_alone=state.num_alone_failures,
             limits=self.limits,
@@ -404,7 +406,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             return self._failed(state, f"{cause}; {plan.reason}")
         self._metrics.moved(state, cause)
         logger.info("request %s moves: %s", state.request_id, cause)
-        state.num_moves += 1
+        if is_blameless:
+            state.num_blameless_moves += 1
+        else:
+            state.num_moves += 1
         return self._route(state)
 
     # What the replicas say.
@@ -442,9 +447,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _opened(self, replica: Replica) -> None:
         if replica.pool is not self.decode:
             return
-        waiting = [s for s in self._requests.values() if s.waits_until is not None]
-        for state in waiting:
-            self._deliver(self._isolated(self._route, state))
+        for state in list(self._requests.values()):
+            # Those before it may have sent it on, or ended it.
+            if state.waits_until is not None:
+                self._deliver(self._isolated(self._route, state))
         self._deliver(self._send_suspects())
 
     def _stepped(self, replica: Replica, step: StepOutputs) -> None:
@@ -470,7 +476,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     ) -> list[EngineCoreOutput]:
         if output.finish_reason == FinishReason.ABORT:
             # Not by us, so the engine is being stopped.
-            return self._move(state, f"{replica.pool.name}_stopped", state.failures)
+            cause = f"{replica.pool.name}_stopped"
+            return self._move(state, cause, state.failures, is_blameless=True)
         if state.phase is RequestPhase.PREFILLING:
             return self._prefilled(state, output)
         return [self._decoded(state, output)]
@@ -520,8 +527,10 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """The output as the client's front end gets it; ends the request if it is the last."""
         output.request_id = state.request_id
         output.kv_transfer_params = None
-        if output.new_token_ids and not state.num_output_tokens:
-            self._arrivals.discard(state)
+        if output.new_token_ids:
+            state.num_blameless_moves = 0
+            if not state.num_output_tokens:
+                self._arrivals.discard(state)
         self._metrics.tokens_out(state, output.new_token_ids)
         if state.failures is not None and state.failures.clears(state.num_output_tokens):
             self._clear(state)
@@ -548,9 +557,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """A replica's connection has ended: what it had goes on elsewhere."""
         outputs: list[EngineCoreOutput] = []
         had = [state for state in self._requests.values() if state.replica is replica]
-        # What other routers had there is in what the replica last said.
-        if len(had) == 1 and replica.load.num_running + replica.load.num_waiting <= 1:
-            had[0].num_alone_failures += replica.fault is Fault.ENGINE_ENDED
+        if len(had) == 1 and replica.exit is not None and replica.exit.num_requests == 1:
+            had[0].num_alone_failures += 1
         for state in list(self._requests.values()):
             if state.replica is replica or (
                 state.prefill is replica and state.phase is RequestPhase.TRANSFERRING
@@ -572,7 +580,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                 num_tokens=state.num_output_tokens,
                 was_prefilling=state.phase is RequestPhase.PREFILLING,
             )
-        return self._move(state, f"{lost.pool.name}_{how}", failures)
+        is_blameless = lost.fault in (None, Fault.CONNECTION_LOST, Fault.NODE_GONE)
+        cause = f"{lost.pool.name}_{how}"
+        return self._move(state, cause, failures, is_blameless=is_blameless)
 
     def _deliver(self, outputs: Iterable[EngineCoreOutput]) -> None:
         batch = list(outputs)

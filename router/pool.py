@@ -8,9 +8,11 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+import msgspec
 from vllm.v1.engine import EngineCoreRequest
 
 from engine.channel import ReplicaEnd
@@ -66,8 +68,8 @@ class Replica:
     load: LoadReport = field(default_factory=LoadReport)
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
-    asked: asyncio.Future[Holdings] | None = None
-    """What it holds, until it has said so."""
+    asked: deque[asyncio.Future[Holdings]] = field(default_factory=deque)
+    """Answers about what it holds that are awaited, in the order in which they come."""
     reading: dict[str, float] = field(default_factory=dict)
     """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
     has_joined: bool = False
@@ -195,13 +197,13 @@ class Replica:
             self.is_silent = True
             self.end.close(f"nothing heard for {timeout_s:g} s")
 
-    async def ask_holdings(self) -> Holdings:
-        """What the replica and its engine have. Raises ChannelClosed where it goes meanwhile."""
+    def ask_holdings(self) -> asyncio.Future[Holdings]:
+        """Asks at once what the replica and its engine have; ChannelClosed where it goes."""
         assert self.end is not None
-        if self.asked is None:
-            self.asked = asyncio.get_running_loop().create_future()
-            self.end.send(Kind.ASK_HOLDINGS, None)
-        return await asyncio.shield(self.asked)
+        answer: asyncio.Future[Holdings] = asyncio.get_running_loop().create_future()
+        self.asked.append(answer)
+        self.end.send(Kind.ASK_HOLDINGS, None)
+        return answer
 
     # What the channel says (engine.channel.ReplicaOutputs).
 
@@ -226,6 +228,9 @@ class Replica:
 
     def rejected(self, rejection: Rejection) -> None:
         self.settle(rejection.request_id, was_done=False)
+        if rejection.has_suspect:
+            # Until it says otherwise, whosever that suspect is.
+            self.load = msgspec.structs.replace(self.load, has_suspect=True)
         self.pool.events.rejected(self, rejection)
 
     def warmed(self, warmed: Warmed) -> None:
@@ -236,9 +241,8 @@ class Replica:
             self.on_unready(self, warmed.engine_id, warmed.problem)
 
     def holds(self, holdings: Holdings) -> None:
-        if self.asked is not None:
-            self.asked.set_result(holdings)
-            self.asked = None
+        if self.asked and not (answer := self.asked.popleft()).done():
+            answer.set_result(holdings)
 
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how
@@ -249,10 +253,10 @@ class Replica:
         for answer in self.warming.values():
             if not answer.done():
                 answer.set_exception(ChannelClosed(reason))
-        if self.asked is not None:
-            self.asked.set_exception(ChannelClosed(reason))
-            # Whoever has asked may not wait any more.
-            self.asked.exception()
+        for asked in self.asked:
+            if not asked.done():
+                asked.set_exception(ChannelClosed(reason))
+        self.asked.clear()
         self.pool.remove(self, reason)
         self.on_gone(self)
 

@@ -58,6 +58,8 @@ class RequestState:
     num_moves: int = 0
     failures: Failures | None = None
     """Of engines with it, as long as it may have caused them."""
+    num_blameless_moves: int = 0
+    """Moves that no request can have caused, since its last token; `num_moves` has the others."""
     num_alone_failures: int = 0
     """Engines that have failed with it and no other request in them."""
     moved_s: float | None = None

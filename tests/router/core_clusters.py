@@ -64,7 +64,8 @@ def lose(replica: Replica) -> None:
     replica.replica_gone("killed")
 
 
-def fail(replica: Replica) -> None:
-    """The replica's engine ends, and the replica says so."""
-    replica.engine_ended(EngineExit(cause="SIGSEGV", text="the engine was ended by SIGSEGV"))
+def fail(replica: Replica, *, num_requests: int = 2) -> None:
+    """The replica's engine ends with so many requests, and the replica says so."""
+    how = "the engine was ended by SIGSEGV"
+    replica.engine_ended(EngineExit(cause="SIGSEGV", text=how, num_requests=num_requests))
     replica.replica_gone("the engine was ended by SIGSEGV")

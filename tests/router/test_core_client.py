@@ -13,6 +13,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.admit import AdmissionLimits
+from router.audit import audit
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
@@ -310,9 +311,46 @@ async def test_moves_are_bounded() -> None:
     for turn, prefill in enumerate(cluster.prefill[:2]):
         (asked,) = end_of(prefill).added()
         step(prefill, prefilled(request_id=asked.request_id))
-        lose(next(d for d in cluster.core.decode if end_of(d).added()))
+        fail(next(d for d in cluster.core.decode if end_of(d).added()))
         assert len(cluster.core._requests) == 1 - turn
     assert cluster.outputs()[-1].finish_reason == FinishReason.ERROR
+
+
+@pytest.mark.parametrize("gets_tokens", [False, True])
+async def test_lost_connections_count_only_where_nothing_comes_between_them(
+    gets_tokens: bool,
+) -> None:
+    cluster = Cluster(num=4, limits=replace(LIMITS, max_moves=1))
+    await cluster.core.add_request_async(request(max_tokens=100))
+    for _ in range(3):
+        if not (state := cluster.core._requests.get("r")):
+            break
+        if gets_tokens:
+            lose(get_tokens(cluster, 2, "r"))
+        else:
+            assert state.prefill is not None
+            lose(state.prefill)
+    assert ("r" in cluster.core._requests) is gets_tokens
+
+
+async def test_suspects_that_a_new_replica_wakes_are_each_sent_once() -> None:
+    cluster = Cluster()
+    for request_id in ("a", "b", "c"):
+        await cluster.core.add_request_async(request(request_id, max_tokens=100))
+    for request_id in ("c", "a", "b"):
+        # In another order than they came in.
+        cluster.core._requests[request_id].failures = TWICE
+        cluster.core._quarantine.wait(cluster.core._requests[request_id])
+    lose(cluster.prefill[0])
+    lose(cluster.decode[0])
+    new = cluster.join(cluster.core.decode, "new")
+    cluster.decode = [new]
+    (asked,) = end_of(new).added()
+    holdings = cluster.core.holdings(frozenset("abc"))
+    assert audit(holdings, holdings, {}).disagreements == ()
+    assert len(cluster.core._quarantine.waiting) == 2
+    new.rejected(Rejection(asked.request_id, "another suspect is here", has_suspect=True))
+    assert len(end_of(new).added()) == 1, "it says itself when it may have one"
 
 
 async def test_a_request_that_makes_every_engine_fail_is_refused_with_the_third() -> None:
@@ -463,10 +501,8 @@ async def test_a_request_that_makes_engines_fail_at_other_places_is_known_by_bei
     cluster = Cluster(num=4)
     await cluster.core.add_request_async(request(max_tokens=100))
     for _ in range(3):
-        decode = get_tokens(cluster, IN_FLIGHT_TOKENS + 2, "r")
         # Beside it, if anything, is what another router has sent.
-        decode.step_received(StepOutputs([], LoadReport(num_running=1 + num_beside)))
-        fail(decode)
+        fail(get_tokens(cluster, IN_FLIGHT_TOKENS + 2, "r"), num_requests=1 + num_beside)
     assert ("r" in cluster.core._requests) is (num_beside > 0)
 
 
