@@ -158,7 +158,7 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
             message=f"request_id is longer than {MAX_ID_CHARS} characters.", param="request_id"
         )
     for name in ("stop", "bad_words"):
-        if (excess := _check_texts(name, getattr(asked, name))) is not None:
+        if (excess := check_texts(name, getattr(asked, name))) is not None:
             return excess
     if asked.structured_outputs and bytes(asked.structured_outputs)[:1] not in (b"{", b"n"):
         # vLLM takes it for one without looking.
@@ -175,7 +175,8 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
     return None if inner is None else _check_fields(inner, max_choices)
 
 
-def _check_texts(name: str, value: object) -> Excess | None:
+def check_texts(name: str, value: object) -> Excess | None:
+    """What is too much in stop strings or bad words: in number, or one in length."""
     texts = value if isinstance(value, list) else [value]
     if len(texts) > MAX_TEXTS:
         return Excess(message=f"{name} has more than {MAX_TEXTS} entries.", param=name)
