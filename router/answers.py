@@ -25,6 +25,8 @@ MAX_MESSAGE_BYTES = 8 * 1024
 _ERROR_EVENT = b'data: {"error"'
 _BEFORE_AN_ENGINE_IS_ASKED = (b"event: response.created\n", b"event: response.in_progress\n")
 """With these a stream of the Responses API begins."""
+_ANTHROPIC_ERROR_EVENT = b"event: error\n"
+"""It says what went wrong with vLLM's reading of its own error."""
 _BAD_REQUEST = frozenset({400, 408, 413, 431})
 
 
@@ -47,6 +49,8 @@ class RouteNote:
     routes: list[str] = field(default_factory=list)
     """Ways of its completions up to its first token, each said once."""
     refusal: Refusal | None = None
+    error: VLLMError | None = None
+    """Why the front end has not taken it."""
 
 
 NOTE: ContextVar[RouteNote | None] = ContextVar("pdserve_route_note", default=None)
@@ -134,7 +138,9 @@ class _Answer:
         body = message.get("body", b"")
         if await self.refuse():
             return
-        if (told := error_event(body)) is not None:
+        if self._note.error is not None and body.startswith(_ANTHROPIC_ERROR_EVENT):
+            await self.fail(self._note.error)
+        elif (told := error_event(body)) is not None:
             self._end()
             await _send_json(self._send, told["error"]["code"], told)
         elif start["status"] >= HTTPStatus.BAD_REQUEST and _is_json(start):

@@ -430,6 +430,26 @@ async def test_a_refusal_after_the_first_token_changes_nothing() -> None:
     assert [message["body"] for message in sent[1:]] == [b"one", b"two", b""]
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(VLLMValidationError("no", parameter="stop"), 400), (None, 200)]
+)
+async def test_a_stream_of_messages_that_begins_with_an_error_has_its_status(
+    error: VLLMValidationError | None, status: int
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        note = NOTE.get()
+        assert note is not None
+        note.error = error
+        event = b'event: error\ndata: {"type": "error"}\n\n'
+        await answers(200, event, kind=b"text/event-stream")(scope, receive, send)
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == status
+    if error is not None:
+        assert json.loads(sent[1]["body"])["error"]["param"] == "stop"
+
+
 @pytest.mark.parametrize("body", [told({"message": "no", "code": 404}), b"", b"{}"], ids=str)
 async def test_a_short_error_is_left_as_it_is(body: bytes) -> None:
     sent: Sent = []

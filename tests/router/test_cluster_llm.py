@@ -14,6 +14,7 @@ from vllm.v1.structured_output import backend_xgrammar
 
 from engine.arguments import engine_args
 from engine.models import resolve_model
+from router.answers import NOTE, RouteNote
 from router.cluster_llm import ClusterLLM
 from router.errors import SandboxUnavailable
 from router.loop_validation import MAX_LARK_LENGTH, validate_without_compiling
@@ -109,11 +110,14 @@ async def test_texts_have_a_length_in_every_protocol(
 ) -> None:
     cluster = Cluster()
     llm = front_end(cluster.core, Checks())
+    note = RouteNote()
+    NOTE.set(note)
     refusal = pytest.raises(VLLMValidationError, match=told) if told else contextlib.nullcontext()
     with refusal as caught:
         await ask(llm, **params)
     if isinstance(caught, pytest.ExceptionInfo):
         assert caught.value.parameter in params
+        assert note.error is caught.value
     assert len(cluster.core._requests) == (0 if told else 1)
     llm.shutdown()
 
