@@ -108,6 +108,12 @@ CHANGES = (
         lines=r"  bind \*:(\d+)",
         becomes=rf"  bind {LOCALHOST}:\1",
     ),
+    Change(
+        why="Who writes to its socket decides where requests go, and can take over its listeners. "
+        "Serve leaves that to whoever is on the machine; its controller is the same user.",
+        lines=r"    stats socket (\S+) mode 666 level admin (.*)",
+        becomes=r"    stats socket \1 mode 600 level admin \2",
+    ),
 )
 
 

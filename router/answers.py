@@ -12,7 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMError
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ MAX_MESSAGE_BYTES = 8 * 1024
 _ERROR_EVENT = b'data: {"error"'
 _BEFORE_AN_ENGINE_IS_ASKED = (b"event: response.created\n", b"event: response.in_progress\n")
 """With these a stream of the Responses API begins."""
+_ANTHROPIC_ERROR_EVENT = b"event: error\n"
+"""It says what went wrong with vLLM's reading of its own error."""
 _BAD_REQUEST = frozenset({400, 408, 413, 431})
 
 
@@ -45,6 +49,8 @@ class RouteNote:
     routes: list[str] = field(default_factory=list)
     """Ways of its completions up to its first token, each said once."""
     refusal: Refusal | None = None
+    error: VLLMError | None = None
+    """Why the front end has not taken it."""
 
 
 NOTE: ContextVar[RouteNote | None] = ContextVar("pdserve_route_note", default=None)
@@ -72,11 +78,15 @@ class TellsRoute:
         try:
             await self._app(scope, receive, answer.send)
         except Exception as error:
+            if await answer.refuse():
+                return
             # vLLM's own handlers give up where the status has been sent, which it has not been.
             if not answer.is_held:
                 raise
             logger.exception("A stream has failed before it began.")
-            await answer.fail(error.__cause__ or error)
+            await answer.fail(error)
+        else:
+            await answer.refuse()
 
 
 class _Answer:
@@ -90,6 +100,7 @@ class _Answer:
         """What comes of the body before an engine is asked."""
         self._error: bytes | None = None
         """The body of an error so far."""
+        self._has_begun = False
         self._is_over = False
 
     @property
@@ -97,9 +108,20 @@ class _Answer:
         """Whether the app has begun to answer and its client has been sent nothing."""
         return self._start is not None
 
-    async def fail(self, error: BaseException) -> None:
+    async def refuse(self) -> bool:
+        """Whether the core client has refused the request, and its client has been told only now.
+
+        What the app makes of a refusal is not what clients are to read, and may be an exception.
+        """
+        if self._note.refusal is None or self._has_begun or self._is_over:
+            return False
+        self._end()
+        await refuse(self._send, self._note.refusal)
+        return True
+
+    async def fail(self, error: Exception) -> None:
         """Ends an answer that is held with an error, as vLLM would have without a stream."""
-        told = create_error_response(error)
+        told = _error_response(error)
         self._end()
         await _send_json(self._send, told.error.code, json.loads(shortened(told.model_dump_json())))
 
@@ -114,9 +136,10 @@ class _Answer:
     async def _begin(self, start: Message, message: Message) -> None:
         """The body begins: what the answer is to be is known."""
         body = message.get("body", b"")
-        if self._note.refusal is not None:
-            self._end()
-            await refuse(self._send, self._note.refusal)
+        if await self.refuse():
+            return
+        if self._note.error is not None and body.startswith(_ANTHROPIC_ERROR_EVENT):
+            await self.fail(self._note.error)
         elif (told := error_event(body)) is not None:
             self._end()
             await _send_json(self._send, told["error"]["code"], told)
@@ -129,6 +152,7 @@ class _Answer:
             self._opening.append(message)
         else:
             self._start = None
+            self._has_begun = True
             await self._send(self._told(start))
             for each in (*self._opening, message):
                 await self._send(each)
@@ -151,6 +175,20 @@ class _Answer:
             start = {**start, "headers": [*kept, length]}
         await self._send(self._told(start))
         await self._send({"type": "http.response.body", "body": body})
+
+
+def _error_response(error: Exception) -> ErrorResponse:
+    """vLLM's word for its own errors, each of which says whose it is.
+
+    It takes any other `ValueError` for the client's, which is not where one is thrown this late.
+    """
+    # Starlette wraps one that it has a handler for and no more use of.
+    known = next((each for each in (error, error.__cause__) if isinstance(each, VLLMError)), None)
+    if known is not None:
+        return create_error_response(known)
+    return create_error_response(
+        "Internal server error", "InternalServerError", HTTPStatus.INTERNAL_SERVER_ERROR
+    )
 
 
 def error_event(body: bytes) -> dict[str, Any] | None:

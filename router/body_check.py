@@ -60,8 +60,15 @@ class _Asked(msgspec.Struct):
 
 def check_body(body: bytes, *, max_choices: int) -> Excess | None:
     """The first thing that is too much in a body, if any."""
-    text = _as_utf8(body)
-    if text.lstrip(b" \t\r\n")[:1] not in (b"{", b"["):
+    encoding = json.detect_encoding(body)
+    try:
+        text = _as_utf8(body, encoding)
+    except UnicodeDecodeError:
+        # What is no JSON, such as a file in a form, need not be text.
+        told = f"The JSON is not valid {encoding.upper()}."
+        start = body.decode(encoding, "replace").encode()
+        return Excess(message=told) if _may_be_json(start) else None
+    if not _may_be_json(text):
         return None
     if _depth_exceeds(text, MAX_DEPTH):
         return Excess(message=f"The JSON is nested deeper than {MAX_DEPTH} levels.")
@@ -73,12 +80,21 @@ def check_body(body: bytes, *, max_choices: int) -> Excess | None:
     return None if asked is None else _check_fields(asked, max_choices)
 
 
-def _as_utf8(body: bytes) -> bytes:
-    """JSON may come in UTF-16 and UTF-32, and with a mark at its beginning."""
-    encoding = json.detect_encoding(body)
-    if encoding == "utf-8":
-        return body
-    return body.decode(encoding, "replace").encode("utf-8", "replace")
+def _as_utf8(body: bytes, encoding: str) -> bytes:
+    """The text that the app reads.
+
+    JSON may come in UTF-16 and UTF-32, and with a mark at its beginning. Python's reader of JSON
+    lets halves of characters pass in all of them.
+
+    Raises:
+        UnicodeDecodeError: it has halves of characters, or is no text.
+    """
+    text = body.decode(encoding)
+    return body if encoding == "utf-8" else text.encode()
+
+
+def _may_be_json(text: bytes) -> bool:
+    return text.lstrip(b" \t\r\n").startswith((b"{", b"[", b'"'))
 
 
 def _depth_exceeds(text: bytes, depth: int) -> bool:
@@ -142,7 +158,7 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
             message=f"request_id is longer than {MAX_ID_CHARS} characters.", param="request_id"
         )
     for name in ("stop", "bad_words"):
-        if (excess := _check_texts(name, getattr(asked, name))) is not None:
+        if (excess := check_texts(name, getattr(asked, name))) is not None:
             return excess
     if asked.structured_outputs and bytes(asked.structured_outputs)[:1] not in (b"{", b"n"):
         # vLLM takes it for one without looking.
@@ -159,7 +175,8 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
     return None if inner is None else _check_fields(inner, max_choices)
 
 
-def _check_texts(name: str, value: object) -> Excess | None:
+def check_texts(name: str, value: object) -> Excess | None:
+    """What is too much in stop strings or bad words: in number, or one in length."""
     texts = value if isinstance(value, list) else [value]
     if len(texts) > MAX_TEXTS:
         return Excess(message=f"{name} has more than {MAX_TEXTS} entries.", param=name)

@@ -10,12 +10,13 @@ from typing import Any
 from unittest import mock
 
 from vllm.config import VllmConfig
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
 
+from router.answers import NOTE
 from router.core_client import ClusterCoreClient
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
@@ -63,16 +64,24 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
     ) -> RequestOutputCollector:
         """Takes a request once its constraint is known to compile, at the nearest priority that a
         client may have."""
+        try:
+            await self._check(params)
+            allowed = min(max(priority, self._least_priority), self._most_priority)
+            return await super().add_request(
+                request_id, prompt, params, *args, priority=allowed, **options
+            )
+        except VLLMError as error:
+            if (note := NOTE.get()) is not None:
+                note.error = error
+            raise
+
+    async def _check(self, params: Any) -> None:
         if isinstance(params, SamplingParams):
             check_lengths(params)
             if params.structured_outputs is not None:
                 await self._check_grammar(params.structured_outputs)
         # No client decides where KV comes from, and vLLM takes whatever it says for a mapping.
         (getattr(params, "extra_args", None) or {}).pop(KV_PARAMS, None)
-        allowed = min(max(priority, self._least_priority), self._most_priority)
-        return await super().add_request(
-            request_id, prompt, params, *args, priority=allowed, **options
-        )
 
     async def _check_grammar(self, constraint: StructuredOutputsParams) -> None:
         try:

@@ -12,6 +12,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.structured_output import backend_xgrammar
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
+from router.body_check import check_texts
+
 MAX_LARK_LENGTH = 4_096
 """Of a grammar beside tools, which vLLM would convert in the loop. A longer one stays as it is, and
 the tools are not constrained; vLLM does the same with what its compiler does not know."""
@@ -23,7 +25,14 @@ them in the loop: a megabyte takes seconds."""
 
 
 def check_lengths(params: SamplingParams) -> None:
-    """Raises VLLMValidationError where the loop would be held up."""
+    """Raises VLLMValidationError where the loop would be held up.
+
+    All protocols meet here, whatever each calls its stop strings.
+    """
+    for name in ("stop", "bad_words"):
+        texts: list[str] = getattr(params, name) or []
+        if (excess := check_texts(name, texts)) is not None:
+            raise VLLMValidationError(excess.message, parameter=name)
     if sum(map(len, params.bad_words or ())) > MAX_BAD_WORDS_LENGTH:
         raise VLLMValidationError(
             f"The bad words have more than {MAX_BAD_WORDS_LENGTH} characters together.",

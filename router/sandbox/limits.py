@@ -13,6 +13,9 @@ PATIENCE = 20.0
 waits and does not compute."""
 
 SIGNALS_OF_TIME = (signal.SIGPROF, signal.SIGXCPU)
+SIGNALS_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM)
+"""No task ends itself with these: the kernel does where memory is short, or who runs the machine.
+They say nothing of the task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +59,9 @@ def result_of(ended: Ended, work: Work, limits: TaskLimits) -> bytes:
 
     Raises:
         TaskRefused: it found nothing; in one line, why.
-        SandboxUnavailable: it had no time to.
+        SandboxUnavailable: it had no time to, or others ended it.
     """
-    if ended.was_killed:
+    if ended.was_killed or -ended.exit_code in SIGNALS_OF_OTHERS:
         raise SandboxUnavailable
     if overran(ended):
         raise TaskRefused(f"{work.subject} takes longer than {limits.cpu_s:g} s to {work.verb}")

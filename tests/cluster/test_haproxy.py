@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -63,6 +65,7 @@ def written(tmp_path: Path, ports: tuple[int, int, int, int]) -> str:
 def test_each_change_is_made_once(written: str) -> None:
     before, after = written.splitlines(), changed(written).splitlines()
     added = [line for line in after if line not in before]
+    assert added.pop(0).startswith("    stats socket ")
     assert added[:2] == [f"    tune.bufsize {BUFFER_BYTES}", "    tune.http.maxhdr 4096"]
     assert added[2:6] == [
         f"    timeout client {CLIENT_TIMEOUT_S}s",
@@ -79,6 +82,12 @@ def test_it_listens_on_one_address(written: str) -> None:
     binds = [line.split()[1] for line in changed(written).splitlines() if " bind " in line]
     assert len(binds) == 3
     assert {bind.partition(":")[0] for bind in binds} == {LOCALHOST}
+
+
+async def test_its_admin_socket_is_its_users_own(api: tuple[str, int], tmp_path: Path) -> None:
+    socket = (tmp_path / "admin.sock").stat()
+    assert stat.S_IMODE(socket.st_mode) == 0o600
+    assert socket.st_uid == os.getuid()
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.lines)

@@ -137,16 +137,15 @@ async def test_refused_as_by_the_plain_server(
 
 
 @pytest.mark.usefixtures("no_engine_asked")
+@pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80"], ids=["no-character", "half-of-one"])
 async def test_body_that_is_not_utf_8(
-    client: httpx.AsyncClient, cluster: Server, plain: Server
+    client: httpx.AsyncClient, cluster: Server, text: bytes
 ) -> None:
-    """FastAPI refuses it before vLLM's handlers see it: not in OpenAI's form, but as vLLM's own."""
-    content = b'{"model": "demo", "prompt": "\xff"}'
+    content = b'{"model": "demo", "prompt": "a", "bad_words": ["%s"]}' % text
     headers = {"Content-Type": "application/json"}
-    expected = await client.post(plain.url + COMPLETIONS, content=content, headers=headers)
     actual = await client.post(cluster.url + COMPLETIONS, content=content, headers=headers)
     assert actual.status_code == 400
-    assert actual.json() == expected.json()
+    assert actual.json()["error"]["code"] == 400
 
 
 @pytest.mark.usefixtures("no_engine_asked")

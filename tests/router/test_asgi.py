@@ -3,10 +3,12 @@
 import asyncio
 import json
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from router import disconnect
 from router.admission import unavailable
@@ -332,15 +334,120 @@ async def test_what_comes_before_an_engine_is_asked_is_held_too() -> None:
     assert [message["body"] for message in sent[1:]] == [*OPENING, b"data: 1\n\n", b""]
 
 
-async def test_a_stream_that_fails_before_it_begins_has_a_status() -> None:
+def raises(error: Exception, cause: Exception | None = None) -> Callable[[], None]:
     def then() -> None:
-        raise RuntimeError("the response has started") from ValueError("x" * 50_000)
+        raise error from cause
 
+    return then
+
+
+STARTED = RuntimeError("the response has started")
+
+
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [
+        pytest.param(raises(STARTED, VLLMValidationError("x" * 50_000)), 400, id="the-clients"),
+        pytest.param(raises(VLLMValidationError("x"), KeyError()), 400, id="not-wrapped"),
+        pytest.param(
+            raises(STARTED, GracefulHTTPError("x", HTTPStatus.SERVICE_UNAVAILABLE)),
+            503,
+            id="with-a-status",
+        ),
+        pytest.param(raises(STARTED, ValueError("x" * 50_000)), 500, id="the-apps"),
+        pytest.param(raises(TypeError("x")), 500, id="the-apps-not-wrapped"),
+    ],
+)
+async def test_a_stream_that_fails_before_it_begins_has_a_status(
+    then: Callable[[], None], status: int
+) -> None:
     sent: Sent = []
     await TellsRoute(opens(then=then, part=b""))(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert sent[0]["status"] == 400
+    assert sent[0]["status"] == status
+    assert json.loads(sent[1]["body"])["error"]["code"] == status
     assert len(sent[1]["body"]) < 10_000
+
+
+def is_refused(then: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    def says() -> None:
+        note = NOTE.get()
+        assert note is not None
+        note.refusal = unavailable("not now")
+        then()
+
+    return says
+
+
+def before_its_status(says: Callable[[], None]) -> Callable[..., Any]:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        says()
+
+    return app
+
+
+def after_its_status(says: Callable[[], None]) -> Callable[..., Any]:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        says()
+
+    return app
+
+
+FAILS = raises(STARTED, ValueError("103 validation errors"))
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        pytest.param(
+            opens(then=is_refused(), part=b'data: {"error": {"code": 400}}'), id="goes-on"
+        ),
+        pytest.param(opens(then=is_refused(FAILS), part=b""), id="fails-after-its-opening"),
+        pytest.param(after_its_status(is_refused(FAILS)), id="fails-after-its-status"),
+        pytest.param(after_its_status(is_refused()), id="returns-after-its-status"),
+        pytest.param(before_its_status(is_refused(FAILS)), id="fails"),
+        pytest.param(before_its_status(is_refused()), id="returns"),
+    ],
+)
+async def test_a_refusal_goes_before_what_the_app_makes_of_it(app: Callable[..., Any]) -> None:
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"10") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["message"] == "not now"
+
+
+async def test_a_refusal_after_the_first_token_changes_nothing() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await streams(says=lambda: None)(scope, receive, send)
+        is_refused()()
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == 200
+    assert [message["body"] for message in sent[1:]] == [b"one", b"two", b""]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(VLLMValidationError("no", parameter="stop"), 400), (None, 200)]
+)
+async def test_a_stream_of_messages_that_begins_with_an_error_has_its_status(
+    error: VLLMValidationError | None, status: int
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        note = NOTE.get()
+        assert note is not None
+        note.error = error
+        event = b'event: error\ndata: {"type": "error"}\n\n'
+        await answers(200, event, kind=b"text/event-stream")(scope, receive, send)
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == status
+    if error is not None:
+        assert json.loads(sent[1]["body"])["error"]["param"] == "stop"
 
 
 @pytest.mark.parametrize("body", [told({"message": "no", "code": 404}), b"", b"{}"], ids=str)

@@ -1,5 +1,6 @@
 """vLLM's front end over the cluster: what becomes of constraints before an engine is asked."""
 
+import contextlib
 from http import HTTPStatus
 from typing import Any
 
@@ -13,9 +14,10 @@ from vllm.v1.structured_output import backend_xgrammar
 
 from engine.arguments import engine_args
 from engine.models import resolve_model
+from router.answers import NOTE, RouteNote
 from router.cluster_llm import ClusterLLM
 from router.errors import SandboxUnavailable
-from router.loop_validation import MAX_LARK_LENGTH, check_lengths, validate_without_compiling
+from router.loop_validation import MAX_LARK_LENGTH, validate_without_compiling
 
 WRONG = "(("
 """No compiler takes it: where it passes, none has been asked."""
@@ -88,21 +90,36 @@ async def test_what_it_refuses_leaves_nothing(error: Exception, raised: type[Exc
     llm.shutdown()
 
 
+BAD_WORDS = [f"{number}" + "a" * 1023 for number in range(8)]
+
+
 @pytest.mark.parametrize(
-    ("bad_words", "passes"),
+    ("params", "told"),
     [
-        pytest.param(["abcd"] * 2, True, id="short"),
-        pytest.param(["a" * 4000, "b" * 4192], True, id="at-the-limit"),
-        pytest.param(["a" * 4000, "b" * 4193], False, id="over"),
+        pytest.param({"bad_words": ["abcd"] * 2}, None, id="short"),
+        pytest.param({"bad_words": BAD_WORDS}, None, id="at-the-limit"),
+        pytest.param({"bad_words": [*BAD_WORDS, "b"]}, "8192 characters", id="over"),
+        pytest.param({"bad_words": ["a" * 1025]}, "longer than 1024", id="one-long"),
+        pytest.param({"stop": ["a" * 1024] * 128}, None, id="stop-at-the-limit"),
+        pytest.param({"stop": "a" * 1025}, "longer than 1024", id="stop-long"),
+        pytest.param({"stop": ["a"] * 129}, "more than 128", id="stop-many"),
     ],
 )
-def test_bad_words_have_a_length_together(bad_words: list[str], passes: bool) -> None:
-    params = SamplingParams(bad_words=bad_words)
-    if passes:
-        check_lengths(params)
-        return
-    with pytest.raises(VLLMValidationError, match="8192 characters"):
-        check_lengths(params)
+async def test_texts_have_a_length_in_every_protocol(
+    params: dict[str, Any], told: str | None
+) -> None:
+    cluster = Cluster()
+    llm = front_end(cluster.core, Checks())
+    note = RouteNote()
+    NOTE.set(note)
+    refusal = pytest.raises(VLLMValidationError, match=told) if told else contextlib.nullcontext()
+    with refusal as caught:
+        await ask(llm, **params)
+    if isinstance(caught, pytest.ExceptionInfo):
+        assert caught.value.parameter in params
+        assert note.error is caught.value
+    assert len(cluster.core._requests) == (0 if told else 1)
+    llm.shutdown()
 
 
 LARK = 'start: "' + "a" * MAX_LARK_LENGTH + '"'

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 from router import grammar_check
+from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
-from router.sandbox.limits import TaskLimits, Work
+from router.sandbox.limits import TaskLimits, Work, result_of
 from router.sandbox.process import SandboxProcess
 from router.sandbox.queue import Sandbox
+from router.sandbox.wire import Ended
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -157,6 +160,27 @@ async def test_what_is_known_is_not_asked_again(counting: Counting) -> None:
     assert counting.num_asked == 2
     await check.apply(constraint(json=OBJECT, disable_any_whitespace=True))
     assert counting.num_asked == 3
+
+
+class KillsOnce:
+    """A sandbox whose first child the kernel takes, for its memory."""
+
+    def __init__(self) -> None:
+        passed = b'{"result": {"backend": "xgrammar", "was_auto": true}}'
+        self._ends = [
+            Ended(job_id=0, exit_code=-signal.SIGKILL, output=b""),
+            Ended(job_id=1, exit_code=0, output=passed),
+        ]
+
+    async def run(self, work: Work, payload: bytes) -> bytes:
+        return result_of(self._ends.pop(0), work, TaskLimits())
+
+
+async def test_that_a_child_was_killed_is_not_kept() -> None:
+    check = GrammarCheck(KillsOnce())
+    with pytest.raises(SandboxUnavailable):
+        await check.apply(constraint(json=OBJECT))
+    await check.apply(constraint(json=OBJECT))
 
 
 async def test_the_next_prompt_of_a_request_is_not_asked_for_again(counting: Counting) -> None:

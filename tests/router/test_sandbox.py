@@ -101,6 +101,18 @@ async def test_what_waits_and_does_not_compute_ends_too(process: SandboxProcess)
         result_of(ended, Work(task="", subject="", verb="", participle=""), LIMITS)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_child_that_others_end_says_nothing_of_its_task(
+    process: SandboxProcess, sandbox: Sandbox, number: signal.Signals
+) -> None:
+    running = asyncio.create_task(run(sandbox, "sleep"))
+    while not (children := children_of(process)):  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    children[0].send_signal(number)
+    with pytest.raises(SandboxUnavailable):
+        await running
+
+
 async def test_a_zygote_that_was_killed_is_replaced(
     process: SandboxProcess, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
