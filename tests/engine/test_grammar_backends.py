@@ -187,6 +187,19 @@ def test_an_answer_that_goes_on_here_holds_up_one_step_no_longer_than_two_slow_o
     assert grammar.num_accepted == num_accepted
 
 
+def test_an_ambiguous_grammar_ends_its_answer(manager: Any) -> None:
+    """Its masks are cheap. Its accepted tokens take longer each, all of these many minutes."""
+    rules = "\n".join(
+        f's{i} ::= "Q" s{(i * 7 + 1) % 60} s{(i * 11 + 3) % 60} | "Q"' for i in range(60)
+    )
+    starts = " | ".join(f"s{i}" for i in range(60))
+    request = asking("xgrammar", grammar=f"root ::= {starts}\n{rules}")
+    grammar_of(manager, request)
+    token = manager.tokenizer.convert_tokens_to_ids("Q")
+    assert manager.accept_tokens(request, [token] * 5)
+    assert not manager.accept_tokens(request, [token] * 200)
+
+
 def test_a_forbidden_token_is_refused(manager: Any) -> None:
     """Though the tokens are given to the grammar one by one."""
     letter, other = manager.tokenizer.convert_tokens_to_ids(["a", "b"])
