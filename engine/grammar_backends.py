@@ -9,8 +9,7 @@ be compiled. Here each request has its own, which the router has tried.
 import contextlib
 import copy
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -20,12 +19,10 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputBackend, StructuredOutputGrammar
 
+from engine.grammar_budget import BudgetedGrammar
+
 BITS = 32
 """Of one word of a mask of allowed tokens."""
-
-MAX_STEP_S = 0.25
-"""CPU seconds that a step may take for the grammar of one answer; it holds up all of the engine's.
-The router lets no grammar pass that it has seen take so long, and cannot see all of its answers."""
 
 
 def new_backend(
@@ -85,10 +82,6 @@ def num_mask_words(config: VllmConfig, tokenizer: Any) -> int:
     return _words(max(config.model_config.get_vocab_size(), len(tokenizer)))
 
 
-MAX_SLOW_STEPS = 2
-"""The first mask of a large grammar may take long, without the others doing so."""
-
-
 class OneBackendEach(StructuredOutputManager):  # type: ignore[misc]
     """vLLM's manager, with a backend for each name. Made of one by `use_one_backend_each`."""
 
@@ -106,21 +99,14 @@ class OneBackendEach(StructuredOutputManager):  # type: ignore[misc]
         # In a thread: another request may have come meanwhile.
         mine = copy.copy(self)
         mine.backend = self._backend_of(request)
-        return StructuredOutputManager._create_grammar(mine, request)
-
-    def _fill_bitmasks(self, batch: Iterable[tuple[StructuredOutputGrammar, int, bool]]) -> None:
-        for row in batch:
-            start_s = time.thread_time()
-            super()._fill_bitmasks((row,))
-            if time.thread_time() - start_s > MAX_STEP_S:
-                row[0].num_slow_steps = _num_slow_steps(row[0]) + 1
+        return BudgetedGrammar(StructuredOutputManager._create_grammar(mine, request))
 
     def accept_tokens(self, request: Request, new_token_ids: list[int]) -> bool:
-        """False ends the request with an error."""
-        if request.structured_output_request is None:
-            return True
-        num_slow = _num_slow_steps(request.structured_output_request.grammar)
-        return num_slow < MAX_SLOW_STEPS and super().accept_tokens(request, new_token_ids)
+        """False ends the request with an error. The last that the engine does in a step for it."""
+        is_accepted: bool = super().accept_tokens(request, new_token_ids)
+        if request.structured_output_request is not None:
+            request.structured_output_request.grammar.end_step()
+        return is_accepted
 
     def _backend_of(self, request: Request) -> StructuredOutputBackend:
         name = request.sampling_params.structured_outputs._backend
@@ -148,11 +134,6 @@ class Grammars:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         use_one_backend_each(self.structured_output_manager)
-
-
-def _num_slow_steps(grammar: Any) -> int:
-    # vLLM's grammars can be keys of no mapping, so it is written on them.
-    return getattr(grammar, "num_slow_steps", 0)
 
 
 def _words(num_bits: int) -> int:

@@ -1,6 +1,5 @@
 """vLLM's structured output manager with a backend for each request, and with answers that stall."""
 
-import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,9 +15,9 @@ from vllm.v1.structured_output.backend_guidance import GuidanceGrammar
 from vllm.v1.structured_output.backend_outlines import OutlinesGrammar
 from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
 
-from engine import grammar_backends
 from engine.arguments import engine_args
 from engine.grammar_backends import new_backend, use_one_backend_each
+from engine.grammar_budget import BudgetedGrammar
 from engine.models import resolve_model
 
 
@@ -50,7 +49,8 @@ def grammar_of(manager: Any, request: Request) -> Any:
     assert isinstance(pending, Future)
     grammar = pending.result()
     assert request.structured_output_request.grammar is grammar
-    return grammar
+    assert isinstance(grammar, BudgetedGrammar)
+    return grammar._grammar
 
 
 def test_each_request_has_the_backend_that_it_names(manager: Any) -> None:
@@ -105,42 +105,109 @@ def test_xgrammar_compiles_with_as_many_threads_as_it_is_told(
     assert xgrammar.GrammarCompiler is recording
 
 
-class Stalling:
-    """A grammar whose masks take as long as it is told."""
+class Clocked(XgrammarGrammar):  # type: ignore[misc]
+    """A real grammar, whose calls of one kind take seconds by a clock of its own."""
 
-    def __init__(self, step_s: float) -> None:
-        self._step_s = step_s
-        self.accepted: list[int] = []
+    def __init__(self, real: XgrammarGrammar, slow: str, call_s: float) -> None:
+        super().__init__(real.vocab_size, real.matcher, real.ctx)
+        self._slow, self._call_s = slow, call_s
+        self.now_s = 0.0
+        self.num_accepted = 0
 
-    def is_terminated(self) -> bool:
-        return False
-
-    def fill_bitmask(self, bitmask: torch.Tensor, index: int) -> None:
-        end_s = time.thread_time() + self._step_s
-        while time.thread_time() < end_s:
-            pass
+    def fill_bitmask(self, bitmask: torch.Tensor, batch_index: int) -> None:
+        self._take("fill_bitmask")
+        super().fill_bitmask(bitmask, batch_index)
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
-        self.accepted += tokens
-        return True
+        self._take("accept_tokens")
+        self.num_accepted += len(tokens)
+        return bool(super().accept_tokens(request_id, tokens))
+
+    def validate_tokens(self, tokens: list[int]) -> list[int]:
+        self._take("validate_tokens")
+        return list(super().validate_tokens(tokens))
+
+    def _take(self, call: str) -> None:
+        self.now_s += self._call_s * (self._slow in (call, "all"))
 
 
-@pytest.mark.parametrize(("step_s", "num_accepted"), [(0.0, 4), (0.02, 1)])
-def test_an_answer_that_holds_up_the_others_ends(
-    manager: Any, monkeypatch: pytest.MonkeyPatch, step_s: float, num_accepted: int
-) -> None:
-    """With its second slow step: the first mask of a large grammar may take long."""
-    monkeypatch.setattr(grammar_backends, "MAX_STEP_S", 0.01 if step_s else 3600.0)
-    request, grammar = asking("xgrammar", regex="a*"), Stalling(step_s)
-    grammar_of(manager, request)
+def clocked(manager: Any, slow: str, call_s: float) -> tuple[Request, Clocked]:
+    request = asking("xgrammar", regex="a*")
+    grammar = Clocked(grammar_of(manager, request), slow, call_s)
     assert request.structured_output_request is not None
-    request.structured_output_request.grammar = grammar
+    request.structured_output_request.grammar = BudgetedGrammar(grammar, lambda: grammar.now_s)
+    return request, grammar
+
+
+@pytest.mark.parametrize(
+    ("slow", "call_s", "ends_with"),
+    [
+        ("fill_bitmask", 0.3, 1),
+        ("accept_tokens", 0.3, 1),
+        ("validate_tokens", 0.3, 1),
+        ("all", 0.1, 1),  # three calls in each step
+        ("all", 0.08, None),
+        ("accept_tokens", 0.2, None),
+    ],
+)
+def test_an_answer_that_holds_up_the_others_ends(
+    manager: Any, slow: str, call_s: float, ends_with: int | None
+) -> None:
+    """With its second slow step, whatever was slow: the first mask may take long."""
+    request, _ = clocked(manager, slow, call_s)
+    token = manager.tokenizer.convert_tokens_to_ids("a")
     results = []
-    for token in range(4):
+    for _ in range(4):
+        manager.validate_tokens(request, [token])
         manager.grammar_bitmask({request.request_id: request}, [request.request_id], {})
         results.append(manager.accept_tokens(request, [token]))
-    assert results == [index < num_accepted for index in range(4)]
-    assert len(grammar.accepted) == num_accepted
+    assert results == [ends_with is None or index < ends_with for index in range(4)]
+
+
+def test_a_slow_draft_counts_too(manager: Any) -> None:
+    request, grammar = clocked(manager, "accept_tokens", 0.1)
+    token = manager.tokenizer.convert_tokens_to_ids("a")
+    budgeted = request.structured_output_request
+    assert budgeted is not None
+    assert isinstance(budgeted.grammar, BudgetedGrammar)
+    assert not all(budgeted.grammar.accept_tokens("draft", [token]) for _ in range(9))
+    assert grammar.num_accepted == 6
+    assert not manager.accept_tokens(request, [token])
+    assert manager.validate_tokens(request, [token]) == []
+    assert grammar.num_accepted == 6
+
+
+@pytest.mark.parametrize(("call_s", "num_accepted"), [(0.1, 6), (0.00001, 1000)])
+def test_an_answer_that_goes_on_here_holds_up_one_step_no_longer_than_two_slow_ones(
+    manager: Any, call_s: float, num_accepted: int
+) -> None:
+    request, grammar = clocked(manager, "accept_tokens", call_s)
+    token = manager.tokenizer.convert_tokens_to_ids("a")
+    assert manager.accept_tokens(request, [token] * 1000) == (num_accepted == 1000)
+    assert grammar.num_accepted == num_accepted
+
+
+def test_an_ambiguous_grammar_ends_its_answer(manager: Any) -> None:
+    """Its masks are cheap. Its accepted tokens take longer each, all of these many minutes."""
+    rules = "\n".join(
+        f's{i} ::= "Q" s{(i * 7 + 1) % 60} s{(i * 11 + 3) % 60} | "Q"' for i in range(60)
+    )
+    starts = " | ".join(f"s{i}" for i in range(60))
+    request = asking("xgrammar", grammar=f"root ::= {starts}\n{rules}")
+    grammar_of(manager, request)
+    token = manager.tokenizer.convert_tokens_to_ids("Q")
+    assert manager.accept_tokens(request, [token] * 5)
+    assert not manager.accept_tokens(request, [token] * 200)
+
+
+def test_a_forbidden_token_is_refused(manager: Any) -> None:
+    """Though the tokens are given to the grammar one by one."""
+    letter, other = manager.tokenizer.convert_tokens_to_ids(["a", "b"])
+    for backend in ("outlines", "guidance", "xgrammar"):
+        for tokens, is_accepted in (([letter, other], False), ([letter, letter], True)):
+            request = asking(backend, regex="a*")
+            grammar_of(manager, request)
+            assert manager.accept_tokens(request, tokens) == is_accepted, backend
 
 
 def test_a_request_without_a_constraint_is_left_alone(manager: Any) -> None:
