@@ -7,6 +7,7 @@ a run with faults these are the routers that were spared, the proxy, and Ray's o
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -46,7 +47,7 @@ class MemoryWatch:
             try:
                 key = (process.pid, process.create_time())
                 num_bytes = process.memory_info().rss
-                title = " ".join(process.cmdline())[:60] or process.name()
+                title = _title(process)
             except psutil.NoSuchProcess:
                 continue
             self._titles[key] = title
@@ -66,6 +67,12 @@ class MemoryWatch:
                     )
                 )
         return tuple(sorted(found, key=lambda each: -each.fraction))
+
+
+def _title(process: psutil.Process) -> str:
+    """What it calls itself, or its program, without the folder; of Python, what that runs."""
+    words = [Path(word).name for word in " ".join(process.cmdline()).split()] or [process.name()]
+    return " ".join(words[:2] if words[0].startswith("python") else words[:1])
 
 
 def growth_of(taken: Iterable[tuple[float, int]], *, start_s: float, end_s: float) -> float | None:
