@@ -20,13 +20,12 @@ serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for an
 test: setup  ## The whole test suite, real engines included
 	$(BIN)/python -m pytest
 
-check: setup  ## What CI runs: formatting, lint, types, tests, two minutes each of faults and of odd requests
+check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of faults
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 	$(BIN)/python -m benchmarks.chaos --minutes 2 --out build/chaos.md
-	$(BIN)/python -m benchmarks.fuzz --minutes 2 --any-speed --out build/fuzz.md
 
 chaos: setup  ## Kill, stop and starve replicas under load for five minutes, and check every answer
 	$(BIN)/python -m benchmarks.chaos
