@@ -200,7 +200,7 @@ async def test_router_killed(
     """Its clients' connections end; the engines drop its requests; the other's are not touched."""
     victim, other = await two_routers(client, serve_api, cluster)
     # So many that the other router's are still under way when the engines have been looked at.
-    asked = [*bodies(first_seed=300), *bodies(first_seed=700)]
+    asked = [each for seed in (300, 700, 1100, 1500) for each in bodies(first_seed=seed)]
     expected = await answers(client, plain, asked)
     answering, _ = await decoding(client, cluster, asked, routers=(victim, other))
     # Between a look and the kill it could get more.
