@@ -62,8 +62,8 @@ def main() -> int:
         seed=options.seed,
         kinds=tuple(Kind(name) for name in options.faults),
         spare_last=options.spare_last,
-        num_replicas={pool: _replicas(options.config, pool) for pool in POOLS},
-        num_routers=_replicas(options.config, "router"),
+        num_replicas={pool: num_replicas(options.config, pool) for pool in POOLS},
+        num_routers=num_replicas(options.config, "router"),
         poisons=not options.no_poison,
         config=options.config,
     )
@@ -89,7 +89,8 @@ def main() -> int:
     return 1 if verdict.reasons else 0
 
 
-def _replicas(config: Path, deployment: str) -> int:
+def num_replicas(config: Path, deployment: str) -> int:
+    """How many of a deployment a config has."""
     # Read as it stands: `pdserve up` is about to check it, and says what is wrong with it.
     (application,) = yaml.safe_load(config.read_text())["applications"]
     return int(application["args"].get(deployment, {}).get("replicas", 1))

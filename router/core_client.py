@@ -564,9 +564,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
                 state.prefill is replica and state.phase is RequestPhase.TRANSFERRING
             ):
                 outputs += self._isolated(self._fail_over, state, replica)
-        if not self.decode.is_open:
-            for state in self._quarantine.waiting:
-                self._wait(state)
         self._deliver(outputs)
 
     def _fail_over(self, state: RequestState, lost: Replica) -> list[EngineCoreOutput]:

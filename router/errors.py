@@ -2,7 +2,6 @@
 
 RouterError
 ├── NoReplica               a pool has no live replica
-├── PairNotReady            a prefill and a decode engine cannot exchange KV
 ├── CannotBeSent            a request holds what no message to an engine can
 ├── FrontEndStalled         nobody reads the outputs that the engines send
 ├── SandboxUnavailable      a client's grammar or template cannot be looked at now
@@ -20,13 +19,6 @@ class NoReplica(RouterError):
 
     def __init__(self, pool: str) -> None:
         super().__init__(f"no {pool} replica is alive")
-
-
-class PairNotReady(RouterError):
-    """A prefill and a decode engine cannot exchange KV."""
-
-    def __init__(self, prefill: str, decode: str, problem: str) -> None:
-        super().__init__(f"prefill {prefill} and decode {decode} are not a pair: {problem}")
 
 
 class CannotBeSent(RouterError):

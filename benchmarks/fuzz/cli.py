@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
+from benchmarks.chaos import num_replicas
 from benchmarks.chaos_faults import POOLS
 from benchmarks.chaos_processes import end
 from benchmarks.fuzz import report
@@ -51,8 +50,8 @@ def main() -> int:
         num_at_once=options.at_once,
         kinds=tuple(Kind[name.upper()] for name in options.kinds),
         only=tuple(options.only),
-        num_replicas={pool: _replicas(options.config, pool) for pool in POOLS},
-        num_routers=_replicas(options.config, "router"),
+        num_replicas={pool: num_replicas(options.config, pool) for pool in POOLS},
+        num_routers=num_replicas(options.config, "router"),
     )
     adopt_orphans()
     try:
@@ -97,12 +96,6 @@ def _write(options: argparse.Namespace, record: Record, verdict: Verdict, mix: M
         times = f" ({count} times)" if count > 1 else ""
         print(f"seed {verdict.seed}: {finding.symptom.value}: {finding.what}{times}")
         print(report.shown(finding, mix))
-
-
-def _replicas(config: Path, deployment: str) -> int:
-    # Read as it stands: `pdserve up` is about to check it, and says what is wrong with it.
-    (application,) = yaml.safe_load(config.read_text())["applications"]
-    return int(application["args"].get(deployment, {}).get("replicas", 1))
 
 
 def _parser() -> argparse.ArgumentParser:
