@@ -31,6 +31,8 @@ SERVE_ENV = {
 }
 
 ROUTER_ENV = {
+    # A router computes nothing: on every node, with a GPU or without, vLLM is the same there.
+    "VLLM_TARGET_DEVICE": "cpu",
     # Around the requests that HAProxy sends straight to a router.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.client_headers.middlewares",
     # How long a router that leaves keeps its port open, 30 s by default: all of `drain_s`. HAProxy
