@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import httpx
 from core_clusters import Cluster
@@ -19,9 +20,10 @@ from vllm.platforms import current_platform
 from engine.arguments import engine_args
 from engine.models import resolve_model
 from engine.wire import AddRequest, Kind
-from router import app as router_app
+from router.app import build_openai_app
 from router.auditor import Auditor
 from router.engine_ends import EngineEnds
+from router.frontend_config import front_end_config
 from router.health import Health
 from router.pool import Replica
 from router.settings import FrontendSettings
@@ -86,7 +88,7 @@ async def answers(options: dict[str, Any]) -> dict[str, Any]:
     )
     pools = (cluster.core.prefill, cluster.core.decode)
     health = Health(pools, EngineEnds(CollectorRegistry()), _nothing_starts)
-    app = await router_app.build_openai_app(settings, cluster.core, health, Auditor(cluster.core))
+    app = await build_openai_app(settings, cluster.core, health, Auditor(cluster.core))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         given = {}
@@ -112,9 +114,9 @@ def whole_config(model: str, options: Mapping[str, Any]) -> Any:
 
 
 def main() -> None:
-    if "--whole" in sys.argv:
-        router_app.front_end_config = whole_config
-    given = asyncio.run(answers(json.loads(sys.argv[1])))
+    config = whole_config if "--whole" in sys.argv else front_end_config
+    with mock.patch("router.app.front_end_config", config):
+        given = asyncio.run(answers(json.loads(sys.argv[1])))
     print(json.dumps({"platform": type(current_platform).__name__, "answers": given}))
 
 

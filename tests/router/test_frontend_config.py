@@ -169,7 +169,7 @@ def test_a_quantised_checkpoint_has_a_front_end(
 
 def fingerprint(options: dict[str, Any]) -> str:
     config: VllmConfig = front_end_config(resolve_model("demo"), options)
-    made = build_system_fingerprint(config)
+    made: str | None = build_system_fingerprint(config)
     assert made is not None
     return made
 
