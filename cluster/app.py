@@ -15,6 +15,7 @@ from cluster.config import ClusterConfig, Pool, parse_args
 from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
 from cluster.scaling_args import scaling_args
+from cluster.sections import PoolConfig, RouterConfig
 from engine.deployment import EngineDeployment, EngineSettings
 from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
@@ -31,6 +32,8 @@ SERVE_ENV = {
 }
 
 ROUTER_ENV = {
+    # A router computes nothing: on every node, with a GPU or without, vLLM is the same there.
+    "VLLM_TARGET_DEVICE": "cpu",
     # Around the requests that HAProxy sends straight to a router.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router.client_headers.middlewares",
     # How long a router that leaves keeps its port open, 30 s by default: all of `drain_s`. HAProxy
@@ -110,6 +113,7 @@ def build(args: Mapping[str, Any]) -> Application:
         logging_config={"enable_access_log": False},
         ray_actor_options={
             "num_cpus": config.router.cpus,
+            **_places(config.router),
             "runtime_env": {"env_vars": SERVE_ENV | ROUTER_ENV | CPU_ENGINE_ENV},
         },
     )
@@ -166,6 +170,12 @@ def _size(config: ClusterConfig, name: Pool | Literal["router"]) -> dict[str, An
     return {"autoscaling_config": scaling}
 
 
+def _places(section: PoolConfig | RouterConfig) -> dict[str, Any]:
+    """Which nodes a replica may be on, in Ray's words."""
+    labels = {"label_selector": section.labels} if section.labels else {}
+    return {"resources": section.resources, **labels}
+
+
 def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
     pool = config.pool(name)
     settings = EngineSettings(
@@ -185,11 +195,9 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
     actor_options: dict[str, Any] = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
-        "resources": pool.resources,
+        **_places(pool),
         "runtime_env": {"env_vars": env},
     }
-    if pool.labels:
-        actor_options["label_selector"] = pool.labels
     deployment = serve.deployment(
         EngineDeployment,
         name=name,

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.config import POOLS, ClusterConfig, Pool
 from cluster.errors import printable, shortened
 from cluster.placement import Node, placement_problem, replica_needs
+from cluster.sections import PoolConfig, RouterConfig
 from cluster.serve_file import ServeFile
 
 _HEADINGS = ("deployment", "replicas", "GPUs each", "CPUs each", "tensor parallel", "placed on")
@@ -51,13 +52,11 @@ def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
 
 def _router_row(config: ClusterConfig) -> tuple[str, ...]:
     router = config.router
-    return ("router", str(router.replicas), "0", f"{router.cpus:g}", "-", "any node")
+    return ("router", str(router.replicas), "0", f"{router.cpus:g}", "-", _places(router))
 
 
 def _pool_row(config: ClusterConfig, name: Pool) -> tuple[str, ...]:
     pool = config.pool(name)
-    places = [f"{key}={value}" for key, value in pool.labels.items()]
-    places += [f"{amount:g} {resource}" for resource, amount in pool.resources.items()]
     tensor_parallel = config.pool_engine(name).get("tensor_parallel_size", 1)
     return (
         name,
@@ -65,8 +64,14 @@ def _pool_row(config: ClusterConfig, name: Pool) -> tuple[str, ...]:
         str(pool.gpus),
         f"{pool.cpus:g}",
         str(tensor_parallel),
-        ", ".join(places) or ("any node with GPUs" if pool.gpus else "any node"),
+        _places(pool, "any node with GPUs" if pool.gpus else "any node"),
     )
+
+
+def _places(section: PoolConfig | RouterConfig, anywhere: str = "any node") -> str:
+    places = [f"{key}={value}" for key, value in section.labels.items()]
+    places += [f"{amount:g} {resource}" for resource, amount in section.resources.items()]
+    return ", ".join(places) or anywhere
 
 
 def _size(config: ClusterConfig, name: Pool) -> str:
@@ -92,11 +97,11 @@ def _totals(config: ClusterConfig) -> str:
     pools = [config.pool(name) for name in POOLS]
     sizes = [config.limits(name).max_replicas for name in POOLS]
     gpus = sum(size * pool.gpus for size, pool in zip(sizes, pools, strict=True))
-    cpus = sum(size * pool.cpus for size, pool in zip(sizes, pools, strict=True))
-    cpus += config.router.replicas * config.router.cpus
+    cpus = 0.0
     custom: defaultdict[str, float] = defaultdict(float)
-    for size, pool in zip(sizes, pools, strict=True):
-        for resource, amount in pool.resources.items():
+    for size, each in [*zip(sizes, pools, strict=True), (config.router.replicas, config.router)]:
+        cpus += size * each.cpus
+        for resource, amount in each.resources.items():
             custom[resource] += size * amount
     parts = [f"{gpus} GPU{'' if gpus == 1 else 's'}", f"{cpus:g} CPUs"]
     parts += [f"{amount:g} {resource}" for resource, amount in custom.items()]

@@ -39,7 +39,11 @@ class Node:
 
 def replica_needs(config: ClusterConfig) -> tuple[ReplicaNeeds, ...]:
     """What one replica of each deployment needs."""
-    router = ReplicaNeeds(deployment="router", resources={"CPU": config.router.cpus})
+    router = ReplicaNeeds(
+        deployment="router",
+        resources={"CPU": config.router.cpus, **config.router.resources},
+        labels=config.router.labels,
+    )
     pools = [(name, config.pool(name)) for name in POOLS]
     return (
         router,

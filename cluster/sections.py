@@ -24,6 +24,14 @@ def _resource(name: str) -> str:
     return name
 
 
+def _router_resource(name: str) -> str:
+    if name == "GPU":
+        raise ValueError("may not be set here: a router computes nothing")
+    if name == "CPU":
+        raise ValueError("may not be set here: use cpus of the router")
+    return _resource(name)
+
+
 def _name(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise ValueError(f"{text!r} is not a printable text")
@@ -72,7 +80,9 @@ Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000, strict=True)]
 ClientPriority = Annotated[tuple[Priority, Priority], AfterValidator(_ordered)]
 Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-Resources = dict[Annotated[str, AfterValidator(_resource)], Annotated[float, Field(gt=0)]]
+_Amount = Annotated[float, Field(gt=0)]
+Resources = dict[Annotated[str, AfterValidator(_resource)], _Amount]
+RouterResources = dict[Annotated[str, AfterValidator(_router_resource)], _Amount]
 
 
 class Section(BaseModel):
@@ -174,6 +184,14 @@ class RouterConfig(Section):
         default=1, ge=1, le=MAX_REPLICAS, description="Routers, each serving the whole API."
     )
     cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each router.")
+    resources: RouterResources = Field(
+        default_factory=dict,
+        description="Custom Ray resources reserved for each router, e.g. `{front_node: 1}`.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Ray node labels that a router's node must have. It needs no GPU.",
+    )
     policy: Literal["p2c", "least_work", "round_robin", "random"] = Field(
         default="p2c",
         description="How a replica is chosen: the one that is predicted to be done first, of all "

@@ -20,7 +20,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 from cluster.config import POOLS, ClusterConfig
 from cluster.errors import ConfigError
 from cluster.parsing import did_you_mean, parse_model, shown
-from cluster.sections import PoolConfig
+from cluster.sections import PoolConfig, RouterConfig
 
 IMPORT_PATH = "cluster.app:build"
 
@@ -86,7 +86,7 @@ def check_ray_options(config: ClusterConfig) -> None:
         ConfigError: one line with the field and Ray's reason.
     """
     for section, options in (
-        ("router", {"cpus": ("num_cpus", config.router.cpus)}),
+        ("router", _ray_options(config.router)),
         *((name, _ray_options(config.pool(name))) for name in POOLS),
     ):
         for field, (option, value) in options.items():
@@ -97,11 +97,11 @@ def check_ray_options(config: ClusterConfig) -> None:
                 raise ConfigError(f"{section}.{field}: {error}") from None
 
 
-def _ray_options(pool: PoolConfig) -> dict[str, tuple[str, Any]]:
+def _ray_options(section: PoolConfig | RouterConfig) -> dict[str, tuple[str, Any]]:
     return {
-        "cpus": ("num_cpus", pool.cpus),
-        "resources": ("resources", pool.resources),
-        "labels": ("label_selector", pool.labels),
+        "cpus": ("num_cpus", section.cpus),
+        "resources": ("resources", section.resources),
+        "labels": ("label_selector", section.labels),
     }
 
 

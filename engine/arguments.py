@@ -19,7 +19,9 @@ INLINE_EXECUTOR = "engine.executor.InlineExecutor"
 WORKER_EXTENSION = "engine.worker.WorkerExtension"
 
 
-def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
+def engine_args(
+    model: str, options: Mapping[str, Any], *, kind: type[AsyncEngineArgs] = AsyncEngineArgs
+) -> AsyncEngineArgs:
     """vLLM's engine arguments for a model, with what this project decides where nobody else did."""
     defaults: dict[str, Any] = {"worker_extension_cls": WORKER_EXTENSION}
     if current_platform.is_cpu():
@@ -31,7 +33,7 @@ def engine_args(model: str, options: Mapping[str, Any]) -> AsyncEngineArgs:
             defaults["distributed_executor_backend"] = INLINE_EXECUTOR
     types = option_types()
     built = {name: _as_config(value, types.get(name)) for name, value in options.items()}
-    return AsyncEngineArgs(model=model, **(defaults | built))
+    return kind(model=model, **(defaults | built))
 
 
 def option_types() -> Mapping[str, Any]:

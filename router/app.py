@@ -19,7 +19,6 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.hf import HfRenderer
 
-from engine.arguments import engine_args
 from router.answers import TellsRoute
 from router.auditor import Auditor
 from router.client_headers import RestoresHeaders
@@ -29,6 +28,7 @@ from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
 from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
+from router.frontend_config import front_end_config, has_drafts
 from router.grammar_check import GrammarCheck
 from router.health import Health
 from router.keys import NeedsKey
@@ -50,7 +50,7 @@ async def build_openai_app(
     """The app that answers clients."""
     args = frontend_args(settings)
     options = {**settings.options, "served_model_name": [settings.served_name]}
-    config = engine_args(settings.model, options).create_engine_config()
+    config = front_end_config(settings.model, options)
     core.prefills_whole_prompt = not config.model_config.is_hybrid
     send_images_whole(config)
     process = SandboxProcess(zygote_arguments(settings.model, options))
@@ -59,6 +59,8 @@ async def build_openai_app(
     llm = ClusterLLM(
         config, core, client_priority=settings.client_priority, grammars=GrammarCheck(sandbox)
     )
+    # Of this vLLM's front end asks only whether it is there; the draft itself is the engines'.
+    llm.input_processor.speculative_config = has_drafts(options) or config.speculative_config
     if args.trust_request_chat_template and isinstance(llm.renderer, HfRenderer):
         ClientTemplates(llm.renderer, load_chat_template(args.chat_template), sandbox).install()
     health.is_served = lambda: not llm.errored

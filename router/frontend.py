@@ -20,7 +20,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from engine.arguments import engine_args
+from router.frontend_config import front_end_args
 from router.settings import FrontendSettings
 
 
@@ -35,8 +35,8 @@ def frontend_args(settings: FrontendSettings) -> Namespace:
     Raises:
         ValueError, TypeError, KeyError: vLLM's own checks of its server's arguments.
     """
+    engine = front_end_args(settings.model, settings.options)
     args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    engine = engine_args(settings.model, settings.options)
     # The config with the reasoning parser in it, which is where the front end looks for it.
     engine.create_structured_outputs_config()
     for field in dataclasses.fields(engine):

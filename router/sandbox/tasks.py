@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.tokenizers import cached_tokenizer_from_config
 
-from engine.arguments import engine_args
+from router.frontend_config import front_end_config
 from router.sandbox.child import Task
 from router.sandbox.grammars import Grammars
 from router.sandbox.templates import Templates
@@ -16,7 +16,7 @@ from router.sandbox.templates import Templates
 
 def prepare(model: str, options: Mapping[str, Any]) -> Mapping[str, Task]:
     """Loads what children need, so that they find it loaded."""
-    config = engine_args(model, options).create_engine_config()
+    config = front_end_config(model, options)
     tokenizer = cached_tokenizer_from_config(model_config=config.model_config)
     grammars = Grammars(config, tokenizer)
     templates = Templates(config, tokenizer)

@@ -27,10 +27,14 @@ applications:
         cpus: 2
         resources: {fast_nic: 0.5}
         env: {OMP_NUM_THREADS: "4"}
+      router:
+        replicas: 2
+        labels: {zone: front}
+        resources: {fast_nic: 0.25}
 """
 REPORT = """\
 deployment  replicas  GPUs each  CPUs each  tensor parallel  placed on
-router      1         0          0.25       -                any node
+router      2         0          0.25       -                zone=front, 0.25 fast_nic
 prefill     2         4          0.25       4                ray.io/accelerator-type=H100
 decode      3         0          2          1                0.5 fast_nic
 
@@ -39,7 +43,7 @@ decode engine        max_model_len=512, 1 GiB of KV cache, OMP_NUM_THREADS=4
 model                org/model, served as model
 transfer             nixl over UCX
 policy               p2c
-needs                8 GPUs, 6.75 CPUs, 1.5 fast_nic
+needs                8 GPUs, 7 CPUs, 2 fast_nic
 one prefill replica  4 GPUs, 0.25 CPUs and ray.io/accelerator-type=H100, on one node
 one decode replica   2 CPUs, 0.5 fast_nic, on one node
 SLO                  TTFT 0.5 s and ITL 0.05 s for 90 % of requests
@@ -103,7 +107,7 @@ def test_report_of_pools_that_scale(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["check", str(path)]) == 0
     report = capsys.readouterr().out
     assert "decode      1 to 3    0 " in report
-    assert "needs                8 GPUs, 6.75 CPUs, 1.5 fast_nic at most\n" in report
+    assert "needs                8 GPUs, 7 CPUs, 2 fast_nic at most\n" in report
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

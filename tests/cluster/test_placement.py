@@ -63,13 +63,13 @@ def test_placement_problem(needs: list[ReplicaNeeds], nodes: list[Node], part: s
 def test_needs_of_a_config() -> None:
     config = parse_args(
         {
-            "router": {"cpus": 2},
+            "router": {"cpus": 2, "labels": {"rack": "b"}, "resources": {"front": 1}},
             "prefill": {"gpus": 2, "engine": {"tensor_parallel_size": 2}, "labels": {"rack": "a"}},
             "decode": {"cpus": 1, "resources": {"nic": 0.5}},
         }
     )
     assert [str(each) for each in replica_needs(config)] == [
-        "2 CPUs",
+        "2 CPUs, 1 front and rack=b",
         "2 GPUs, 0.25 CPUs and rack=a",
         "1 CPU, 0.5 nic",
     ]

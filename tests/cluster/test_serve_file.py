@@ -94,6 +94,8 @@ WRONG = [
      "[POSIX]}}}]", "transfer.backends: 'POSIX' is not one of "),
     ("label", f"applications: [{{{APPLICATION}, args: {{decode: {{labels: {{a: b c}}}}}}}}]",
      "decode.labels: Invalid label selector value `b c`"),
+    ("router-label", f"applications: [{{{APPLICATION}, args: {{router: {{labels: {{a: b c}}}}}}}}]",
+     "router.labels: Invalid label selector value `b c`"),
     ("resource", f"applications: [{{{APPLICATION}, args: {{decode: {{resources: "
      "{memory: 1}}}}]",
      "decode.resources: The resources dictionary must not contain the key 'memory'"),

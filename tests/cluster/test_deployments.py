@@ -1,0 +1,29 @@
+"""What Serve is told of the deployments."""
+
+from typing import Any
+
+from cluster.app import build
+
+
+def deployments(args: dict[str, Any]) -> dict[str, Any]:
+    router = build(args)._bound_deployment
+    pools = [each._bound_deployment for each in router.init_args[1:]]
+    return {each.name: each.ray_actor_options for each in (router, *pools)}
+
+
+def test_each_deployment_is_where_its_section_says() -> None:
+    place = {"labels": {"zone": "a"}, "resources": {"nic": 0.5}}
+    told = deployments({"router": place, "decode": place})
+    for name, is_placed in (("router", True), ("prefill", False), ("decode", True)):
+        options = told[name]
+        assert options.get("label_selector") == ({"zone": "a"} if is_placed else None)
+        assert options["resources"] == ({"nic": 0.5} if is_placed else {})
+
+
+def test_vllm_takes_no_gpu_in_a_router() -> None:
+    told = deployments({"decode": {"gpus": 1}})
+    devices = {
+        name: options["runtime_env"]["env_vars"].get("VLLM_TARGET_DEVICE")
+        for name, options in told.items()
+    }
+    assert devices == {"router": "cpu", "prefill": None, "decode": None}
