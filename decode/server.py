@@ -23,3 +23,7 @@ class DecodeServer(EngineServer):
         if stats.kv_connector_stats:
             for engine_id in self._failing_reads.observe(pair_deltas(stats.kv_connector_stats)):
                 self.replica.say_unready(engine_id, f"{MOST_IN_A_ROW} reads in a row have failed")
+
+    def forgotten(self, engine_ids: list[str]) -> None:
+        super().forgotten(engine_ids)
+        self._failing_reads.forget(engine_ids)

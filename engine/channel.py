@@ -122,7 +122,7 @@ class _Connection(asyncio.Protocol):
                     return
         except Exception as error:
             # The other side's bytes decide what happens above, so any error there is its error.
-            logger.warning("closing the channel with %s: %s", self.peer, error)
+            self.complain(f"closing the channel: {error}")
             self.close(f"{type(error).__name__}: {error}")
 
     def _greet(self, data: bytes) -> bytes:
@@ -131,7 +131,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._transport.write(self._greeting.feed(data))
         except GreetingFailed as failure:
-            logger.warning("the greeting with %s failed: %s", self.peer, failure)
+            self.complain(f"the greeting failed: {failure}")
             self.closed_because = str(failure)
             self._transport.write(failure.farewell)
             self._transport.close()
@@ -158,6 +158,10 @@ class _Connection(asyncio.Protocol):
 
     def _stalled(self) -> None:
         self.close(f"{self.peer} has taken nothing for {self._stall_timeout_s:g} s")
+
+    def complain(self, text: str) -> None:
+        """Logs what was wrong with the other side."""
+        logger.warning("%s: %s", self.peer, text)
 
     def greeted(self) -> None:
         """The other side is a member, and the one that it should be."""
@@ -209,6 +213,11 @@ class RouterEnd(_Connection):
             GREETING_TIMEOUT_S, self.close, "no greeting in time"
         )
         self._lobby.enter(self, lambda: self.close("it makes room for others that connect"))
+
+    def complain(self, text: str) -> None:
+        assert self._transport is not None
+        host, *_ = self._transport.get_extra_info("peername") or ("somebody",)
+        self._lobby.complain(logger.warning, host, text)
 
     def greeted(self) -> None:
         self._leave_lobby()

@@ -52,6 +52,7 @@ class PhaseHooks(Protocol):
     def router_gone(self, router: RouterEnd) -> None: ...
     def stats_seen(self, stats: SchedulerStats) -> None: ...
     def num_kept(self) -> int: ...
+    def forgotten(self, engine_ids: list[str]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -227,6 +228,7 @@ class EngineReplica:
         router.send(Kind.WARMED, Warmed(peer.engine_id, problem))
 
     def forget(self, engine_ids: list[str]) -> None:
+        self._hooks.forgotten(engine_ids)
         for engine_id in engine_ids:
             self._send(forget(self.host.core, engine_id))
 

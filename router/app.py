@@ -23,6 +23,7 @@ from router.answers import TellsRoute
 from router.auditor import Auditor
 from router.client_headers import RestoresHeaders
 from router.client_templates import ClientTemplates
+from router.clients import KnowsClient
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
@@ -98,6 +99,7 @@ def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
     layers: list[Layer] = [
         EndsByItself,  # A request that Serve ends, ends in the engines too.
         RestoresHeaders,  # From here on they are the client's, not Serve's.
+        partial(KnowsClient, has_keys=has_keys),
         cors,  # On refusals too.
         HeaderLimit,  # 431
         needs_key,  # 401, before a body is read.

@@ -26,6 +26,7 @@ from cluster.haproxy import (
     changed,
 )
 from cluster.ports import LOCALHOST, pick_free
+from router.clients import CLIENT, KnowsClient
 from router.limits import MAX_HEADERS, BodyLimit, HeaderLimit
 from router.settings import RequestLimits
 
@@ -67,13 +68,14 @@ def test_each_change_is_made_once(written: str) -> None:
     added = [line for line in after if line not in before]
     assert added.pop(0).startswith("    stats socket ")
     assert added[:2] == [f"    tune.bufsize {BUFFER_BYTES}", "    tune.http.maxhdr 4096"]
-    assert added[2:6] == [
+    assert added[2:7] == [
         f"    timeout client {CLIENT_TIMEOUT_S}s",
         f"    timeout http-request {REQUEST_TIMEOUT_S}s",
+        "    option forwardfor header x-pdserve-client",
         "    retry-on conn-failure empty-response",
         "    option http-buffer-request",
     ]
-    assert [line.split()[2] for line in added[6:-2]] == ["400", "408", "500", "502", "503", "504"]
+    assert [line.split()[2] for line in added[7:-2]] == ["400", "408", "500", "502", "503", "504"]
     assert after.index("defaults") < after.index("    option http-buffer-request")
     assert after.index("    option http-buffer-request") < after.index("frontend http_frontend")
 
@@ -106,7 +108,9 @@ async def api(
     # The real one is longer than a test should be.
     config = changed(written).replace(f"request {REQUEST_TIMEOUT_S}s", "request 1s")
     path.write_text(config.replace(f"client {CLIENT_TIMEOUT_S}s", "client 1s"))
-    app = HeaderLimit(BodyLimit(echo, RequestLimits(receive_timeout_s=0.5)))
+    app = KnowsClient(
+        HeaderLimit(BodyLimit(echo, RequestLimits(receive_timeout_s=0.5))), has_keys=False
+    )
     options = uvicorn.Config(app, host=LOCALHOST, port=ports[1], log_config=None, lifespan="off")
     server = uvicorn.Server(options)
     serving = asyncio.create_task(server.serve())
@@ -138,11 +142,24 @@ async def proxy(path: Path, port: int, *, says: bytes) -> AsyncIterator[None]:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["path"] == "/slow":
+    if scope["path"] == "/client":
+        headers = dict(scope["headers"])
+        assert b"x-pdserve-client" not in headers
+        await Response(CLIENT.get())(scope, receive, send)
+    elif scope["path"] == "/slow":
         await asyncio.sleep(1.5)  # longer than a request may be on its way
         await StreamingResponse(slow_parts())(scope, receive, send)
     else:
         await Response("ok")(scope, receive, send)
+
+
+async def test_the_router_knows_a_clients_address_whatever_the_client_says(
+    api: tuple[str, int],
+) -> None:
+    honest = await ask(api, post("/client"))
+    liar = await ask(api, post("/client", b"x-pdserve-client: 1.2.3.4\r\n"))
+    assert honest.endswith(b"b'127.0.0.1' b''")
+    assert liar.endswith(b"b'127.0.0.1' b''")
 
 
 async def slow_parts() -> AsyncIterator[str]:
