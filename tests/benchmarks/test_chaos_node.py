@@ -27,7 +27,7 @@ _WRITER = """
 import sys
 for _ in sys.stdin:
     try:
-        with open("/tmp/cache-file", "wb") as file:
+        with open("/tmp/cache-file", "ab") as file:
             file.write(bytes(2**16))
         print("written", flush=True)
     except OSError as error:
