@@ -200,7 +200,9 @@ def _lines(title: str, lines: Sequence[str]) -> str | None:
 def _method(record: Record, options: RunOptions) -> str:
     speed, pace = record.speed, record.pace
     names = ", ".join(case.name for case in base_cases())
-    faults = "\n".join(f"- `{kind.value}`: {DESCRIPTIONS[kind]}." for kind in options.kinds)
+    lines = [f"- `{kind.value}`: {DESCRIPTIONS[kind]}." for kind in options.kinds]
+    lines += [f"- `{kind.value}`: left out, as {why}." for kind, why in options.left_out.items()]
+    faults = "\n".join(lines)
     last = "is left alone" if options.spare_last else "may be hit"
     replicas = " and ".join(f"{num} {pool}" for pool, num in options.num_replicas.items())
     num_routers = options.num_routers

@@ -24,6 +24,7 @@ from cluster.model_choice import prepare_model
 from cluster.nodes import unplaceable
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, observe_progress
+from cluster.serve_clock import CALLBACK, CALLBACK_VARIABLE
 from cluster.serve_file import ServeFile, load_serve_file
 from engine.model_cache import cache_dir
 from engine.models import BUILT_IN
@@ -231,6 +232,7 @@ def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, s
     haproxy = folder / "haproxy"
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        CALLBACK_VARIABLE: CALLBACK,
         # On two busy cores the dashboard takes its time; Ray would rather fail after a minute.
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
         # In spite of its name: 0 keeps Ray on the loopback interface, on Linux as well. Whoever
