@@ -7,6 +7,7 @@ Owns the order of things: rounds without and with them, in turn, on one cluster.
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,9 @@ class Others:
 
 def _rounds(system: RunningSystem, *, num_rounds: int, num_clients: int) -> list[Round]:
     wait_until_ready(system)
-    others = Others(system.url, deadly_bodies(), num_clients=num_clients)
+    bodies = deadly_bodies()
+    random.Random(0).shuffle(bodies)  # else the first kinds would be all that is sent
+    others = Others(system.url, bodies, num_clients=num_clients)
     _worst_gap_s(system.url, seed=-1)
     rounds = []
     for number in range(num_rounds):
