@@ -99,7 +99,8 @@ def _totals(config: ClusterConfig) -> str:
     gpus = sum(size * pool.gpus for size, pool in zip(sizes, pools, strict=True))
     cpus = 0.0
     custom: defaultdict[str, float] = defaultdict(float)
-    for size, each in [*zip(sizes, pools, strict=True), (config.router.replicas, config.router)]:
+    sections: list[PoolConfig | RouterConfig] = [*pools, config.router]
+    for size, each in zip([*sizes, config.router.replicas], sections, strict=True):
         cpus += size * each.cpus
         for resource, amount in each.resources.items():
             custom[resource] += size * amount
