@@ -41,6 +41,25 @@ print("stopped", flush=True)
 """
 
 
+# Starts what it starts with a reaper beside it, an orphan in a session of its own included.
+KILLED = """\
+import os, sys
+from pathlib import Path
+from cluster import reaper
+from cluster.processes import ProcessTree
+
+folder = Path(sys.argv[1])
+shell = f"(trap '' TERM; exec setsid sleep 1000) & echo $! > {folder}/orphan"
+environment = {**os.environ, **reaper.mark(str(folder))}
+with ProcessTree(log=folder.with_name("log"), grace_s=0.2) as tree:
+    tree.start(reaper.command(str(folder)), os.environ)
+    tree.start(["sh", "-c", shell], environment).wait()
+    child = tree.start(["sleep", "1000"], environment)
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
 def test_busy_port_is_named_with_its_owner(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,3 +123,27 @@ def test_a_signal_ends_orphans_too(number: signal.Signals, tmp_path: Path) -> No
         assert supervisor.stdout.read() == "stopping\nstopped\n"
     assert supervisor.returncode == 0
     assert not orphan.is_running()
+
+
+def test_a_kill_ends_what_was_started_too(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    bystander = subprocess.Popen(["sleep", "1000"])
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        child = psutil.Process(int(command.stdout.readline()))
+        orphan = psutil.Process(int((folder / "orphan").read_text()))
+        (reaper,) = (
+            each for each in psutil.Process(command.pid).children()
+            if "cluster.reaper" in each.cmdline()
+        )  # fmt: skip
+        command.kill()
+    _, alive = psutil.wait_procs([child, orphan, reaper], timeout=60)
+    # Where nobody collects the ended, they stay as zombies.
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+    assert not folder.exists()
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
