@@ -13,6 +13,7 @@ port and knows no live router. When its parent ends it stops listening at once, 
 last answer that it is in the middle of.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -182,14 +183,15 @@ def port_problem(config: str) -> str | None:
             for holder in ports.listeners(port):
                 held.setdefault(holder, []).append(port)
     for holder, theirs in held.items():
-        is_left = holder.name() == "haproxy"
-        if not (is_left and _is_rays(holder.parent())):
-            numbers = " and ".join(map(str, sorted(theirs)))
-            return (
-                f"port {numbers} is in use by {ports.described(holder)}"
-                f"{', left behind by a Ray that has ended' if is_left else ''}; end that, or "
-                "choose another port"
-            )
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            is_left = holder.name() == "haproxy"
+            if not (is_left and _is_rays(holder.parent())):
+                numbers = " and ".join(map(str, sorted(theirs)))
+                return (
+                    f"port {numbers} is in use by {ports.described(holder)}"
+                    f"{', left behind by a Ray that has ended' if is_left else ''}; end that, or "
+                    "choose another port"
+                )
     return None
 
 
