@@ -104,6 +104,12 @@ def test_what_only_engines_need_leaves_a_mark_in_the_fingerprint_and_nothing_els
     assert changed == {"additional_config"}
 
 
+def test_limits_of_images_reach_a_front_end() -> None:
+    given = {"limit_mm_per_prompt": {"image": 2}, "mm_processor_kwargs": {"size": 64}}
+    args = front_end_args("demo", given | ENGINE_ONLY)
+    assert {name: getattr(args, name) for name in given} == given
+
+
 def test_vllm_has_each_option_of_a_front_end() -> None:
     assert option_types().keys() >= FRONT_END_OPTIONS
 
