@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster import ports, reaper
+from cluster import ports
 from cluster.errors import ConfigError, StartError
 from cluster.first_answer import FirstAnswer, Problem
 from cluster.haproxy import command_path as haproxy_command_path
@@ -25,6 +25,7 @@ from cluster.nodes import unplaceable
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, observe_progress
 from cluster.serve_file import ServeFile, load_serve_file
+from engine.guardian import start_guardian
 from engine.model_cache import cache_dir
 from engine.models import BUILT_IN
 
@@ -103,7 +104,7 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
     environment = _environment(chosen, folder, file)
     _say(f"starting Ray and Serve; log {log}, dashboard {dashboard_url}")
-    tree.start(reaper.command(str(folder)), os.environ)
+    start_guardian()  # This process may be killed.
     ray = tree.start(_ray_command(chosen, folder), environment)
     if ray.wait() != 0:
         raise StartError(
@@ -251,7 +252,6 @@ def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, s
         "RAY_SERVE_HAPROXY_STATS_PORT": str(chosen.haproxy_stats),
         "RAY_SERVE_HAPROXY_MAXCONN": str(file.config.router.max_connections),
         **inherited,
-        **reaper.mark(str(folder)),
     }
 
 

@@ -41,20 +41,19 @@ print("stopped", flush=True)
 """
 
 
-# Starts what it starts with a reaper beside it, an orphan in a session of its own included.
+# Starts an orphan in a session of its own, and a child, and is killed.
 KILLED = """\
 import os, sys
 from pathlib import Path
-from cluster import reaper
 from cluster.processes import ProcessTree
+from engine.guardian import start_guardian
 
 folder = Path(sys.argv[1])
 shell = f"(trap '' TERM; exec setsid sleep 1000) & echo $! > {folder}/orphan"
-environment = {**os.environ, **reaper.mark(str(folder))}
-with ProcessTree(log=folder.with_name("log"), grace_s=0.2) as tree:
-    tree.start(reaper.command(str(folder)), os.environ)
-    tree.start(["sh", "-c", shell], environment).wait()
-    child = tree.start(["sleep", "1000"], environment)
+with ProcessTree(log=folder / "log", grace_s=0.2) as tree:
+    start_guardian()
+    tree.start(["sh", "-c", shell], os.environ).wait()
+    child = tree.start(["sleep", "1000"], os.environ)
     print(child.pid, flush=True)
     child.wait()
 """
@@ -126,24 +125,13 @@ def test_a_signal_ends_orphans_too(number: signal.Signals, tmp_path: Path) -> No
 
 
 def test_a_kill_ends_what_was_started_too(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    bystander = subprocess.Popen(["sleep", "1000"])
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as command:
         assert command.stdout is not None
         child = psutil.Process(int(command.stdout.readline()))
-        orphan = psutil.Process(int((folder / "orphan").read_text()))
-        (reaper,) = (
-            each for each in psutil.Process(command.pid).children()
-            if "cluster.reaper" in each.cmdline()
-        )  # fmt: skip
+        orphan = psutil.Process(int((tmp_path / "orphan").read_text()))
         command.kill()
-    _, alive = psutil.wait_procs([child, orphan, reaper], timeout=60)
+    _, alive = psutil.wait_procs([child, orphan], timeout=60)
     # Where nobody collects the ended, they stay as zombies.
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
-    assert not folder.exists()
-    assert bystander.poll() is None
-    bystander.kill()
-    bystander.wait()
