@@ -14,6 +14,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from cluster.config import ClusterConfig, Pool, parse_args
 from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
+from cluster.nodes import warn_of_what_waits
 from cluster.scaling_args import scaling_args
 from cluster.sections import PoolConfig, RouterConfig
 from engine.deployment import EngineDeployment, EngineSettings
@@ -70,6 +71,7 @@ def build(args: Mapping[str, Any]) -> Application:
     """
     config = parse_args(dict(args))
     check_engine_options(config)
+    warn_of_what_waits(config)
     prefill = _pool_app("prefill.server:PrefillServer", config, "prefill")
     decode = _pool_app("decode.server:DecodeServer", config, "decode")
     settings = RouterSettings(

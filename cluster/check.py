@@ -18,6 +18,8 @@ _HEADINGS = ("deployment", "replicas", "GPUs each", "CPUs each", "tensor paralle
 
 MAX_CELL = 400
 """Characters of a value in the report."""
+MOST_GPUS = 8
+"""Of a usual node."""
 
 
 def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
@@ -41,7 +43,8 @@ def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
                     for need in replica_needs(config)
                     if need.deployment != "router"
                 ),
-                *([("nodes", _placement(config, nodes))] if nodes else []),
+                *([("nodes", _placement(config, nodes))] if nodes else _unasked(config)),
+                *_without_effect(config),
                 ("SLO", _slo(config)),
                 ("URL", f"{file.url}/v1"),
             ]
@@ -57,13 +60,14 @@ def _router_row(config: ClusterConfig) -> tuple[str, ...]:
 
 def _pool_row(config: ClusterConfig, name: Pool) -> tuple[str, ...]:
     pool = config.pool(name)
-    tensor_parallel = config.pool_engine(name).get("tensor_parallel_size", 1)
+    ranks = config.parallelism(name)
+    stages = f", {ranks.pipeline} stages" if ranks.pipeline > 1 else ""
     return (
         name,
         _size(config, name),
         str(pool.gpus),
         f"{pool.cpus:g}",
-        str(tensor_parallel),
+        f"{ranks.tensor}{stages}",
         _places(pool, "any node with GPUs" if pool.gpus else "any node"),
     )
 
@@ -120,6 +124,30 @@ def _transfer(config: ClusterConfig) -> str:
 def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:
     problem = placement_problem(replica_needs(config), nodes)
     return problem or f"each replica fits one of the {len(nodes)} seen"
+
+
+def _unasked(config: ClusterConfig) -> list[tuple[str, str]]:
+    large = [name for name in POOLS if config.pool(name).gpus > MOST_GPUS]
+    return [
+        (
+            "nodes",
+            f"not asked (see RAY_DASHBOARD_ADDRESS): a {name} replica waits for ever unless one "
+            f"has {config.pool(name).gpus} GPUs; few have more than {MOST_GPUS}, and an engine "
+            "does not span nodes",
+        )
+        for name in large
+    ]
+
+
+def _without_effect(config: ClusterConfig) -> list[tuple[str, str]]:
+    if not config.pool_engine("decode").get("enable_lora"):
+        return []
+    return [
+        (
+            "adapters",
+            "engines keep memory for them, but routers cannot load any: no request has one",
+        )
+    ]
 
 
 def _slo(config: ClusterConfig) -> str:

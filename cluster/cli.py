@@ -9,9 +9,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cluster.errors import ClusterError, ConfigError
+from cluster.errors import ClusterError, ConfigError, StartError
 from engine.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    from cluster.placement import Node
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     check.description = (
         "Validates a Serve config file and prints what it would run where. Needs no GPU and starts "
         "nothing; with RAY_DASHBOARD_ADDRESS set, that cluster is asked whether a node is large "
-        "enough for each replica. A wrong value gets one line that names the field and what it "
-        "may be, and exit status 2."
+        "enough for each replica, and if not, the exit status is 1. A wrong value gets one line "
+        "that names the field and what it may be, and exit status 2."
     )
     _add_file(check)
 
@@ -113,12 +117,22 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from cluster.check import describe
-    from cluster.nodes import known_dashboard, observe_nodes
+    from cluster.placement import placement_problem, replica_needs
     from cluster.serve_file import load_serve_file
 
     file = load_serve_file(options.file)
+    nodes = seen_nodes()
+    print(describe(file, nodes))
+    if nodes and (problem := placement_problem(replica_needs(file.config), nodes)):
+        raise StartError(problem)
+
+
+def seen_nodes() -> "Sequence[Node]":
+    """The nodes of the cluster that this shell talks to; none where it talks to none."""
+    from cluster.nodes import known_dashboard, observe_nodes
+
     dashboard_url = known_dashboard()
-    print(describe(file, observe_nodes(dashboard_url) if dashboard_url else ()))
+    return observe_nodes(dashboard_url) if dashboard_url else ()
 
 
 def _up(options: argparse.Namespace) -> None:

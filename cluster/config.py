@@ -29,6 +29,8 @@ from cluster.sections import (
 
 Pool = Literal["prefill", "decode"]
 POOLS: tuple[Pool, Pool] = ("prefill", "decode")
+_OVER_NODES = ("ray", "external_launcher")
+"""Executors of vLLM's whose ranks others start, or that reserve GPUs beside the replica's own."""
 
 
 class ClusterConfig(Section):
@@ -179,6 +181,13 @@ class ClusterConfig(Section):
             if type(size) is not int or size < 1:
                 section = f"{name}.engine" if option in pool.engine else "engine"
                 raise ValueError(f"{section}.{option}: {size!r} is not a whole number from 1")
+        if (executor := options.get("distributed_executor_backend")) in _OVER_NODES:
+            own = "distributed_executor_backend" in pool.engine
+            section = f"{name}.engine" if own else "engine"
+            raise ValueError(
+                f"{section}.distributed_executor_backend: {executor} would have ranks outside of "
+                "the replica; its ranks are processes of one node, so leave it out"
+            )
         if pool.gpus and pool.gpus != self.num_ranks(name):
             raise ValueError(
                 f"{name}.gpus: {pool.gpus} is not {self.num_ranks(name)}, its engine's "

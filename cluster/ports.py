@@ -32,19 +32,33 @@ def is_free(port: int, *, host: str = LOCALHOST) -> bool:
 
 def owner(port: int) -> str | None:
     """The process that listens on the port, for a message; None where we may not know."""
+    return next(map(described, listeners(port)), None)
+
+
+def described(process: psutil.Process) -> str:
+    """A process, for a message."""
+    return f"{process.name()}, process {process.pid}"
+
+
+def listeners(port: int) -> list[psutil.Process]:
+    """The processes that listen on the port, of those that we may know."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
-        return None
-    for connection in connections:
-        if connection.status != psutil.CONN_LISTEN or not connection.laddr:
-            continue
-        if connection.laddr.port == port and connection.pid:
-            try:
-                return f"{psutil.Process(connection.pid).name()}, process {connection.pid}"
-            except psutil.NoSuchProcess:
-                return None
-    return None
+        return []
+    pids = {
+        connection.pid: None
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
+        and connection.pid
+    }
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def pick_free(preferred: Sequence[int | None]) -> list[int]:

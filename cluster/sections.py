@@ -41,6 +41,8 @@ def _name(text: str) -> str:
 def _variable(name: str) -> str:
     if not name or "=" in name or "\0" in name:
         raise ValueError("is not the name of an environment variable")
+    if name.startswith("VLLM_DP_"):
+        raise ValueError("may not be set here: raise the pool's replicas instead")
     return name
 
 

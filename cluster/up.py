@@ -26,6 +26,7 @@ from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, observe_progress
 from cluster.serve_clock import CALLBACK, CALLBACK_VARIABLE
 from cluster.serve_file import ServeFile, load_serve_file
+from engine.guardian import start_guardian
 from engine.model_cache import cache_dir
 from engine.models import BUILT_IN
 
@@ -104,6 +105,7 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
     environment = _environment(chosen, folder, file)
     _say(f"starting Ray and Serve; log {log}, dashboard {dashboard_url}")
+    start_guardian()  # This process may be killed.
     ray = tree.start(_ray_command(chosen, folder), environment)
     if ray.wait() != 0:
         raise StartError(

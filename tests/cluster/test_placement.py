@@ -1,15 +1,24 @@
 """Which replicas fit which nodes, and what is said where none does."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+import ray
 
 from cluster.config import parse_args
-from cluster.nodes import known_dashboard, observe_nodes, read_nodes, unplaceable
+from cluster.nodes import (
+    known_dashboard,
+    observe_nodes,
+    read_nodes,
+    read_own_nodes,
+    unplaceable,
+    warn_of_what_waits,
+)
 from cluster.placement import Node, ReplicaNeeds, placement_problem, replica_needs
 
 NOTHING_ELSE = {"CPU": 0.25}
@@ -143,3 +152,42 @@ def test_nobody_who_answers_is_no_reason() -> None:
 )
 def test_the_cluster_that_the_shell_talks_to(environment: dict[str, str], url: str | None) -> None:
     assert known_dashboard(environment) == url
+
+
+OWN = [
+    {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 8.0}, "Labels": {"rack": "a"}},
+    {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}, "Labels": None},
+]
+
+
+def test_nodes_of_the_cluster_that_we_are_of() -> None:
+    assert read_own_nodes(OWN) == (Node(resources={"CPU": 8, "GPU": 8}, labels={"rack": "a"}),)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "is_member", "warnings"),
+    [
+        (8, True, []),
+        (16, False, []),
+        (16, True, [
+            "no node can hold a prefill replica: it needs 16 GPUs, 0.25 CPUs on one node; the most "
+            "of 1 node is 8 GPU; it waits until the cluster has such nodes"
+        ]),
+    ],
+    ids=["fits", "no-cluster", "too-large"],
+)  # fmt: skip
+def test_a_start_says_what_will_wait(
+    gpus: int,
+    is_member: bool,
+    warnings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_member)
+    monkeypatch.setattr(ray, "nodes", lambda: OWN)
+    pool = {"gpus": gpus, "engine": {"tensor_parallel_size": gpus}}
+    logger = logging.getLogger("ray.serve.pdserve")
+    logger.addHandler(caplog.handler)  # Ray's own loggers pass nothing on
+    warn_of_what_waits(parse_args({"prefill": pool}))
+    logger.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(caplog.messages)) == warnings

