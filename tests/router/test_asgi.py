@@ -136,6 +136,35 @@ async def test_body_limit(headers: dict[str, str], messages: list[Message], stat
         assert json.loads(sent[1]["body"])["error"]["code"] == 413
 
 
+async def test_all_bodies_together_are_bounded_until_their_answers_end() -> None:
+    may_end, sent, running = asyncio.Event(), list[Sent](), list[asyncio.Task[None]]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await may_end.wait()
+        await echo(scope, receive, send)
+
+    limit = BodyLimit(app, RequestLimits(max_body_bytes=10, max_bodies_bytes=25))
+
+    async def post(*messages: Message) -> None:
+        sent.append([])
+        await limit(scope(), receive_from(*messages), send_to(sent[-1]))
+
+    for messages in ((chunk(10),), (chunk(5, more=True), chunk(6)), (chunk(4, more=True),)):
+        # The second is too large and the third has gone: neither is held.
+        running.append(asyncio.create_task(post(*messages)))
+        await asyncio.sleep(0)
+    running += [asyncio.create_task(post(chunk(10))) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert sent[-1][0]["status"] == 503
+    assert (b"retry-after", b"1") in sent[-1][0]["headers"]
+    assert json.loads(sent[-1][1]["body"])["error"]["type"] == "ServiceUnavailableError"
+    may_end.set()
+    await asyncio.gather(*running)
+    await post(chunk(5, more=True), chunk(5))
+    assert [each[0]["status"] for each in sent if each] == [200, 413, 200, 503, 200]
+    assert limit._num_held == 0
+
+
 def app_that_waits(seen: list[str]) -> Callable[..., Any]:
     """As vLLM's handlers: waits in a task of its own for its client to go."""
 
