@@ -30,7 +30,7 @@ from router.answers import NOTE, Refusal, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
-from router.faults import Fault
+from router.faults import FAILURES, HANGS, Fault
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import COMPLETE, RouterMetrics
@@ -400,6 +400,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             num_moves=state.num_moves + state.num_blameless_moves,
             failures=failures,
             num_alone=state.num_alone_failures,
+            num_hangs=state.num_hangs,
             limits=self.limits,
         )
         if not plan.moves:
@@ -571,13 +572,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._withdraw(state)
-        if lost.fault is Fault.ENGINE_ENDED and state.replica is lost:
+        if state.replica is lost:
+            state.num_hangs += lost.fault in HANGS
+        if lost.fault in FAILURES and state.replica is lost:
             failures = one_more(
                 failures,
                 num_tokens=state.num_output_tokens,
                 was_prefilling=state.phase is RequestPhase.PREFILLING,
             )
-        is_blameless = lost.fault in (None, Fault.CONNECTION_LOST, Fault.NODE_GONE)
+        is_blameless = lost.fault is not Fault.ENGINE_ENDED
         cause = f"{lost.pool.name}_{how}"
         return self._move(state, cause, failures, is_blameless=is_blameless)
 

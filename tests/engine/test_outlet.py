@@ -210,9 +210,9 @@ async def test_an_inlet_of_an_engine_that_did_not_start_leaves_nothing(has_conne
     inlet.close()
     await asyncio.to_thread(inlet._accepting.join, 10)
     assert not inlet._accepting.is_alive()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
-        with pytest.raises(ConnectionRefusedError):
-            late.connect(config.pdserve_outlet)
+    late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with late, pytest.raises(ConnectionRefusedError):
+        late.connect(config.pdserve_outlet)
     if sending is not None:
         sending.shutdown()
 
