@@ -25,8 +25,8 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from engine.wire import Rejection, StepOutputs
-from router.admission import bad_request, too_many, unavailable
-from router.answers import NOTE, Refusal, note_route
+from router.admission import bad_request, rejected, too_many, unavailable
+from router.answers import NOTE, Refusal, note_failure, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
@@ -354,6 +354,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _failed(self, state: RequestState, reason: str) -> list[EngineCoreOutput]:
         logger.warning("request %s failed: %s", state.request_id, reason)
+        note_failure(state.note)
         return self._broken_off(state, "error")
 
     def _broken_off(self, state: RequestState, outcome: str) -> list[EngineCoreOutput]:
@@ -535,6 +536,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._metrics.tokens_out(state, output.new_token_ids)
         if state.failures is not None and state.failures.clears(state.num_output_tokens):
             self._clear(state)
+        if output.finish_reason == FinishReason.ERROR:
+            note_failure(state.note)
         if output.finished:
             self._end(state, str(output.finish_reason))
         return output
@@ -552,7 +555,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _sent_back(self, state: RequestState, rejection: Rejection) -> list[EngineCoreOutput]:
         if rejection.has_suspect:
             return self._route(state)
-        return self._failed(state, rejection.reason)
+        return self._refused(state, "rejected", rejected(rejection.reason))
 
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""

@@ -12,7 +12,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from router import disconnect
 from router.admission import unavailable
-from router.answers import NOTE, TellsRoute, note_route
+from router.answers import NOTE, TellsRoute, note_failure, note_route
 from router.client_headers import HidesHeaders, RestoresHeaders
 from router.disconnect import EndsByItself
 from router.keys import NeedsKey
@@ -484,3 +484,45 @@ async def test_a_short_error_is_left_as_it_is(body: bytes) -> None:
     sent: Sent = []
     await TellsRoute(answers(404, body))(scope(), receive_from(), send_to(sent))
     assert (sent[0]["status"], sent[1]["body"]) == (404, body)
+
+
+CHAT_OPENING = b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n'
+MESSAGES_OPENING = b'event: message_start\ndata: {"type": "message_start"}\n\n'
+
+
+@pytest.mark.parametrize("opening", [CHAT_OPENING, MESSAGES_OPENING], ids=["chat", "messages"])
+async def test_a_stream_whose_engine_fails_before_its_first_token_has_a_status(
+    opening: bytes,
+) -> None:
+    """vLLM sends the opening of a chat when the first output comes, whatever that is."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        note_failure(NOTE.get())
+        for part in (opening, b'data: {"error": {"code": 500}}\n\n', b"data: [DONE]\n\n"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"])["error"]["type"] == "InternalServerError"
+
+
+async def test_a_stream_whose_engine_fails_later_goes_on_as_vllm_has_it() -> None:
+    parts = (CHAT_OPENING, b'data: {"error": {"code": 500}}\n\n')
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            note_failure(NOTE.get())
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == 200
+    assert [message["body"] for message in sent[1:]] == [*parts, b""]
