@@ -82,6 +82,9 @@ def build(args: Mapping[str, Any]) -> Application:
             frontend=config.router.frontend,
             limits=RequestLimits(
                 max_body_bytes=int(config.router.max_body_mib * 2**20),
+                max_bodies_bytes=int(
+                    max(config.router.max_bodies_mib, config.router.max_body_mib) * 2**20
+                ),
                 max_choices=config.router.max_choices,
                 receive_timeout_s=config.router.receive_timeout_s,
             ),

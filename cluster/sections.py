@@ -230,6 +230,13 @@ class RouterConfig(Section):
         le=1_000_000,
         description="Largest request body in MiB; a larger one gets status 413.",
     )
+    max_bodies_mib: float = Field(
+        default=1024.0,
+        ge=1e-6,
+        le=1_000_000,
+        description="MiB that the bodies of all requests may have together that a router has not "
+        "answered yet, `max_body_mib` at least; one more gets status 503.",
+    )
     receive_timeout_s: float = Field(
         default=120.0,
         gt=0,

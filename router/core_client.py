@@ -25,12 +25,12 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from engine.wire import Rejection, StepOutputs
-from router.admission import bad_request, too_many, unavailable
-from router.answers import NOTE, Refusal, note_route
+from router.admission import bad_request, rejected, too_many, unavailable
+from router.answers import NOTE, Refusal, note_failure, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
-from router.faults import Fault
+from router.faults import FAILURES, HANGS, Fault
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import COMPLETE, RouterMetrics
@@ -354,6 +354,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _failed(self, state: RequestState, reason: str) -> list[EngineCoreOutput]:
         logger.warning("request %s failed: %s", state.request_id, reason)
+        note_failure(state.note)
         return self._broken_off(state, "error")
 
     def _broken_off(self, state: RequestState, outcome: str) -> list[EngineCoreOutput]:
@@ -400,6 +401,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             num_moves=state.num_moves + state.num_blameless_moves,
             failures=failures,
             num_alone=state.num_alone_failures,
+            num_hangs=state.num_hangs,
             limits=self.limits,
         )
         if not plan.moves:
@@ -534,6 +536,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._metrics.tokens_out(state, output.new_token_ids)
         if state.failures is not None and state.failures.clears(state.num_output_tokens):
             self._clear(state)
+        if output.finish_reason == FinishReason.ERROR:
+            note_failure(state.note)
         if output.finished:
             self._end(state, str(output.finish_reason))
         return output
@@ -551,7 +555,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _sent_back(self, state: RequestState, rejection: Rejection) -> list[EngineCoreOutput]:
         if rejection.has_suspect:
             return self._route(state)
-        return self._failed(state, rejection.reason)
+        return self._refused(state, "rejected", rejected(rejection.reason))
 
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""
@@ -571,13 +575,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._withdraw(state)
-        if lost.fault is Fault.ENGINE_ENDED and state.replica is lost:
+        if state.replica is lost:
+            state.num_hangs += lost.fault in HANGS
+        if lost.fault in FAILURES and state.replica is lost:
             failures = one_more(
                 failures,
                 num_tokens=state.num_output_tokens,
                 was_prefilling=state.phase is RequestPhase.PREFILLING,
             )
-        is_blameless = lost.fault in (None, Fault.CONNECTION_LOST, Fault.NODE_GONE)
+        is_blameless = lost.fault is not Fault.ENGINE_ENDED
         cause = f"{lost.pool.name}_{how}"
         return self._move(state, cause, failures, is_blameless=is_blameless)
 
