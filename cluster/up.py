@@ -225,7 +225,7 @@ def _log_path(file: ServeFile) -> Path:
 
 
 def _haproxy_folder(folder: Path) -> Path:
-    """In memory: where a full disk does not take HAProxy's config, Serve gives up, and HAProxy never
+    """In memory: where a full disk does not take its config, Serve gives up, and HAProxy never
     hears of the router that took another's place."""
     return Path("/dev/shm", folder.name)
 
