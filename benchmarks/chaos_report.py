@@ -237,8 +237,9 @@ def _method(record: Record, options: RunOptions) -> str:
         " prefill. The least that their pause can be is what the engines that were left took,"
         " right after and with nothing else to do, to compute as many tokens as these requests"
         " had. Then came one more request, to one router, and whatever engine worked on it was"
-        f" killed, while each of the other routers had {NUM_INNOCENT} requests at any time. A crowd's"
-        f" answers had {pace.crowd_tokens} tokens each, about what one replica computes in a start.",
+        f" killed, while each of the other routers had {NUM_INNOCENT} requests at any time. A"
+        f" crowd's answers had {pace.crowd_tokens} tokens each, about what one replica computes in"
+        " a start.",
     ]
     waits = (
         "Waits for a first token are those of streams that were asked for before the fault and had"
