@@ -45,14 +45,9 @@ class Clock:
     """The time of day of all processes that are started with `environment`."""
 
     def __init__(self, folder: Path) -> None:
-        compiler = shutil.which("cc")
-        if compiler is None:
-            raise LackingError("there is no C compiler, cc")
         self._offset, library = folder / "offset", folder / "clock.so"
-        subprocess.run(
-            [compiler, "-shared", "-fPIC", "-O2", "-o", library, _SOURCE, "-ldl", "-pthread"],
-            check=True,
-        )
+        if not _works("cc", "-shared", "-fPIC", "-O2", "-o", library, _SOURCE, "-ldl", "-pthread"):
+            raise LackingError("there is no C compiler, cc, that works")
         self.environment = {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(self._offset)}
         self.step(JUMP_S)
         ahead_s = float(self._run("import time; print(time.time())")) - time.time()
@@ -77,7 +72,7 @@ class Disk:
     environment: Mapping[str, str] = {"XDG_CACHE_HOME": "/tmp/cache"}
 
     def __init__(self) -> None:
-        if subprocess.run([*self._command(), "true"], capture_output=True).returncode != 0:
+        if not _works(*self._command(), "true"):
             raise LackingError("it takes the right to mount")
 
     def launch(self, command: tuple[str, ...]) -> tuple[str, ...]:
@@ -217,6 +212,12 @@ def node_for(kinds: Iterable[Kind], config: Path) -> Iterator[Node]:
             memory=memory,
             lacking=lacking,
         )
+
+
+def _works(program: str, *arguments: str | Path) -> bool:
+    if shutil.which(program) is None:
+        return False
+    return subprocess.run([program, *arguments], capture_output=True).returncode == 0
 
 
 def _disk_for(config: Path) -> Disk:

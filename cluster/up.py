@@ -88,6 +88,7 @@ def up(path: Path) -> None:
     log = _log_path(file)
     # Short: the paths of Ray's Unix sockets lie under it and may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="pdserve-", dir="/tmp"))
+    _haproxy_folder(folder).mkdir(mode=0o700)
     try:
         with ProcessTree(log=log, grace_s=GRACE_S) as tree:
             try:
@@ -96,6 +97,7 @@ def up(path: Path) -> None:
                 _say("stopping ...")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_haproxy_folder(folder), ignore_errors=True)
     _say("stopped")
 
 
@@ -224,6 +226,12 @@ def _log_path(file: ServeFile) -> Path:
     return path
 
 
+def _haproxy_folder(folder: Path) -> Path:
+    """In memory: where a full disk does not take its config, Serve gives up, and HAProxy never
+    hears of the router that took another's place."""
+    return Path("/dev/shm", folder.name)
+
+
 def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, str]:
     inherited = {
         # Whatever Ray cluster this shell talks to, it is not the one we start.
@@ -231,7 +239,7 @@ def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, s
         for name, value in os.environ.items()
         if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
     }
-    haproxy = folder / "haproxy"
+    haproxy = _haproxy_folder(folder)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         CALLBACK_VARIABLE: CALLBACK,
