@@ -59,6 +59,7 @@ def _check_engine(config: ClusterConfig, name: Pool, folder: Path) -> None:
         connector=config.transfer.connector,
         backends=config.transfer.backends,
         shared_memory=config.transfer.shared_memory,
+        read_timeout_s=config.transfer.read_timeout_s,
     )
     options = {**start_options(config, name), "kv_transfer_config": transfer}
     section = f"{name}.engine" if config.pool(name).engine else "engine"

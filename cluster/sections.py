@@ -159,6 +159,14 @@ class TransferConfig(Section):
         "notifications. `never`, as in the demo, leaves the KV to NIXL too, as every pair that "
         "cannot share memory does.",
     )
+    read_timeout_s: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds that a prefill whose blocks are being read may be silent before "
+        "decode asks it for a sign of life, and then again, beside what the bytes under way take, "
+        "before it is taken for gone and its blocks are computed.",
+    )
     lease_s: float = Field(
         default=30.0,
         ge=1,

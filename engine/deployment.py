@@ -29,6 +29,7 @@ class EngineSettings:
     connector: Literal["nixl", "nccl"]
     backends: tuple[str, ...]
     shared_memory: Literal["auto", "never"]
+    read_timeout_s: float
     stall_timeout_s: float
     """An engine core that gives no sign of life for this long is replaced."""
     drain_s: float

@@ -112,6 +112,7 @@ class EngineServer:
                 connector=settings.connector,
                 backends=settings.backends,
                 shared_memory=settings.shared_memory,
+                read_timeout_s=settings.read_timeout_s,
                 side_channel_port=side_channel.port,
             )
             args = engine_args(

@@ -33,9 +33,9 @@ from kvtransfer.p2p_leases import Leases
 from kvtransfer.p2p_link import transport_for
 from kvtransfer.p2p_pages import BlockIds, KVPages
 from kvtransfer.p2p_serve import PairServer
+from kvtransfer.pair_reads import READ_TIMEOUT_S
 from kvtransfer.stats import PairStats
 from kvtransfer.tls import new_tls
-from kvtransfer.worker import READ_TIMEOUT_S
 
 WIRE_VERSION = 1
 _UNUSED_PAIR_S = 600.0

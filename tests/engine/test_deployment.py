@@ -20,6 +20,7 @@ SETTINGS = EngineSettings(
     options={},
     lease_s=30.0,
     shared_memory="auto",
+    read_timeout_s=5.0,
     connector="nixl",
     backends=("UCX",),
     stall_timeout_s=10.0,

@@ -16,6 +16,7 @@ SETTINGS = EngineSettings(
     connector="nixl",
     backends=("UCX",),
     shared_memory="auto",
+    read_timeout_s=5.0,
     stall_timeout_s=10.0,
     drain_s=30.0,
 )
