@@ -167,6 +167,14 @@ class TransferConfig(Section):
         "decode asks it for a sign of life, and then again, beside what the bytes under way take, "
         "before it is taken for gone and its blocks are computed.",
     )
+    progress_delay_us: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Microseconds after which NIXL's progress thread looks for work that it was "
+        "not told of; with 0 it polls all the time, on a core of its own. If unset, 10,000 on CPUs "
+        "and NIXL's own 0 on GPUs.",
+    )
     lease_s: float = Field(
         default=30.0,
         ge=1,

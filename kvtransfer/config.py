@@ -30,6 +30,7 @@ def kv_transfer_config(
     connector: Connector = "nixl",
     read_timeout_s: float = READ_TIMEOUT_S,
     shared_memory: Sharing = "auto",
+    progress_delay_us: int | None = None,
     side_channel_port: int | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `KVTransferConfig`.
@@ -40,8 +41,9 @@ def kv_transfer_config(
     `read_timeout_s` is how long a prefill that is being read may be silent before decode asks it
     for a sign of life, and then before it is taken for gone and its blocks are computed. With
     `shared_memory` a decode copies the blocks of a prefill on its host from memory that both map,
-    on CPU and over `nixl`. `side_channel_port` is a `ReservedPort`'s; without one the kernel
-    chooses when the engine starts.
+    on CPU and over `nixl`. `progress_delay_us` is how often NIXL's progress thread looks without
+    being told, 0 to poll for ever; None for `kvtransfer.agent`'s choice. `side_channel_port` is a
+    `ReservedPort`'s; without one the kernel chooses when the engine starts.
     """
     class_name, module = _CONNECTORS[connector]
     extra = {
@@ -49,6 +51,7 @@ def kv_transfer_config(
         "backends": list(backends),
         "read_timeout_s": read_timeout_s,
         "shared_memory": shared_memory,
+        "progress_delay_us": progress_delay_us,
     }
     if side_channel_port is not None:
         extra["side_channel_port"] = side_channel_port

@@ -75,7 +75,11 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
         # the same one for every engine of the host.
         os.sched_setaffinity(0, cores)
-        replace_spinning_agent(self.nixl_wrapper, self.device_type)
+        replace_spinning_agent(
+            self.nixl_wrapper,
+            self.device_type,
+            self.kv_transfer_config.get_from_extra_config("progress_delay_us", None),
+        )
         # Prefill may free a request as soon as it is told, so it is told after the lease was read.
         self.nixl_wrapper = MemoryReads(SilentReads(self.nixl_wrapper))
         self.xfer_stats = PairStats()

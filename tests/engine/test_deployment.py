@@ -21,6 +21,7 @@ SETTINGS = EngineSettings(
     lease_s=30.0,
     shared_memory="auto",
     read_timeout_s=5.0,
+    progress_delay_us=None,
     connector="nixl",
     backends=("UCX",),
     stall_timeout_s=10.0,

@@ -17,6 +17,7 @@ SETTINGS = EngineSettings(
     backends=("UCX",),
     shared_memory="auto",
     read_timeout_s=5.0,
+    progress_delay_us=None,
     stall_timeout_s=10.0,
     drain_s=30.0,
 )
