@@ -190,6 +190,8 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         connector=config.transfer.connector,
         backends=config.transfer.backends,
         shared_memory=config.transfer.shared_memory,
+        read_timeout_s=config.transfer.read_timeout_s,
+        progress_delay_us=config.transfer.progress_delay_us,
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
         tls=_tls(config),

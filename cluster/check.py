@@ -117,8 +117,11 @@ def _totals(config: ClusterConfig) -> str:
 
 def _transfer(config: ClusterConfig) -> str:
     transfer = config.transfer
-    over = f" over {', '.join(transfer.backends)}" if transfer.connector == "nixl" else ""
-    return transfer.connector + over
+    if transfer.connector == "nixl":
+        return f"nixl over {', '.join(transfer.backends)}"
+    if any(pool.gpus for pool in (config.prefill, config.decode)):
+        return "nccl, experimental between GPUs: none has run it yet"
+    return "nccl, over Gloo between CPUs"
 
 
 def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:

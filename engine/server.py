@@ -138,6 +138,8 @@ class EngineServer:
                 connector=settings.connector,
                 backends=settings.backends,
                 shared_memory=settings.shared_memory,
+                read_timeout_s=settings.read_timeout_s,
+                progress_delay_us=settings.progress_delay_us,
                 side_channel_port=side_channel.port,
             )
             args = engine_args(

@@ -18,6 +18,8 @@ SETTINGS = EngineSettings(
     connector="nixl",
     backends=("UCX",),
     shared_memory="auto",
+    read_timeout_s=5.0,
+    progress_delay_us=None,
     stall_timeout_s=10.0,
     drain_s=30.0,
 )
