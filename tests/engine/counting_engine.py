@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -62,7 +63,15 @@ MODES = [
 class CountingEngine:
     """A scheduler and what a model runner would answer. Owns the tokens that came out."""
 
-    def __init__(self, num_blocks: int, *, mode: Mode = Mode(), **options: Any) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        *,
+        mode: Mode = Mode(),
+        num_mtp_modules: int | None = None,
+        **options: Any,
+    ) -> None:
+        """`num_mtp_modules` turns the drafts of `speculative_config` into those of a model."""
         defaults = {
             "max_model_len": 256,
             "block_size": BLOCK_SIZE,
@@ -72,6 +81,10 @@ class CountingEngine:
         }
         self.config = engine_args(resolve_model("demo"), defaults | options).create_engine_config()
         self.config.cache_config.num_gpu_blocks = num_blocks
+        if num_mtp_modules is not None:
+            modules = SimpleNamespace(num_nextn_predict_layers=num_mtp_modules)
+            self.config.speculative_config.method = "mtp"
+            self.config.speculative_config.draft_model_config = SimpleNamespace(hf_config=modules)
         self.num_blocks = num_blocks
         # On a CPU vLLM turns it off, whatever it is told.
         self.config.scheduler_config.async_scheduling = mode.is_async

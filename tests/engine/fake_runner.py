@@ -162,6 +162,14 @@ class FakeRunner:
         positions = range(position, position + self._num_drafts)
         return [token_at(each) if each % 3 else 99 for each in positions]
 
+    def copy_from(self, other: "FakeRunner", blocks: Sequence[int], remote: Sequence[int]) -> None:
+        """Reads another engine's blocks into its own."""
+        for block, theirs in zip(blocks, remote, strict=True):
+            for place in range(self._block_size):
+                self.slots.pop((block, place), None)
+                if (theirs, place) in other.slots:
+                    self.slots[block, place] = other.slots[theirs, place]
+
     def take_drafts(self) -> DraftTokenIds:
         ids = [each for each in self._drafted if each in self._states]
         return DraftTokenIds(ids, [list(self._states[each].drafts) for each in ids])
