@@ -133,7 +133,7 @@ class FakeRunner:
     def sample(self, computed: Pass, grammar: GrammarOutput | None) -> ModelRunnerOutput:
         allowed = _allowed(computed.scheduled, grammar)
         ids = list(computed.scheduled.num_scheduled_tokens)
-        sampled = []
+        sampled: list[list[int]] = []
         self._drafted = []
         for request_id in ids:
             if request_id not in computed.drafts:

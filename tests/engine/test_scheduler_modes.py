@@ -45,7 +45,7 @@ def expected(num_tokens: int, num_more: int) -> list[int]:
     return [token_at(position) for position in range(num_tokens, num_tokens + num_more)]
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "few-blocks": {"num_blocks": 12},
     "priority": {"scheduling_policy": "priority"},
