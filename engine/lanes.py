@@ -74,7 +74,7 @@ class Lanes:
             last = LastStep(
                 seconds=sample.seconds,
                 num_prefill_tokens=sample.num_prefill_tokens,
-                is_full=sample.num_prefill_tokens + sample.num_decodes >= num_step_tokens,
+                is_full=sample.num_tokens >= num_step_tokens,
             )
         reading = [
             (request.priority, request.num_tokens - request.num_computed_tokens)

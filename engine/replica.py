@@ -174,6 +174,7 @@ class EngineReplica:
             block_size=facts.block_size,
             num_kv_blocks=facts.num_kv_blocks,
             max_num_seqs=facts.max_num_seqs,
+            num_dropped_tokens=facts.num_dropped_tokens,
         )
 
     def router_joined(self, router: RouterEnd) -> None:

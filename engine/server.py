@@ -27,7 +27,7 @@ from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.secret import application_secret
 from engine.start_failure import tell_router
-from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.config import kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
 from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
@@ -126,7 +126,7 @@ class EngineServer:
         host_ip = ray.util.get_node_ip_address()
         tls = new_tls(settings.tls)
         credentials = Credentials(secret=application_secret(self.application), tls=settings.tls)
-        os.environ.update(side_channel_env(host_ip))
+        os.environ.update(transfer_env(host_ip))
         for name, value in interface_env(host_ip, observe_interfaces()).items():
             os.environ.setdefault(name, value)
         # Routers tell decode engines where to find this one before it has handed anything over.

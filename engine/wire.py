@@ -70,6 +70,9 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     num_kv_blocks: int
     max_num_seqs: int
     """Requests that it runs at once at most."""
+    num_dropped_tokens: int = 0
+    """At the end of each prompt that it hands over: it leaves them to decode, so what it samples
+    is not the next token."""
 
 
 class AddRequest(msgspec.Struct, frozen=True):

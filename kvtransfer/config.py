@@ -66,9 +66,15 @@ def kv_transfer_config(
     }
 
 
-def side_channel_env(host: str) -> dict[str, str]:
-    """Environment of an engine: the address of this host that its peers can reach.
+def transfer_env(host: str) -> dict[str, str]:
+    """Environment of an engine that hands KV over.
 
-    No port: the connector binds a free one and names it in the params of each handoff.
+    `host` is the address of this host that its peers can reach. No port: the connector binds a free
+    one and names it in the params of each handoff.
     """
-    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": host}
+    return {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
+        # Of models with recurrent state: the layout that can be read in parts. vLLM chooses it by
+        # the connector's name on CPUs, and not at all elsewhere.
+        "VLLM_SSM_CONV_STATE_LAYOUT": "DS",
+    }

@@ -52,7 +52,6 @@ async def build_openai_app(
     args = frontend_args(settings)
     options = {**settings.options, "served_model_name": [settings.served_name]}
     config = front_end_config(settings.model, options)
-    core.prefills_whole_prompt = not config.model_config.is_hybrid
     send_images_whole(config)
     process = SandboxProcess(zygote_arguments(settings.model, options))
     sandbox = Sandbox(process, settings.sandbox)

@@ -99,8 +99,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             expected_output_tokens=metrics.expected_output_tokens,
             handover_s=lambda: metrics.handover_s,
         )
-        self.prefills_whole_prompt = True
-        """Set by who knows the model; see `plan_handoff`."""
         self.limits = limits
         self._metrics = metrics
         self._traffic = traffic
@@ -233,7 +231,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             state.params,
             num_output_tokens=state.num_output_tokens,
             has_prefill=self._placer.has_prefill,
-            prefills_whole_prompt=self.prefills_whole_prompt,
+            num_tokens=state.num_tokens,
+            num_dropped_tokens=self.prefill.num_dropped_tokens,
         )
         state.prefill = state.decode = None
         needs_decode = state.plan.route is not Route.PREFILL_ONLY or state.is_suspect

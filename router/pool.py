@@ -273,6 +273,8 @@ class Pool:
         self.prefixes = PrefixIndex()
         self.block_size = 0
         """Tokens of a block of `prefixes`; 0 before the first replica."""
+        self.num_dropped_tokens = 0
+        """At the end of each prompt that a replica hands over; all of one pool are alike."""
         self._fit = CostFit()
         self._policy = policy
         self._replicas: dict[str, Replica] = {}
@@ -302,6 +304,7 @@ class Pool:
         replica.has_joined = True
         self.ledger.insert(replica.replica_id, time.monotonic())
         if replica.facts is not None:
+            self.num_dropped_tokens = replica.facts.num_dropped_tokens
             self.block_size = index_block_size(replica.facts.block_size)
             num_tokens = replica.facts.num_kv_blocks * replica.facts.block_size
             self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)

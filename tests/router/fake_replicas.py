@@ -41,7 +41,7 @@ class FakeEnd:
         return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
 
 
-def join(pool: Pool, replica_id: str, *, block_size: int) -> Replica:
+def join(pool: Pool, replica_id: str, *, block_size: int, num_dropped_tokens: int = 0) -> Replica:
     """A replica with a cache, which is in the pool from now on."""
     replica = Replica(replica_id, pool, on_gone=lambda _: None)
     replica.end = FakeEnd()  # type: ignore[assignment]
@@ -52,6 +52,7 @@ def join(pool: Pool, replica_id: str, *, block_size: int) -> Replica:
         block_size=block_size,
         num_kv_blocks=1000,
         max_num_seqs=64,
+        num_dropped_tokens=num_dropped_tokens,
     )
     pool.insert(replica)
     return replica

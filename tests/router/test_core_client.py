@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from core_clusters import LIMITS, Cluster, fail, lose
-from fake_replicas import HANDED_OVER, decoded, end_of, prefilled, request, step
+from fake_replicas import HANDED_OVER, decoded, end_of, join, prefilled, request, step
 from vllm.exceptions import GenerationError
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
@@ -53,8 +53,9 @@ async def test_first_token_from_prefill_then_decode_continues() -> None:
 
 async def test_decode_samples_every_token_where_prefill_cannot() -> None:
     cluster = Cluster()
-    cluster.core.prefills_whole_prompt = False
-    (p,), (d,) = cluster.prefill, cluster.decode
+    (d,) = cluster.decode
+    p = join(cluster.core.prefill, "p1", block_size=16, num_dropped_tokens=2)
+    lose(cluster.prefill[0])
     await cluster.core.add_request_async(request(seed=3, temperature=1.0, logprobs=2))
     (asked,) = end_of(p).added()
     assert asked.sampling_params is not None
