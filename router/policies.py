@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.transfers import Handover
+
 MAX_CANDIDATES = 64
 """Replicas that one of several routers compares for a request."""
 
@@ -58,6 +60,10 @@ class PoolSnapshot:
     """Predicted seconds of the request where nothing of it is cached."""
     hits: tuple[PrefixHit, ...] = ()
     """Of those replicas, the ones with a part of the prompt."""
+    handover: Handover | None = None
+    """Of KV that the replica is to fetch; it counts with the work ahead."""
+    near: tuple[ReplicaLoad, ...] = ()
+    """Of those replicas, some that are on the KV's node, to be compared too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +121,14 @@ def predicted_work_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
     return known_s + mean_s * (1 - math.exp(-arrived_s / mean_s))
 
 
+def _ahead_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
+    """The same with the time in which the request's KV comes there."""
+    work_s = predicted_work_s(load, snapshot)
+    if snapshot.handover is None:
+        return work_s
+    return work_s + snapshot.handover.step_share_s(load.replica_id)
+
+
 def _arrived_s(age_s: float, snapshot: PoolSnapshot) -> float:
     """Work that others have sent to the pool in the last `age_s` seconds."""
     return snapshot.others_work_per_s * age_s
@@ -130,7 +144,9 @@ def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
     replicas = snapshot.replicas
     num = num_candidates(num_routers=snapshot.num_routers, num_replicas=len(replicas))
     reason = "least work of all" if num == len(replicas) else f"least work of {num}"
-    candidates = replicas if num == len(replicas) else rng.sample(replicas, num)
+    candidates: Sequence[ReplicaLoad] = replicas
+    if num < len(replicas):
+        candidates = [*rng.sample(replicas, num), *snapshot.near]
     if snapshot.now_s is None or not snapshot.others_work_per_s:
         return _first_done(candidates, snapshot, reason)
     waits = sorted((predicted_work_s(load, snapshot), load.replica_id, load) for load in candidates)
@@ -200,9 +216,7 @@ def pick_random(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
 
 def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason: str) -> RoutePlan:
     """Of `replicas` and of those with a part of the prompt, the one that is first done with it."""
-    wait_s, _, least = min(
-        (predicted_work_s(load, snapshot), load.replica_id, load) for load in replicas
-    )
+    wait_s, _, least = min((_ahead_s(load, snapshot), load.replica_id, load) for load in replicas)
     hit = _better_hit(wait_s, snapshot)
     return _plan(hit, snapshot, "prefix is cached there") if hit else _plan(least, snapshot, reason)
 
