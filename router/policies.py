@@ -121,14 +121,6 @@ def predicted_work_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
     return known_s + mean_s * (1 - math.exp(-arrived_s / mean_s))
 
 
-def _ahead_s(load: ReplicaLoad, snapshot: PoolSnapshot) -> float:
-    """The same with the time in which the request's KV comes there."""
-    work_s = predicted_work_s(load, snapshot)
-    if snapshot.handover is None:
-        return work_s
-    return work_s + snapshot.handover.step_share_s(load.replica_id)
-
-
 def _arrived_s(age_s: float, snapshot: PoolSnapshot) -> float:
     """Work that others have sent to the pool in the last `age_s` seconds."""
     return snapshot.others_work_per_s * age_s
@@ -216,9 +208,28 @@ def pick_random(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
 
 def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason: str) -> RoutePlan:
     """Of `replicas` and of those with a part of the prompt, the one that is first done with it."""
-    wait_s, _, least = min((_ahead_s(load, snapshot), load.replica_id, load) for load in replicas)
+    if snapshot.handover is not None:
+        return _plan(_first_with_kv(replicas, snapshot, snapshot.handover), snapshot, reason)
+    wait_s, _, least = min(
+        (predicted_work_s(load, snapshot), load.replica_id, load) for load in replicas
+    )
     hit = _better_hit(wait_s, snapshot)
     return _plan(hit, snapshot, "prefix is cached there") if hit else _plan(least, snapshot, reason)
+
+
+def _first_with_kv(
+    replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, handover: Handover
+) -> ReplicaLoad:
+    """The one that is first done where the request's KV has yet to come there."""
+    least_s, first = math.inf, replicas[0]
+    for load in replicas:
+        ahead_s = predicted_work_s(load, snapshot)
+        if ahead_s > least_s:
+            continue  # Whatever the KV takes.
+        ahead_s += handover.step_share_s(load.replica_id)
+        if (ahead_s, load.replica_id) < (least_s, first.replica_id):
+            least_s, first = ahead_s, load
+    return first
 
 
 def _better_hit(wait_s: float, snapshot: PoolSnapshot) -> ReplicaLoad | None:

@@ -46,8 +46,6 @@ class TransferFit:
 
     def __init__(self, *, trust: float = 0.0) -> None:
         """`trust`: how many reads the prior's speed counts for; 0 where only its shape is known."""
-        self.cost: TransferCost | None = None
-        """None before the first read."""
         self._trust = trust
         self._weight = 0.0
         self._log_scale = 0.0
@@ -55,7 +53,8 @@ class TransferFit:
         self._products = (0.0, 0.0, 0.0)
         self._sums = (0.0, 0.0)
 
-    def observe(self, reads: Reads, prior: TransferCost) -> None:
+    def observe(self, reads: Reads, prior: TransferCost) -> TransferCost:
+        """Takes in some reads; returns what reads take, as far as is known now."""
         expected_s = prior.fixed_s * reads.num + prior.per_byte_s * reads.num_bytes
         kept = FORGETTING**reads.num
         self._weight = kept * self._weight + reads.num
@@ -65,7 +64,7 @@ class TransferFit:
         self._products = _added(self._products, row, kept=kept, weight=reads.num)
         a, b = self._sums
         self._sums = (kept * a + reads.num * row[0], kept * b + reads.num * row[1])
-        self.cost = self._solution(prior)
+        return self._solution(prior)
 
     def _solution(self, prior: TransferCost) -> TransferCost:
         scaled = prior.times(math.exp(self._log_scale / (self._weight + self._trust)))

@@ -21,8 +21,16 @@ PAIR_TRUST = 1.0
 
 @dataclass(eq=False, slots=True)
 class _Measured:
+    """A pair, or a kind of pairs."""
+
     fit: TransferFit
+    cost: TransferCost
+    """As fitted so far."""
     observed_s: float
+
+    def observe(self, reads: Reads, prior: TransferCost, now_s: float) -> None:
+        self.cost = self.fit.observe(reads, prior)
+        self.observed_s = now_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +53,8 @@ class Handover:
     def seconds(self, decode: str) -> float:
         """Until the KV is there, from when it is asked for."""
         pair = self.measured.get(decode)
-        if pair is not None and pair.observed_s >= self.since_s and pair.fit.cost is not None:
-            return pair.fit.cost.seconds(self.num_bytes)
+        if pair is not None and pair.observed_s >= self.since_s:
+            return pair.cost.fixed_s + pair.cost.per_byte_s * self.num_bytes
         return self.near_s if decode in self.near else self.far_s
 
     def step_share_s(self, decode: str) -> float:
@@ -67,6 +75,7 @@ class Transfers:
         self._kinds: dict[bool, _Measured] = {}
         """By whether both are on one node."""
         self._all = TransferFit()
+        self._overall = TransferCost()
 
     def insert(self, replica_id: str, node_id: str | None) -> None:
         """A replica has joined."""
@@ -89,19 +98,17 @@ class Transfers:
         """A decode replica has read from a prefill replica."""
         if prefill not in self._nodes or decode not in self._nodes:
             return
-        self._all.observe(reads, TransferCost())
-        kind = self._kinds.setdefault(
-            self._is_near(prefill, decode), _Measured(TransferFit(), now_s)
-        )
-        kind.fit.observe(reads, self._overall)
-        kind.observed_s = now_s
+        overall = self._overall = self._all.observe(reads, TransferCost())
+        is_near = self._is_near(prefill, decode)
+        if (kind := self._kinds.get(is_near)) is None:
+            kind = self._kinds[is_near] = _Measured(TransferFit(), overall, now_s)
+        kind.observe(reads, overall, now_s)
         decodes = self._pairs.setdefault(prefill, {})
         pair = decodes.get(decode)
         if pair is None or pair.observed_s < now_s - STALE_S:
-            pair = decodes[decode] = _Measured(TransferFit(trust=PAIR_TRUST), now_s)
-        assert kind.fit.cost is not None
-        pair.fit.observe(reads, kind.fit.cost)
-        pair.observed_s = now_s
+            fit = TransferFit(trust=PAIR_TRUST)
+            pair = decodes[decode] = _Measured(fit, kind.cost, now_s)
+        pair.observe(reads, kind.cost, now_s)
 
     def handover(
         self, prefill: str, *, num_bytes: float, num_steps: float, now_s: float
@@ -122,13 +129,9 @@ class Transfers:
     def cost(self, *, is_near: bool, since_s: float) -> TransferCost:
         """Of a pair of which nothing else is known, within a node or between two."""
         kind = self._kinds.get(is_near)
-        if kind is not None and kind.observed_s >= since_s and kind.fit.cost is not None:
-            return kind.fit.cost
+        if kind is not None and kind.observed_s >= since_s:
+            return kind.cost
         return self._overall.times(WITHIN_NODE) if is_near else self._overall
-
-    @property
-    def _overall(self) -> TransferCost:
-        return self._all.cost or TransferCost()
 
     def _is_near(self, prefill: str, decode: str) -> bool:
         node_id = self._nodes.get(prefill)

@@ -28,20 +28,18 @@ def test_a_fit_finds_what_reads_of_all_sizes_take(
     fit = TransferFit()
     for _ in range(100):
         sizes = [10 ** rng.uniform(4, 9) for _ in range(num_at_once)]
-        fit.observe(reads(true, *sizes, noise=rng.uniform(0.8, 1.25)), TransferCost())
-    assert fit.cost is not None
+        cost = fit.observe(reads(true, *sizes, noise=rng.uniform(0.8, 1.25)), TransferCost())
     for num_bytes in (1e4, 1e6, 1e8, 1e9):
-        assert fit.cost.seconds(num_bytes) == pytest.approx(true.seconds(num_bytes), rel=within)
+        assert cost.seconds(num_bytes) == pytest.approx(true.seconds(num_bytes), rel=within)
 
 
 def test_a_fit_of_one_size_is_right_there_and_keeps_the_proportions_elsewhere() -> None:
     prior = TransferCost()
     fit = TransferFit()
     for _ in range(50):
-        fit.observe(reads(prior.times(30), MB), prior)
-    assert fit.cost is not None
+        cost = fit.observe(reads(prior.times(30), MB), prior)
     for num_bytes in (1e4, 1e6, 1e9):
-        assert fit.cost.seconds(num_bytes) == pytest.approx(30 * prior.seconds(num_bytes), rel=1e-6)
+        assert cost.seconds(num_bytes) == pytest.approx(30 * prior.seconds(num_bytes), rel=1e-6)
 
 
 def test_a_read_that_stalled_counts_for_little() -> None:
@@ -49,9 +47,9 @@ def test_a_read_that_stalled_counts_for_little() -> None:
     fit = TransferFit()
     for number in range(60):
         stalled = 50.0 if number % 20 == 7 else 1.0
-        fit.observe(reads(SLOW, 10 ** rng.uniform(5, 8), noise=stalled), TransferCost())
-    assert fit.cost is not None
-    assert fit.cost.seconds(10 * MB) == pytest.approx(SLOW.seconds(10 * MB), rel=0.35)
+        some = reads(SLOW, 10 ** rng.uniform(5, 8), noise=stalled)
+        cost = fit.observe(some, TransferCost())
+    assert cost.seconds(10 * MB) == pytest.approx(SLOW.seconds(10 * MB), rel=0.35)
 
 
 def test_no_cost_is_ever_negative() -> None:
@@ -64,11 +62,10 @@ def test_no_cost_is_ever_negative() -> None:
                 num_bytes=rng.choice([0, 1, 10**3, 10**6, 10**9]),
                 seconds=10 ** rng.uniform(-7, 3),
             )
-            fit.observe(some, TransferCost())
-            assert fit.cost is not None
-            assert fit.cost.fixed_s >= 0
-            assert fit.cost.per_byte_s >= 0
-            assert fit.cost.seconds(1e6) > 0
+            cost = fit.observe(some, TransferCost())
+            assert cost.fixed_s >= 0
+            assert cost.per_byte_s >= 0
+            assert cost.seconds(1e6) > 0
 
 
 def two_nodes() -> Transfers:
