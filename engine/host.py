@@ -92,6 +92,7 @@ class EngineHost:
         request_amx()
         config = args.create_engine_config()
         use_resuming_scheduler(config)
+        keep_no_images(config)
         if credentials is not None:
             give_credentials(config, credentials)
         inlet = Inlet(config)
@@ -162,6 +163,12 @@ class EngineHost:
         """Ends the engine's processes; whatever is still running in them is lost."""
         self._inlet.close()
         self.core.shutdown(timeout=0)
+
+
+def keep_no_images(config: VllmConfig) -> None:
+    """Has an engine keep none of what routers send: they send every image whole, and each time."""
+    if (images := config.model_config.multimodal_config) is not None:
+        images.mm_processor_cache_gb = 0
 
 
 async def _unless_ended(core: AsyncMPClient, call: Coroutine[Any, Any, _Answer]) -> _Answer:
