@@ -41,6 +41,7 @@ def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
                     if need.deployment != "router"
                 ),
                 *([("nodes", _placement(config, nodes))] if nodes else []),
+                *_room(file),
                 ("SLO", _slo(config)),
                 ("URL", f"{file.url}/v1"),
             ]
@@ -114,6 +115,19 @@ def _transfer(config: ClusterConfig) -> str:
 def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:
     problem = placement_problem(replica_needs(config), nodes)
     return problem or f"each replica fits one of the {len(nodes)} seen"
+
+
+def _room(file: ServeFile) -> list[tuple[str, str]]:
+    if all(file.config.pool(name).gpus < 2 for name in POOLS):
+        return []
+    if file.packs_replicas:
+        return [("placement", "one node after the other, the largest replicas first")]
+    return [
+        (
+            "placement",
+            "spread over the nodes: large ones may find no room (see the README)",
+        )
+    ]
 
 
 def _slo(config: ClusterConfig) -> str:
