@@ -37,7 +37,6 @@ OWNED_ENGINE_OPTIONS = {
     "node_rank": _OWN_NODE,
     "master_addr": _OWN_NODE,
     "master_port": _OWN_NODE,
-    "prefill_context_parallel_size": "raise tensor_parallel_size instead",
     "device_ids": "Ray gives each replica its GPUs",
     "disable_log_stats": "routing and metrics need the engine's statistics",
     "aggregate_engine_logging": "each replica has metrics of its own",

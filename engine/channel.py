@@ -28,6 +28,7 @@ from engine.wire import (
     ReplicaFacts,
     StepOutputs,
     Taken,
+    Transferred,
     Warmed,
     pack_frame,
 )
@@ -263,6 +264,7 @@ class ReplicaOutputs(Protocol):
     def rejected(self, rejection: Rejection) -> None: ...
     def warmed(self, warmed: Warmed) -> None: ...
     def holds(self, holdings: Holdings) -> None: ...
+    def transferred(self, moved: list[Transferred]) -> None: ...
     def engine_ended(self, how: EngineExit) -> None: ...
     def replica_gone(self, reason: str) -> None: ...
 
@@ -291,6 +293,8 @@ class ReplicaEnd(_Connection):
             self._owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
         elif kind == Kind.WARMED:
             self._owner.warmed(MsgpackDecoder(Warmed).decode(buffers))
+        elif kind == Kind.TRANSFERRED:
+            self._owner.transferred(MsgpackDecoder(list[Transferred]).decode(buffers))
         elif kind == Kind.HOLDINGS:
             self._owner.holds(MsgpackDecoder(Holdings).decode(buffers))
         elif kind == Kind.ENDED:

@@ -45,6 +45,8 @@ class EngineFacts:
     max_num_seqs: int
     num_dropped_tokens: int = 0
     """At the end of each prompt that it hands over: see `kvtransfer.nixl`."""
+    kv_bytes_per_token: float | None = None
+    """In all of its ranks together; None where that is not known."""
 
 
 class EngineHost:
@@ -55,6 +57,7 @@ class EngineHost:
         self.config = config
         self._inlet = inlet
         self._num_dropped_tokens = 0
+        self._kv_cache_bytes = 0
 
     @classmethod
     async def start(
@@ -79,6 +82,7 @@ class EngineHost:
             await host._ask_ranks("accept_output_tokens")
             if host.config.kv_transfer_config is not None:
                 host._num_dropped_tokens = max(await host._ask_ranks("num_dropped_tokens"))
+            host._kv_cache_bytes = sum(await host._ask_ranks("kv_cache_bytes"))
             await probe(host.core, host.config)
         except EngineDeadError:
             raise EngineEnded(host.exit()) from None
@@ -93,6 +97,7 @@ class EngineHost:
         request_amx()
         config = args.create_engine_config()
         use_resuming_scheduler(config)
+        keep_no_images(config)
         if credentials is not None:
             give_credentials(config, credentials)
         inlet = Inlet(config)
@@ -113,12 +118,14 @@ class EngineHost:
 
     def facts(self) -> EngineFacts:
         cache = self.config.cache_config
+        num_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         return EngineFacts(
             max_model_len=self.config.model_config.max_model_len,
             block_size=cache.block_size,
             num_kv_blocks=cache.num_gpu_blocks or 0,
             max_num_seqs=self.config.scheduler_config.max_num_seqs,
             num_dropped_tokens=self._num_dropped_tokens,
+            kv_bytes_per_token=self._kv_cache_bytes / num_tokens if num_tokens else None,
         )
 
     async def _ask_ranks(self, method: str) -> list[Any]:
@@ -162,6 +169,12 @@ class EngineHost:
         """Ends the engine's processes; whatever is still running in them is lost."""
         self._inlet.close()
         self.core.shutdown(timeout=0)
+
+
+def keep_no_images(config: VllmConfig) -> None:
+    """Has an engine keep none of what routers send: they send every image whole, and each time."""
+    if (images := config.model_config.multimodal_config) is not None:
+        images.mm_processor_cache_gb = 0
 
 
 async def _unless_ended(core: AsyncMPClient, call: Coroutine[Any, Any, _Answer]) -> _Answer:

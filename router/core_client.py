@@ -50,6 +50,7 @@ from router.request import (
 from router.second_look import MOST_LOOKS, looks_again, moves_on
 from router.settings import Targets
 from router.traffic import TrafficMeter
+from router.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             rejected=self._rejected,
             gone=self._gone,
         )
-        self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
-        self.decode = Pool("decode", policy, events, num_routers=num_routers)
+        transfers = Transfers()
+        self.prefill, self.decode = (
+            Pool(name, policy, events, num_routers=num_routers, transfers=transfers)
+            for name in ("prefill", "decode")
+        )
         self.pairs = Pairs()
         self._looks_again = looks_again(policy, num_routers=num_routers)
         self._targets = targets or Targets()
@@ -308,7 +312,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     ) -> list[EngineCoreOutput]:
         assert state.prefill is not None
         work_s = self._placer.decode_share_s(state)
-        replica_id = self._placer.decode_replica(state.prefill.replica_id, work_s)
+        replica_id = self._placer.decode_replica(state, state.prefill, work_s)
         if replica_id is None:
             # Nobody who is left can read it there: as if the KV were lost.
             self._release_handover(state)
