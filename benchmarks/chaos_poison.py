@@ -60,12 +60,15 @@ async def _kill_what_works(
     """Kills each engine that works for a router; returns how many were."""
     killed: set[int] = set()
     while not asked.done() and len(killed) <= NUM_POISONED:
+        pids = {
+            replica.replica_id: engine_below(replica.pid)
+            for replica in await serve_api.replicas()
+            if replica.deployment == "decode" and replica.pid is not None
+        }
+        # Last of all, and of decode, which has it for long: where it has been, others are innocent.
         seen = await scrape(router.port)
-        busy = seen.with_own if seen else ()
-        for replica in await serve_api.replicas() if busy else ():
-            if replica.replica_id not in busy or replica.pid is None:
-                continue
-            pid = engine_below(replica.pid)
+        for replica_id in seen.with_own if seen else ():
+            pid = pids.get(replica_id)
             if pid is not None and pid not in killed and signal_process(pid, signal.SIGKILL):
                 killed.add(pid)
         await asyncio.sleep(_POLL_S)
