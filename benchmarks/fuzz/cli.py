@@ -23,6 +23,7 @@ from benchmarks.fuzz.shots import Kind
 from benchmarks.fuzz.verdict import Record, Verdict, judge
 from benchmarks.machine import observe_machine
 from benchmarks.systems import SystemFailedError, adopt_orphans, launch_pdserve, started
+from cluster.serve_file import load_serve_file
 
 _FOLDER = Path(__file__).resolve().parent.parent
 _START_S = time.monotonic()
@@ -52,6 +53,7 @@ def main() -> int:
         only=tuple(options.only),
         num_replicas={pool: num_replicas(options.config, pool) for pool in POOLS},
         num_routers=num_replicas(options.config, "router"),
+        slo=load_serve_file(options.config).config.slo,
     )
     adopt_orphans()
     try:
@@ -104,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Sends a live cluster whatever a client or a neighbour may send, next to good"
         " requests, whose answers are compared with those they have alone. The last line is JSON;"
         " the exit status is 0 only if there was no status 500, no well-formed request without an"
-        " answer, no process ended, no good answer wrong or slower than ten times its median alone,"
+        " answer, no process ended, no good answer wrong, or slower than ten times its median alone and"
+        " than the cluster's targets allow,"
         " and nothing held after each hundred requests. Starting and ending take about two minutes"
         " more than the run, on a slow machine four.",
         epilog=_EXAMPLES,

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_cases import Case, token_prompt
 from benchmarks.chaos_client import Client
+from cluster.sections import SloConfig
 
 NUM_ALONE = 5
 """How often each is asked before anything else is sent."""
@@ -52,13 +53,17 @@ class NotRightError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """What a case is answered while nothing else runs, and the seconds that it took each time."""
+    """What a case is answered while nothing else runs, and the seconds that it took each time.
+
+    `promised_s` is how long the cluster's targets let it take beside others.
+    """
 
     answer: Answer
     took_s: tuple[float, ...]
+    promised_s: float = 0.0
 
 
-async def learn(client: Client, case: Case) -> Alone:
+async def learn(client: Client, case: Case, slo: SloConfig) -> Alone:
     """Asks it a few times.
 
     Raises:
@@ -71,15 +76,23 @@ async def learn(client: Client, case: Case) -> Alone:
     for answer in answers:
         if lines := differences(answers[0], answer):
             raise NotRightError(f"{case.name} has two answers: {lines[0]}")
-    return Alone(answer=answers[0], took_s=tuple(each.end_s - each.start_s for each in outcomes))
+    return Alone(
+        answer=answers[0],
+        took_s=tuple(each.end_s - each.start_s for each in outcomes),
+        promised_s=slo.ttft_s + slo.itl_s * case.fields.get("max_tokens", 0),
+    )
 
 
 def limits_s(alone: Mapping[str, Alone]) -> dict[str, float]:
-    """How long each case may take: ten times its median.
+    """How long each case may take: ten times its median, or what the cluster's targets allow.
 
     A case of milliseconds is judged by the median of all of them: beside others it waits for a step
-    of theirs, however short it is itself.
+    of theirs, however short it is itself. And a cluster that is within its targets does what its
+    operator has asked for: it lets others have the rest.
     """
     medians_s = {name: median(each.took_s) for name, each in alone.items()}
     typical_s = median(medians_s.values()) if medians_s else 0.0
-    return {name: TIMES_SLOWER * max(each_s, typical_s) for name, each_s in medians_s.items()}
+    return {
+        name: max(TIMES_SLOWER * each_s, TIMES_SLOWER * typical_s, alone[name].promised_s)
+        for name, each_s in medians_s.items()
+    }

@@ -28,6 +28,7 @@ from benchmarks.fuzz.shots import Kind
 from benchmarks.fuzz.verdict import Asked, Fired, Held, Record, faults, judge
 from benchmarks.fuzz.watch import Ended, Listener, Watch
 from benchmarks.systems import RunningSystem
+from cluster.sections import SloConfig
 
 _START_TIMEOUT_S = 900.0
 _PATIENCE_FOR_STARTS = 5
@@ -62,6 +63,7 @@ class RunOptions:
     only: tuple[int, ...]
     num_replicas: dict[PoolName, int]
     num_routers: int
+    slo: SloConfig
 
 
 class FuzzRun:
@@ -107,7 +109,7 @@ class FuzzRun:
             Api(await self._schema()), CASES, seed=self._options.seed, kinds=self._options.kinds
         )
         for case in CASES:
-            self._alone[case.name] = await learn(self._client, case)
+            self._alone[case.name] = await learn(self._client, case, self._options.slo)
         self._aim()
         watching = asyncio.create_task(self._watch_processes())
         try:

@@ -22,7 +22,7 @@ class Symptom(Enum):
     ERROR_500 = "a server's error"
     UNANSWERED = "a well-formed request without an answer"
     WRONG = "a good request with a wrong answer, or none"
-    SLOW = "a good request slower than ten times its median alone"
+    SLOW = "a good request slower than ten times its median alone and than the targets allow"
     ENDED = "a process that ended"
     HELD = "something held after all had ended"
     BROKEN = "something that did not work after the run"

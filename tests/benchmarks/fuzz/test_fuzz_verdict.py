@@ -166,3 +166,8 @@ def test_a_short_case_is_judged_by_the_typical_one() -> None:
         for name, took_s in (("short", 0.01), ("middle", 0.2), ("long", 1.0))
     }
     assert limits_s(alone) == {"short": 2.0, "middle": 2.0, "long": 10.0}
+
+
+def test_a_case_may_take_what_the_targets_allow() -> None:
+    alone = {"a": Alone(answer=RIGHT, took_s=(0.1,), promised_s=2.5)}
+    assert limits_s(alone) == {"a": 2.5}
