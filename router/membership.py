@@ -182,10 +182,12 @@ class Membership:
         """Ends connections to replicas that hang, and gives pairs another try."""
         while True:
             await asyncio.sleep(WATCH_S)
-            now_s = time.monotonic()
-            for replica in self._replicas():
-                replica.end_if_silent(now_s=now_s, timeout_s=self._stall_timeout_s)
+            self._end_silent(time.monotonic())
             self._warm_ups.retry()
+
+    def _end_silent(self, now_s: float) -> None:
+        for replica in self._replicas():
+            replica.end_if_silent(now_s=now_s, timeout_s=self._stall_timeout_s)
 
     def _replicas(self) -> tuple[Replica, ...]:
         """Those that there is a connection to."""
