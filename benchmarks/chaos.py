@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,7 @@ import yaml
 from benchmarks import chaos_report
 from benchmarks.chaos_chart import write_chart
 from benchmarks.chaos_faults import POOLS, Kind
+from benchmarks.chaos_node import Node, node_for
 from benchmarks.chaos_pace import Pressure
 from benchmarks.chaos_processes import end
 from benchmarks.chaos_run import ChaosError, ChaosRun, RunOptions
@@ -35,7 +37,7 @@ def say(text: str) -> None:
     print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
 
 
-def run(config: Path, options: RunOptions) -> Record:
+def run(node: Node, options: RunOptions) -> Record:
     """Starts the cluster, runs, ends it, and looks for what is left.
 
     Raises:
@@ -43,9 +45,9 @@ def run(config: Path, options: RunOptions) -> Record:
         SystemFailedError: the cluster's own process ended.
     """
     say("starting the cluster")
-    with started(launch_pdserve, config) as system:
+    with started(node.launcher(launch_pdserve), options.config) as system:
         with real_time_priority():
-            record = asyncio.run(ChaosRun(system, options, say).run())
+            record = asyncio.run(ChaosRun(system, node, options, say).run())
         say("ending the cluster")
         return dataclasses.replace(record, left=tuple(end(system.process)))
 
@@ -69,7 +71,9 @@ def main() -> int:
     )
     adopt_orphans()
     try:
-        record = run(options.config, run_options)
+        with node_for(run_options.kinds, options.config) as node:
+            run_options = _without(node.lacking, run_options)
+            record = run(node, run_options)
     except (ChaosError, SystemFailedError) as failure:
         print(f"no result: {failure}", file=sys.stderr)
         return 1
@@ -87,6 +91,13 @@ def main() -> int:
         print(f"{num} failed with: {error}")
     print(json.dumps(verdict.summary()))
     return 1 if verdict.reasons else 0
+
+
+def _without(lacking: Mapping[Kind, str], options: RunOptions) -> RunOptions:
+    for kind, why in lacking.items():
+        say(f"without {kind.value}: {why}")
+    kinds = tuple(kind for kind in options.kinds if kind not in lacking)
+    return dataclasses.replace(options, kinds=kinds, left_out=lacking)
 
 
 def num_replicas(config: Path, deployment: str) -> int:
@@ -136,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=[kind.value for kind in Kind],
         default=[kind.value for kind in Kind],
-        help="which kinds",
+        help="which kinds; those for which this machine lacks something are left out, and the"
+        " report says so",
     )
     parser.add_argument(
         "--spare-last",

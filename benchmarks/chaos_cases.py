@@ -204,3 +204,15 @@ UNREAD = Case(
     },
 )
 """What a client asks for that then does not read it."""
+
+
+def crowd_cases(num_tokens: int) -> tuple[Case, ...]:
+    """What a crowd asks for, each client one of these."""
+    return tuple(
+        Case(
+            name=f"crowd-{number}",
+            path="completions",
+            fields={"prompt": token_prompt(60 + number), "max_tokens": num_tokens, **_LONG},
+        )
+        for number in range(8)
+    )

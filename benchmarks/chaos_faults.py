@@ -5,7 +5,7 @@ generator; benchmarks.chaos_processes carries it out.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -26,18 +26,28 @@ class Kind(Enum):
     CUT = "cut"
     BLACK_HOLE = "black-hole"
     CUT_KV = "cut-kv"
+    CLOCK_JUMP = "clock-jump"
+    DISK_FULL = "disk-full"
+    MEMORY_PRESSURE = "memory-pressure"
+    CROWD = "crowd"
     CLIENTS_LEAVE = "clients-leave"
     SLOW_READER = "slow-reader"
 
     @property
     def hits_pool(self) -> bool:
         """Whether it costs a pool a replica."""
-        return not (self is Kind.KILL_ROUTER or self.is_of_clients or self.is_of_network)
+        others = self.is_of_clients or self.is_of_network or self.is_of_node
+        return not (self is Kind.KILL_ROUTER or others)
 
     @property
     def is_of_network(self) -> bool:
         """Whether processes live and cannot reach each other."""
         return self in (Kind.CUT, Kind.BLACK_HOLE, Kind.CUT_KV)
+
+    @property
+    def is_of_node(self) -> bool:
+        """Whether all processes live, on a node that is not as it was."""
+        return self in (Kind.CLOCK_JUMP, Kind.DISK_FULL)
 
     @property
     def is_of_clients(self) -> bool:
@@ -56,6 +66,13 @@ DESCRIPTIONS: Mapping[Kind, str] = {
     Kind.BLACK_HOLE: "nothing passes between a router and a replica, for longer than the stall "
     "timeout",
     Kind.CUT_KV: "every TCP connection between a prefill and a decode engine is cut",
+    Kind.CLOCK_JUMP: "the time of day goes an hour forward, and back after two more faults; takes "
+    "a C compiler",
+    Kind.DISK_FULL: "no space is left for logs, caches and temporary files, until after two more "
+    "faults; takes root",
+    Kind.MEMORY_PRESSURE: "a replica gets no more memory, until the kernel ends a process of it; "
+    "takes root",
+    Kind.CROWD: "256 streams at once on two decode replicas, one of which is killed, or on one",
     Kind.CLIENTS_LEAVE: "a burst of streams whose clients leave midway",
     Kind.SLOW_READER: "a client that reads nothing of a long stream for a while, then the rest",
 }
@@ -103,7 +120,7 @@ class FaultOrder:
         """
         eligible = {pool: num for pool, num in num_live.items() if num >= self._min_live}
         kind = self._draw(
-            can_hit_pool=bool(eligible),
+            eligible,
             can_hit_router=num_routers > 1,
             can_part=num_routers > 0 and all(num_live.values()),
         )
@@ -111,17 +128,23 @@ class FaultOrder:
             return None
         if not kind.hits_pool:
             return Fault(kind=kind, pool=None)
+        if kind is Kind.CROWD:
+            return Fault(kind=kind, pool="decode")
         most = max(eligible.values())
         fullest = sorted(pool for pool, num in eligible.items() if num == most)
         return Fault(kind=kind, pool=self._rng.choice(fullest))
 
-    def _draw(self, *, can_hit_pool: bool, can_hit_router: bool, can_part: bool) -> Kind | None:
+    def _draw(
+        self, eligible: Collection[PoolName], *, can_hit_router: bool, can_part: bool
+    ) -> Kind | None:
         def usable(kind: Kind) -> bool:
             if kind.is_of_network:
                 return can_part
             if kind is Kind.KILL_ROUTER:
                 return can_hit_router
-            return can_hit_pool or not kind.hits_pool
+            if kind is Kind.CROWD:
+                return "decode" in eligible
+            return bool(eligible) or not kind.hits_pool
 
         if not any(usable(kind) for kind in self._round):
             return None

@@ -8,12 +8,13 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import psutil
 
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, Member, PoolName, live_members
 from benchmarks.chaos_network import Link
+from benchmarks.chaos_node import JUMP_S, MemoryPressure, Node
 from benchmarks.chaos_processes import (
     count_connections,
     find_members,
@@ -21,6 +22,7 @@ from benchmarks.chaos_processes import (
     signal_process,
     still_stopped,
     suspend,
+    tree_of,
 )
 from benchmarks.chaos_routers import Routers
 from benchmarks.chaos_verdict import RouterDeath
@@ -31,6 +33,7 @@ BLACK_HOLE_S = 15.0
 """Longer than the stall timeout of the served config."""
 _FREED_POLL_S = 0.1
 _SCALED_POLL_S = 1.0
+_PRESSURE_POLL_S = 0.05
 
 Live = Mapping[PoolName, tuple[Member, ...]]
 
@@ -43,9 +46,11 @@ class Injector:
         leader: psutil.Process,
         routers: Routers,
         serve_api: ServeApi,
+        node: Node,
         num_replicas: Mapping[PoolName, int],
     ) -> None:
         self._leader = leader
+        self._node = node
         self._routers = routers
         self._serve_api = serve_api
         self._wanted: dict[str, int] = dict(num_replicas.items())
@@ -72,17 +77,32 @@ class Injector:
         return order.next(num_live, num_routers=len(self._routers.live)), live
 
     async def inject(
-        self, fault: Fault, live: Live, *, tasks: asyncio.TaskGroup, rng: random.Random
+        self,
+        fault: Fault,
+        live: Live,
+        *,
+        tasks: asyncio.TaskGroup,
+        rng: random.Random,
+        held_s: float,
     ) -> str | None:
-        """Carries out a fault of the cluster; returns who was hit, or None if it came too late."""
+        """Carries out a fault of the cluster; returns who was hit, or None if it came too late.
+
+        A node stays for `held_s` as the fault has left it.
+        """
         if fault.kind is Kind.KILL_ROUTER:
             return self._kill_router(tasks, rng)
         if fault.kind.is_of_network:
             return self._part(fault.kind, live, tasks, rng)
+        if fault.kind.is_of_node:
+            return self._change_node(fault.kind, tasks, held_s)
         assert fault.pool is not None, "the others are for clients to carry out"
         if fault.kind is Kind.SCALE_DOWN:
             return await self._scale_down(tasks, fault.pool)
+        if fault.kind is Kind.CROWD and len(live[fault.pool]) == 1:
+            return "the only decode replica, which is left alone"
         victim = rng.choice(live[fault.pool])
+        if fault.kind is Kind.MEMORY_PRESSURE:
+            return self._press(tasks, fault.pool, victim)
         pid = send(fault.kind, victim)
         if pid is None:
             return None
@@ -144,6 +164,27 @@ class Injector:
             link.close()
         return f"{names}, {link.num_connections} connections"
 
+    def _change_node(self, kind: Kind, tasks: asyncio.TaskGroup, held_s: float) -> str:
+        clock, disk, pid = self._node.clock, self._node.disk, self._leader.pid
+        if kind is Kind.CLOCK_JUMP:
+            assert clock is not None, "it is left out then"
+            clock.step(JUMP_S)
+            tasks.create_task(_later(held_s, lambda: clock.step(0)))
+            return f"by {JUMP_S} s, and back after {held_s:.0f} s"
+        assert disk is not None, "it is left out then"
+        disk.fill(pid)
+        tasks.create_task(_later(held_s, lambda: disk.empty(pid)))
+        return f"for {held_s:.0f} s"
+
+    def _press(self, tasks: asyncio.TaskGroup, pool: PoolName, victim: Member) -> str | None:
+        assert self._node.memory is not None, "it is left out then"
+        pids = tree_of(victim.pid)
+        if not pids:
+            return None
+        self._hit.add(victim.pid)
+        tasks.create_task(_lift_pressure(self._node.memory.press(pids)))
+        return f"{pool}, replica {victim.pid} of {len(pids)} processes"
+
     def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str | None:
         victim = rng.choice(self._routers.live)
         # Stopped first, so that no request comes between the count and the end.
@@ -171,3 +212,18 @@ class Injector:
 async def _lift(link: Link) -> None:
     await asyncio.sleep(BLACK_HOLE_S)
     link.close()
+
+
+async def _lift_pressure(pressure: MemoryPressure) -> None:
+    try:
+        while not pressure.is_over:  # noqa: ASYNC110  the kernel sets no event
+            await asyncio.sleep(_PRESSURE_POLL_S)
+    finally:
+        pressure.lift()
+
+
+async def _later(after_s: float, undo: Callable[[], None]) -> None:
+    try:
+        await asyncio.sleep(after_s)
+    finally:
+        undo()

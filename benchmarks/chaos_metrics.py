@@ -29,7 +29,7 @@ class Scrape:
 
     `num_moves` is their sum, or None where the router does not count moves. `num_sent` requests
     are in engines by the router's own count; `num_in_engine` has what each replica says it has,
-    whoever sent it.
+    whoever sent it. `with_own` are the replicas that have requests of this one router.
     """
 
     num_live: Mapping[PoolName, int]
@@ -39,6 +39,7 @@ class Scrape:
     num_routers: int = 1
     num_sent: int = 0
     num_in_engine: Mapping[str, int] = field(default_factory=dict)
+    with_own: frozenset[str] = frozenset()
 
 
 def read_metrics(text: str) -> Scrape:
@@ -49,6 +50,7 @@ def read_metrics(text: str) -> Scrape:
     num_moves: float | None = None
     num_sent = 0.0
     num_in_engine: Counter[str] = Counter()
+    with_own: set[str] = set()
     for family in text_string_to_metric_families(text):
         if family.name == _MOVES:  # without a sample until the first one
             num_moves = sum(each.value for each in family.samples if each.name == f"{_MOVES}_total")
@@ -60,6 +62,8 @@ def read_metrics(text: str) -> Scrape:
                 num_sent += sample.value
             elif sample.name in ("pdserve_replica_running", "pdserve_replica_waiting"):
                 num_in_engine[sample.labels["replica"]] += int(sample.value)
+            elif sample.name == "pdserve_replica_sent" and sample.value:
+                with_own.add(sample.labels["replica"])
             if sample.name in _HELD and sample.value:
                 held.append(f"{sample.name} ({labels}): {sample.value:g}")
             elif sample.name in _ALL_MOVES:
@@ -72,6 +76,7 @@ def read_metrics(text: str) -> Scrape:
         num_moves=None if num_moves is None else round(num_moves),
         num_sent=int(num_sent),
         num_in_engine=num_in_engine,
+        with_own=frozenset(with_own),
     )
 
 

@@ -10,6 +10,11 @@ MIN_FAULTS = 4
 _FREED_STARTS = 0.1
 _LEAST_FREED_S = 2.0
 _LEAST_UNREAD_S = 60.0
+NUM_CROWD = 256
+"""Streams that come at once."""
+_CROWD_STARTS = 1.0
+_LEAST_CROWD_TOKENS, _MOST_CROWD_TOKENS = 16, 400
+_HELD_FAULTS = 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +22,13 @@ class Speed:
     """What was measured before the run, on the cluster that it disturbs.
 
     `start_s` is from a replica's end to its successor's first request, `rate` how many requests of
-    the run's mix were answered a second in the meantime, with that pool down to one replica.
+    the run's mix were answered a second in the meantime, with that pool down to one replica, and
+    `token_rate` how many tokens that were.
     """
 
     start_s: float
     rate: float
+    token_rate: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +58,10 @@ class Pace:
     """How long the client that does not read does not."""
     freed_within_s: float
     """How soon no engine may work for a dead router any more."""
+    held_s: float
+    """How long the node stays as a fault of it has left it: past some more faults."""
+    crowd_tokens: int
+    """The length of each answer of a crowd, which one replica computes in about a start."""
 
 
 def plan_pace(speed: Speed, pressure: Pressure, *, least_s: float) -> Pace:
@@ -64,4 +75,11 @@ def plan_pace(speed: Speed, pressure: Pressure, *, least_s: float) -> Pace:
         # While both pools may be empty nobody else can be answered either.
         unread_s=max(_LEAST_UNREAD_S, 2 * speed.start_s),
         freed_within_s=max(_LEAST_FREED_S, _FREED_STARTS * speed.start_s),
+        held_s=_HELD_FAULTS * fault_every_s,
+        crowd_tokens=_crowd_tokens(speed),
     )
+
+
+def _crowd_tokens(speed: Speed) -> int:
+    num_tokens = int(_CROWD_STARTS * speed.start_s * speed.token_rate / NUM_CROWD)
+    return min(max(num_tokens, _LEAST_CROWD_TOKENS), _MOST_CROWD_TOKENS)

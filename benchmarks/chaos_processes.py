@@ -35,6 +35,7 @@ _SIGNALS: Mapping[Kind, signal.Signals] = {
     Kind.KILL_ENGINE: signal.SIGKILL,
     Kind.STOP_ENGINE: signal.SIGSTOP,
     Kind.TERM_REPLICA: signal.SIGTERM,
+    Kind.CROWD: signal.SIGKILL,
 }
 
 
@@ -118,6 +119,15 @@ def engine_below(replica_pid: int) -> int | None:
     return engines[0].pid if engines else None
 
 
+def tree_of(pid: int) -> list[int]:
+    """A process and its descendants; empty if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [pid, *(each.pid for each in process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def rss_bytes(pid: int) -> int | None:
     """The resident memory of a process; None if it is gone."""
     try:
@@ -139,7 +149,7 @@ def find_stray_engines(leader: psutil.Process) -> list[int]:
 
 def send(kind: Kind, member: Member) -> int | None:
     """Does `kind`, one that hits a pool, to a replica; returns the pid, or None if it was gone."""
-    engine = kind in (Kind.KILL_ENGINE, Kind.STOP_ENGINE)
+    engine = kind in (Kind.KILL_ENGINE, Kind.STOP_ENGINE, Kind.CROWD)
     pid = member.engine_pid if engine else member.pid
     if pid is None:
         return None

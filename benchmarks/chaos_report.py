@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.chaos_cases import UNREAD, base_cases
 from benchmarks.chaos_failover import NUM_REQUESTS
 from benchmarks.chaos_faults import DESCRIPTIONS, Kind
+from benchmarks.chaos_poison import NUM_INNOCENT
 from benchmarks.chaos_run import BURST_S, RunOptions
 from benchmarks.chaos_verdict import (
     PAUSE_DEFINITION,
@@ -200,7 +201,9 @@ def _lines(title: str, lines: Sequence[str]) -> str | None:
 def _method(record: Record, options: RunOptions) -> str:
     speed, pace = record.speed, record.pace
     names = ", ".join(case.name for case in base_cases())
-    faults = "\n".join(f"- `{kind.value}`: {DESCRIPTIONS[kind]}." for kind in options.kinds)
+    lines = [f"- `{kind.value}`: {DESCRIPTIONS[kind]}." for kind in options.kinds]
+    lines += [f"- `{kind.value}`: left out, as {why}." for kind, why in options.left_out.items()]
+    faults = "\n".join(lines)
     last = "is left alone" if options.spare_last else "may be hit"
     replicas = " and ".join(f"{num} {pool}" for pool, num in options.num_replicas.items())
     num_routers = options.num_routers
@@ -233,7 +236,10 @@ def _method(record: Record, options: RunOptions) -> str:
         f" {NUM_REQUESTS} streams: of 400 tokens for decode, of prompts of 500 tokens and more for"
         " prefill. The least that their pause can be is what the engines that were left took,"
         " right after and with nothing else to do, to compute as many tokens as these requests"
-        " had. Then came one more request, and whatever engine worked on it was killed.",
+        " had. Then came one more request, to one router, and whatever engine worked on it was"
+        f" killed, while each of the other routers had {NUM_INNOCENT} requests at any time. A"
+        f" crowd's answers had {pace.crowd_tokens} tokens each, about what one replica computes in"
+        " a start.",
     ]
     waits = (
         "Waits for a first token are those of streams that were asked for before the fault and had"

@@ -7,21 +7,22 @@ ends no cluster, judges nothing.
 import asyncio
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from benchmarks.chaos_answers import Answer, differences
-from benchmarks.chaos_cases import UNREAD, Case, base_cases, stop_case
+from benchmarks.chaos_cases import UNREAD, Case, base_cases, crowd_cases, stop_case
 from benchmarks.chaos_client import Client, Outcome
 from benchmarks.chaos_failover import NUM_REQUESTS, measure_failover
 from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
 from benchmarks.chaos_inject import Injector
 from benchmarks.chaos_memory import MemoryWatch
 from benchmarks.chaos_metrics import Scrape
-from benchmarks.chaos_pace import Pace, Pressure, Speed, plan_pace
+from benchmarks.chaos_node import Node
+from benchmarks.chaos_pace import NUM_CROWD, Pace, Pressure, Speed, plan_pace
 from benchmarks.chaos_poison import poison
 from benchmarks.chaos_processes import find_stray_engines, rss_bytes
 from benchmarks.chaos_routers import Routers
@@ -35,6 +36,8 @@ FREE_TIMEOUT_S = 15.0
 BURST_S = 1.0
 """How long before a fault its burst begins, so that it finds requests in every phase."""
 NUM_LEAVING = 8
+_CROWD_STARTS = 0.15
+"""How long after a crowd has come one of its replicas ends, in starts of an engine."""
 
 _STOPPED_CASES = ("greedy", "greedy-whole", "seed", "chat")
 """Cases that are also sent with a stop string, taken from their own answer."""
@@ -52,7 +55,8 @@ class ChaosError(RuntimeError):
 class RunOptions:
     """What is put on the cluster of `config`, which has `num_replicas` of each pool when whole.
 
-    With `poisons` one more request comes at the end, whose every engine is killed.
+    With `poisons` one more request comes at the end, whose every engine is killed. `left_out` says
+    why kinds that were asked for are not among `kinds`.
     """
 
     least_s: float
@@ -65,15 +69,17 @@ class RunOptions:
     num_routers: int
     poisons: bool
     config: Path
+    left_out: Mapping[Kind, str] = field(default_factory=dict)
 
 
 class ChaosRun:
     """Owns the outcomes, the faults and the samples of one run on one running cluster."""
 
     def __init__(
-        self, system: RunningSystem, options: RunOptions, say: Callable[[str], None]
+        self, system: RunningSystem, node: Node, options: RunOptions, say: Callable[[str], None]
     ) -> None:
         self._system = system
+        self._node = node
         self._leader = psutil.Process(system.process.pid)
         self._injector: Injector
         """Made once the cluster says where its dashboard is."""
@@ -82,8 +88,10 @@ class ChaosRun:
         self._options = options
         self._say = say
         self._client = Client(system.url, timeout_s=START_TIMEOUT_S)
+        self._speed: Speed
         self._pace: Pace
         """Planned once it is known how fast the cluster is."""
+        self._crowd: tuple[Case, ...] = ()
         self._cases: list[Case] = []
         self._expected: dict[str, Answer] = {}
         self._outcomes: list[Outcome] = []
@@ -104,13 +112,17 @@ class ChaosRun:
             raise ChaosError(f"not ready: {self._system.log_tail()}")
         serve_api = ServeApi(self._system.log, self._options.config)
         self._injector = Injector(
-            self._leader, self._routers, serve_api, self._options.num_replicas
+            self._leader, self._routers, serve_api, self._node, self._options.num_replicas
         )
         await self._learn_answers()
         self._say(f"{len(self._cases)} cases have their answers; measuring the machine's speed")
-        speed = await self._measure_speed()
+        self._speed = speed = await self._measure_speed()
         options = self._options
         self._pace = plan_pace(speed, options.pressure, least_s=options.least_s)
+        self._crowd = crowd_cases(self._pace.crowd_tokens)
+        if Kind.CROWD in options.kinds:
+            for case in self._crowd:
+                self._expected[case.name] = await self._undisturbed(case)
         self._client = Client(self._system.url, timeout_s=self._pace.timeout_s)
         start_s = time.monotonic()
         self._say(
@@ -134,7 +146,13 @@ class ChaosRun:
                 poisoned = None
                 if self._options.poisons and whole_after_s is not None:
                     self._say("one more request, whose every engine is killed")
-                    poisoned = await poison(self._client, self._routers, serve_api)
+                    poisoned, innocent = await poison(
+                        self._routers,
+                        serve_api,
+                        [case for case in self._cases if case.streamed],
+                        timeout_s=self._pace.timeout_s,
+                    )
+                    self._outcomes += innocent
                     whole_after_s, last = await self._settle()
         except* SystemFailedError as failures:
             raise failures.exceptions[0] from None
@@ -185,12 +203,15 @@ class ChaosRun:
         """
         start_s = time.monotonic()
         await self._injector.kill_one("decode")
-        await asyncio.gather(*(self._undisturbed(case) for case in self._cases))
+        answers = await asyncio.gather(*(self._undisturbed(case) for case in self._cases))
         answered_s = time.monotonic()
         if await self._await_whole(START_TIMEOUT_S) is None:
             raise ChaosError("a replica that was killed is not replaced")
+        num_tokens = sum(answer.completion_tokens or 0 for answer in answers)
         return Speed(
-            start_s=time.monotonic() - start_s, rate=len(self._cases) / (answered_s - start_s)
+            start_s=time.monotonic() - start_s,
+            rate=len(self._cases) / (answered_s - start_s),
+            token_rate=num_tokens / (answered_s - start_s),
         )
 
     async def _disturb(self, start_s: float) -> None:
@@ -250,11 +271,15 @@ class ChaosRun:
         if fault is None:
             self._say("no fault: no pool may lose a replica now")
             return
+        if fault.kind is Kind.CROWD:
+            await self._let_crowd_in(tasks, rng)
         at_s = time.monotonic()
         if fault.kind.is_of_clients:
             target: str | None = self._disturb_as_client(tasks, fault.kind, rng)
         else:
-            target = await self._injector.inject(fault, live, tasks=tasks, rng=rng)
+            target = await self._injector.inject(
+                fault, live, tasks=tasks, rng=rng, held_s=self._pace.held_s
+            )
         if target is None:
             self._say(f"no fault: {fault.kind.value} came too late")
             return
@@ -271,6 +296,12 @@ class ChaosRun:
             leave_after = rng.randint(1, 60)
             tasks.create_task(self._send(rng.choice(streams), leave_after=leave_after))
         return f"{NUM_LEAVING} streams"
+
+    async def _let_crowd_in(self, tasks: asyncio.TaskGroup, rng: random.Random) -> None:
+        for _ in range(NUM_CROWD):
+            delay_s = rng.uniform(0.0, BURST_S)
+            tasks.create_task(self._send(rng.choice(self._crowd), delay_s=delay_s))
+        await asyncio.sleep(BURST_S + _CROWD_STARTS * self._speed.start_s)
 
     async def _measure_unread(self) -> None:
         before = {router.pid: rss_bytes(router.pid) for router in self._routers.live}

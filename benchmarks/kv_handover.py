@@ -35,7 +35,7 @@ from engine.arguments import engine_args
 from engine.demo_model import VOCAB_SIZE
 from engine.host import EngineHost
 from engine.models import resolve_model
-from kvtransfer.config import Role, Sharing, kv_transfer_config, side_channel_env
+from kvtransfer.config import Role, Sharing, kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer, warm_up
 from kvtransfer.side_channel import ReservedPort
@@ -126,7 +126,7 @@ async def running_pair(
     num_layers: int, shared_memory: Sharing
 ) -> AsyncIterator[tuple[Engine, Engine]]:
     """A prefill and a decode engine that have shaken hands. Raises HandoverFailedError."""
-    os.environ.update(_ENV | side_channel_env(_HOST))
+    os.environ.update(_ENV | transfer_env(_HOST))
     secret = secrets.token_hex()
     with ReservedPort(_HOST) as port:
         hosts = await asyncio.gather(

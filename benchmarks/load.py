@@ -70,6 +70,7 @@ class LoadSummary:
     itl_s_mean: float | None
     gap_s_p50: float | None
     gap_s_p99: float | None
+    gap_s_max: float | None
     handover_s_p50: float | None
     tokens_per_s: float
     wall_s: float
@@ -152,6 +153,7 @@ def summarise(
         itl_s_mean=fmean(itls_s) if itls_s else None,
         gap_s_p50=percentile(gaps_s, 0.5) if gaps_s else None,
         gap_s_p99=percentile(gaps_s, 0.99) if gaps_s else None,
+        gap_s_max=max(gaps_s, default=None),
         handover_s_p50=percentile(handovers_s, 0.5) if handovers_s else None,
         tokens_per_s=sum(trace.num_output_tokens for trace in traces) / wall_s,
         wall_s=wall_s,

@@ -82,6 +82,9 @@ def build(args: Mapping[str, Any]) -> Application:
             frontend=config.router.frontend,
             limits=RequestLimits(
                 max_body_bytes=int(config.router.max_body_mib * 2**20),
+                max_bodies_bytes=int(
+                    max(config.router.max_bodies_mib, config.router.max_body_mib) * 2**20
+                ),
                 max_choices=config.router.max_choices,
                 receive_timeout_s=config.router.receive_timeout_s,
             ),
@@ -187,6 +190,8 @@ def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
         connector=config.transfer.connector,
         backends=config.transfer.backends,
         shared_memory=config.transfer.shared_memory,
+        read_timeout_s=config.transfer.read_timeout_s,
+        progress_delay_us=config.transfer.progress_delay_us,
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
         tls=_tls(config),

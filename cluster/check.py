@@ -45,6 +45,7 @@ def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
                 ),
                 *([("nodes", _placement(config, nodes))] if nodes else _unasked(config)),
                 *_without_effect(config),
+                *_room(file),
                 ("SLO", _slo(config)),
                 ("URL", f"{file.url}/v1"),
             ]
@@ -117,8 +118,11 @@ def _totals(config: ClusterConfig) -> str:
 
 def _transfer(config: ClusterConfig) -> str:
     transfer = config.transfer
-    over = f" over {', '.join(transfer.backends)}" if transfer.connector == "nixl" else ""
-    return transfer.connector + over
+    if transfer.connector == "nixl":
+        return f"nixl over {', '.join(transfer.backends)}"
+    if any(pool.gpus for pool in (config.prefill, config.decode)):
+        return "nccl, experimental between GPUs: none has run it yet"
+    return "nccl, over Gloo between CPUs"
 
 
 def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:
@@ -146,6 +150,19 @@ def _without_effect(config: ClusterConfig) -> list[tuple[str, str]]:
         (
             "adapters",
             "engines keep memory for them, but routers cannot load any: no request has one",
+        )
+    ]
+
+
+def _room(file: ServeFile) -> list[tuple[str, str]]:
+    if all(file.config.pool(name).gpus < 2 for name in POOLS):
+        return []
+    if file.packs_replicas:
+        return [("placement", "one node after the other, the largest replicas first")]
+    return [
+        (
+            "placement",
+            "spread over the nodes: large ones may find no room (see the README)",
         )
     ]
 

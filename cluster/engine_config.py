@@ -59,6 +59,8 @@ def _check_engine(config: ClusterConfig, name: Pool, folder: Path) -> None:
         connector=config.transfer.connector,
         backends=config.transfer.backends,
         shared_memory=config.transfer.shared_memory,
+        read_timeout_s=config.transfer.read_timeout_s,
+        progress_delay_us=config.transfer.progress_delay_us,
     )
     options = {**start_options(config, name), "kv_transfer_config": transfer}
     section = f"{name}.engine" if config.pool(name).engine else "engine"

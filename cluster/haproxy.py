@@ -28,6 +28,7 @@ import psutil
 from cluster import ports
 from cluster.haproxy_watch import start_watch
 from cluster.ports import LOCALHOST
+from router.clients import ADDRESS
 
 BUFFER_BYTES = 128 * 1024
 """Holds a request's headers, and the whole of a request that is asked again."""
@@ -91,6 +92,11 @@ CHANGES = (
         "repeat. `RAY_SERVE_HAPROXY_RETRY_ON` has no effect.",
         lines=r"    retry-on .*",
         becomes="    retry-on conn-failure empty-response\n    option http-buffer-request",
+    ),
+    Change(
+        why="The router tells clients apart by their addresses.",
+        lines=r"    option redispatch 1",
+        becomes=f"    option redispatch 1\n    option forwardfor header {ADDRESS}",
     ),
     Change(
         why="Clients that never finish a request, or never read its answer, do not fill it. An "

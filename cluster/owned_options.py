@@ -5,6 +5,7 @@ Owns the list and the reasons. Never imports vLLM.
 
 _OWN_NODE = "a replica runs on one node, with a GPU for each rank"
 _NO_DATA_PARALLEL = "raise the pool's replicas instead"
+_WHOLE_CONTEXT = "KV moves between ranks that hold all tokens; raise tensor_parallel_size instead"
 _GENERATES = "pdserve serves models that generate text"
 OWNED_ENGINE_OPTIONS = {
     "model": "set by the top-level model",
@@ -36,11 +37,12 @@ OWNED_ENGINE_OPTIONS = {
     "node_rank": _OWN_NODE,
     "master_addr": _OWN_NODE,
     "master_port": _OWN_NODE,
-    "prefill_context_parallel_size": "raise tensor_parallel_size instead",
     "device_ids": "Ray gives each replica its GPUs",
     "disable_log_stats": "routing and metrics need the engine's statistics",
     "aggregate_engine_logging": "each replica has metrics of its own",
     "shutdown_timeout": "set recovery.drain_s instead",
+    "prefill_context_parallel_size": _WHOLE_CONTEXT,
+    "decode_context_parallel_size": _WHOLE_CONTEXT,
     "runner": _GENERATES,
     "convert": _GENERATES,
     "pooler_config": _GENERATES,

@@ -32,7 +32,7 @@ ROUTER = "router"
 DEPLOYMENTS = {ROUTER, "prefill", "decode"}
 FORGET_S = 30.0
 """An application that Serve does not ask about for this long was deleted: one of the same name that
-comes later is another."""
+comes later is another. So it is where the time of day has been set anew by that much."""
 
 
 class Planner:
@@ -45,10 +45,10 @@ class Planner:
         self._interval_s = interval_s
         self._metrics = metrics
         self._asked_s = 0.0
-        self._next_s = 0.0
         self._forget()
 
     def _forget(self) -> None:
+        self._next_s = 0.0
         self._contexts: dict[str, AutoscalingContext] = {}
         self._reports = Reports()
         self._engines = UNKNOWN_ENGINES
@@ -59,7 +59,7 @@ class Planner:
         """Takes in what Serve knows of one deployment now; returns the size it should have."""
         now_s: float = context.current_time
         name = context.deployment_name
-        if now_s - self._asked_s > FORGET_S:
+        if abs(now_s - self._asked_s) > FORGET_S:
             self._forget()
         self._asked_s = now_s
         self._contexts[name] = context

@@ -61,6 +61,8 @@ class Reports:
         alive: set[str] = set()
         for report in sorted(reports, key=lambda report: report.at_s):
             alive.add(report.router_id)
+            if report.at_s > now_s + STALE_S:
+                continue  # from before the time of day was set back
             before = self._last.get(report.router_id)
             if before is not None and report.at_s <= before.at_s:
                 continue

@@ -171,6 +171,22 @@ class TransferConfig(Section):
         "notifications. `never`, as in the demo, leaves the KV to NIXL too, as every pair that "
         "cannot share memory does.",
     )
+    read_timeout_s: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds that a prefill whose blocks are being read may be silent before "
+        "decode asks it for a sign of life, and then again, beside what the bytes under way take, "
+        "before it is taken for gone and its blocks are computed.",
+    )
+    progress_delay_us: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Microseconds after which NIXL's progress thread looks for work that it was "
+        "not told of; with 0 it polls all the time, on a core of its own. If unset, 10,000 on CPUs "
+        "and NIXL's own 0 on GPUs.",
+    )
     lease_s: float = Field(
         default=30.0,
         ge=1,
@@ -229,6 +245,13 @@ class RouterConfig(Section):
         ge=1e-6,
         le=1_000_000,
         description="Largest request body in MiB; a larger one gets status 413.",
+    )
+    max_bodies_mib: float = Field(
+        default=1024.0,
+        ge=1e-6,
+        le=1_000_000,
+        description="MiB that the bodies of all requests may have together that a router has not "
+        "answered yet, `max_body_mib` at least; one more gets status 503.",
     )
     receive_timeout_s: float = Field(
         default=120.0,

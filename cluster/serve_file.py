@@ -6,7 +6,7 @@ Owns reading and refusing such files. Never starts or contacts anything.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig, parse_args
 from cluster.engine_options import check_engine_options
@@ -14,6 +14,10 @@ from cluster.errors import ConfigError, shortened
 from cluster.transfer_options import check_backends
 from cluster.yaml_file import parse_yaml
 
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
+
+PACK = "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY"
 MAX_PATH = 120
 """Characters of a file's name in a message; the rest is for what is wrong in it."""
 
@@ -28,6 +32,8 @@ class ServeFile:
     port: int
     app_name: str
     route_prefix: str
+    packs_replicas: bool
+    """Serve is told to fill one node after the other, not to spread replicas over all of them."""
 
     @property
     def url(self) -> str:
@@ -84,4 +90,11 @@ def _parse(path: Path, document: Mapping[str, Any]) -> ServeFile:
         port=schema.http_options.port,
         app_name=application.name,
         route_prefix=application.route_prefix,
+        packs_replicas=_controller_env(schema).get(PACK) == "1",
     )
+
+
+def _controller_env(schema: "ServeDeploySchema") -> Mapping[str, str]:
+    options = schema.controller_options
+    env: Mapping[str, str] = ((options and options.runtime_env) or {}).get("env_vars", {})
+    return env

@@ -24,6 +24,7 @@ from cluster.model_choice import prepare_model
 from cluster.nodes import unplaceable
 from cluster.processes import Child, ProcessTree, first_ended
 from cluster.progress import Progress, observe_progress
+from cluster.serve_clock import CALLBACK, CALLBACK_VARIABLE
 from cluster.serve_file import ServeFile, load_serve_file
 from engine.guardian import start_guardian
 from engine.model_cache import cache_dir
@@ -87,6 +88,7 @@ def up(path: Path) -> None:
     log = _log_path(file)
     # Short: the paths of Ray's Unix sockets lie under it and may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="pdserve-", dir="/tmp"))
+    _haproxy_folder(folder).mkdir(mode=0o700)
     try:
         with ProcessTree(log=log, grace_s=GRACE_S) as tree:
             start_guardian()  # Should this process be killed, what it starts from here on ends too.
@@ -96,6 +98,7 @@ def up(path: Path) -> None:
                 _say("stopping ...")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_haproxy_folder(folder), ignore_errors=True)
     _say("stopped")
 
 
@@ -223,6 +226,12 @@ def _log_path(file: ServeFile) -> Path:
     return path
 
 
+def _haproxy_folder(folder: Path) -> Path:
+    """In memory: where a full disk does not take its config, Serve gives up, and HAProxy never
+    hears of the router that took another's place."""
+    return Path("/dev/shm", folder.name)
+
+
 def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, str]:
     inherited = {
         # Whatever Ray cluster this shell talks to, it is not the one we start.
@@ -230,9 +239,10 @@ def _environment(chosen: RayPorts, folder: Path, file: ServeFile) -> dict[str, s
         for name, value in os.environ.items()
         if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
     }
-    haproxy = folder / "haproxy"
+    haproxy = _haproxy_folder(folder)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        CALLBACK_VARIABLE: CALLBACK,
         # On two busy cores the dashboard takes its time; Ray would rather fail after a minute.
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
         # In spite of its name: 0 keeps Ray on the loopback interface, on Linux as well. Whoever

@@ -33,3 +33,8 @@ class FailingReads:
         for engine_id in failing:
             del self._in_a_row[engine_id]
         return failing
+
+    def forget(self, engine_ids: Iterable[str]) -> None:
+        """These engines will not come back."""
+        for engine_id in engine_ids:
+            self._in_a_row.pop(engine_id, None)

@@ -9,8 +9,8 @@ from kvtransfer.stats import pair_deltas
 
 
 class DecodeServer(EngineServer):
-    """A replica that decodes. The engine's connector does the pulling; routers are told where that
-    fails again and again."""
+    """A replica that decodes. The engine's connector does the pulling; routers are told how long
+    that takes, and where it fails again and again."""
 
     phase = "decode"
 
@@ -21,5 +21,11 @@ class DecodeServer(EngineServer):
     def stats_seen(self, stats: SchedulerStats) -> None:
         super().stats_seen(stats)
         if stats.kv_connector_stats:
-            for engine_id in self._failing_reads.observe(pair_deltas(stats.kv_connector_stats)):
+            moved = pair_deltas(stats.kv_connector_stats)
+            self.replica.add_transfers(moved)
+            for engine_id in self._failing_reads.observe(moved):
                 self.replica.say_unready(engine_id, f"{MOST_IN_A_ROW} reads in a row have failed")
+
+    def forgotten(self, engine_ids: list[str]) -> None:
+        super().forgotten(engine_ids)
+        self._failing_reads.forget(engine_ids)

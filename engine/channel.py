@@ -28,6 +28,7 @@ from engine.wire import (
     ReplicaFacts,
     StepOutputs,
     Taken,
+    Transferred,
     Warmed,
     pack_frame,
 )
@@ -122,7 +123,7 @@ class _Connection(asyncio.Protocol):
                     return
         except Exception as error:
             # The other side's bytes decide what happens above, so any error there is its error.
-            logger.warning("closing the channel with %s: %s", self.peer, error)
+            self.complain(f"closing the channel: {error}")
             self.close(f"{type(error).__name__}: {error}")
 
     def _greet(self, data: bytes) -> bytes:
@@ -131,7 +132,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._transport.write(self._greeting.feed(data))
         except GreetingFailed as failure:
-            logger.warning("the greeting with %s failed: %s", self.peer, failure)
+            self.complain(f"the greeting failed: {failure}")
             self.closed_because = str(failure)
             self._transport.write(failure.farewell)
             self._transport.close()
@@ -158,6 +159,10 @@ class _Connection(asyncio.Protocol):
 
     def _stalled(self) -> None:
         self.close(f"{self.peer} has taken nothing for {self._stall_timeout_s:g} s")
+
+    def complain(self, text: str) -> None:
+        """Logs what was wrong with the other side."""
+        logger.warning("%s: %s", self.peer, text)
 
     def greeted(self) -> None:
         """The other side is a member, and the one that it should be."""
@@ -210,6 +215,11 @@ class RouterEnd(_Connection):
         )
         self._lobby.enter(self, lambda: self.close("it makes room for others that connect"))
 
+    def complain(self, text: str) -> None:
+        assert self._transport is not None
+        host, *_ = self._transport.get_extra_info("peername") or ("somebody",)
+        self._lobby.complain(logger.warning, host, text)
+
     def greeted(self) -> None:
         self._leave_lobby()
         self.router_id = self._greeting.peer_name
@@ -254,6 +264,7 @@ class ReplicaOutputs(Protocol):
     def rejected(self, rejection: Rejection) -> None: ...
     def warmed(self, warmed: Warmed) -> None: ...
     def holds(self, holdings: Holdings) -> None: ...
+    def transferred(self, moved: list[Transferred]) -> None: ...
     def engine_ended(self, how: EngineExit) -> None: ...
     def replica_gone(self, reason: str) -> None: ...
 
@@ -282,6 +293,8 @@ class ReplicaEnd(_Connection):
             self._owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
         elif kind == Kind.WARMED:
             self._owner.warmed(MsgpackDecoder(Warmed).decode(buffers))
+        elif kind == Kind.TRANSFERRED:
+            self._owner.transferred(MsgpackDecoder(list[Transferred]).decode(buffers))
         elif kind == Kind.HOLDINGS:
             self._owner.holds(MsgpackDecoder(Holdings).decode(buffers))
         elif kind == Kind.ENDED:

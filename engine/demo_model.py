@@ -84,7 +84,7 @@ def write_demo_model(target: Path) -> None:
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} holds other files: name an empty or new folder")
     with whole_folder(target) as draft:
-        _write_tokenizer(draft)
+        write_tokenizer(draft)
         _write_weights(draft)
         _write_json(draft / "config.json", MODEL_CONFIG)
         _write_json(draft / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
@@ -95,7 +95,7 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

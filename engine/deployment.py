@@ -29,6 +29,8 @@ class EngineSettings:
     connector: Literal["nixl", "nccl"]
     backends: tuple[str, ...]
     shared_memory: Literal["auto", "never"]
+    read_timeout_s: float
+    progress_delay_us: int | None
     stall_timeout_s: float
     """An engine core that gives no sign of life for this long is replaced."""
     drain_s: float

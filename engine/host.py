@@ -9,7 +9,7 @@ import re
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
@@ -29,6 +29,8 @@ from kvtransfer.credentials import Credentials, give_credentials
 
 logger = logging.getLogger(__name__)
 
+_Answer = TypeVar("_Answer")
+
 _FAILED_AT_START = re.compile(r"Failed core proc\(s\): \{(?:'\w+': (-?\d+))?")
 """vLLM's words for an engine core that ended while it started, with its exit code if it has one."""
 
@@ -41,6 +43,10 @@ class EngineFacts:
     block_size: int
     num_kv_blocks: int
     max_num_seqs: int
+    num_dropped_tokens: int = 0
+    """At the end of each prompt that it hands over: see `kvtransfer.nixl`."""
+    kv_bytes_per_token: float | None = None
+    """In all of its ranks together; None where that is not known."""
 
 
 class EngineHost:
@@ -50,6 +56,8 @@ class EngineHost:
         self.core = core
         self.config = config
         self._inlet = inlet
+        self._num_dropped_tokens = 0
+        self._kv_cache_bytes = 0
 
     @classmethod
     async def start(
@@ -71,7 +79,10 @@ class EngineHost:
         host = await asyncio.to_thread(cls._start, args, credentials)
         try:
             await host._inlet.open(host.core)
-            await _unless_ended(host.core, host.core.collective_rpc_async("accept_output_tokens"))
+            await host._ask_ranks("accept_output_tokens")
+            if host.config.kv_transfer_config is not None:
+                host._num_dropped_tokens = max(await host._ask_ranks("num_dropped_tokens"))
+            host._kv_cache_bytes = sum(await host._ask_ranks("kv_cache_bytes"))
             await probe(host.core, host.config)
         except EngineDeadError:
             raise EngineEnded(host.exit()) from None
@@ -86,6 +97,7 @@ class EngineHost:
         request_amx()
         config = args.create_engine_config()
         use_resuming_scheduler(config)
+        keep_no_images(config)
         if credentials is not None:
             give_credentials(config, credentials)
         inlet = Inlet(config)
@@ -106,12 +118,19 @@ class EngineHost:
 
     def facts(self) -> EngineFacts:
         cache = self.config.cache_config
+        num_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         return EngineFacts(
             max_model_len=self.config.model_config.max_model_len,
             block_size=cache.block_size,
             num_kv_blocks=cache.num_gpu_blocks or 0,
             max_num_seqs=self.config.scheduler_config.max_num_seqs,
+            num_dropped_tokens=self._num_dropped_tokens,
+            kv_bytes_per_token=self._kv_cache_bytes / num_tokens if num_tokens else None,
         )
+
+    async def _ask_ranks(self, method: str) -> list[Any]:
+        """What each rank's worker answers, before the first request."""
+        return await _unless_ended(self.core, self.core.collective_rpc_async(method))
 
     @property
     def is_dead(self) -> bool:
@@ -152,18 +171,26 @@ class EngineHost:
         self.core.shutdown(timeout=0)
 
 
-async def _unless_ended(core: AsyncMPClient, call: Coroutine[Any, Any, object]) -> None:
-    """Awaits a call to an engine that has no request yet.
+def keep_no_images(config: VllmConfig) -> None:
+    """Has an engine keep none of what routers send: they send every image whole, and each time."""
+    if (images := config.model_config.multimodal_config) is not None:
+        images.mm_processor_cache_gb = 0
+
+
+async def _unless_ended(core: AsyncMPClient, call: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """The answer to a call to an engine that has no request yet.
 
     vLLM answers no call of an engine that has ended; whoever waits for its next output is told.
 
     Raises:
         EngineDeadError: it has ended.
     """
-    tasks = asyncio.create_task(call), asyncio.create_task(core.get_output_async())
+    answer, ended = asyncio.create_task(call), asyncio.create_task(core.get_output_async())
     try:
-        (done, *_), _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        await done
+        await asyncio.wait((answer, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            await ended
+        return await answer
     finally:
-        for task in tasks:
-            task.cancel()
+        answer.cancel()
+        ended.cancel()

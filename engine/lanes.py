@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.request import Request
 
 from engine.lateness import LastStep, put_back
 
@@ -40,6 +41,17 @@ class Lanes:
     """Mixed into vLLM's scheduler, before `engine.limits.Limits`, and before
     `engine.steps.Measuring`, whose last sample it reads."""
 
+    def add_request(self: Any, request: Request) -> None:
+        """Priorities are latest starts, and arrival times on the clock that all routers share, the
+        time of day. From here on they are on this engine's monotonic clock: setting the time of day
+        changes nothing among those that wait."""
+        if self.policy == SchedulingPolicy.PRIORITY:
+            # What came at a time that is yet to be, came before the time was set back: now.
+            ahead_s = max(request.arrival_time, time.time()) - time.monotonic()
+            request.arrival_time -= ahead_s
+            request.priority -= round(1000 * ahead_s)
+        super().add_request(request)  # type: ignore[misc]
+
     def schedule(self: Any, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self.policy == SchedulingPolicy.PRIORITY:
             self._put_back_late_prompts()
@@ -54,18 +66,15 @@ class Lanes:
         return limits if limit is None else [*limits, limit]
 
     def _put_back_late_prompts(self: Any) -> None:
-        """Of those that the next step may begin: the late ones come first of all that wait.
-
-        Priorities are latest starts, and arrival times on the clock that all routers share.
-        """
-        sample, now_s = self._sample, time.time()
+        """Of those that the next step may begin: the late ones come first of all that wait."""
+        sample, now_s = self._sample, time.monotonic()
         num_step_tokens = self.max_num_scheduled_tokens
         last = LastStep()
         if sample is not None:
             last = LastStep(
                 seconds=sample.seconds,
                 num_prefill_tokens=sample.num_prefill_tokens,
-                is_full=sample.num_prefill_tokens + sample.num_decodes >= num_step_tokens,
+                is_full=sample.num_tokens >= num_step_tokens,
             )
         reading = [
             (request.priority, request.num_tokens - request.num_computed_tokens)

@@ -17,6 +17,12 @@ EXPORT_INTERVAL_S = 5.0
 PREFIX = "pdserve_"
 
 
+BY_REPLICA = "pdserve_replica_"
+"""How names begin of what a router says of each replica. Ray gets it of each replica itself: it
+keeps what it was told of one for as long as the process lives that told it, kilobytes for each
+series, and a router lives longer than replicas."""
+
+
 class RayExporter:
     """Copies samples into Ray. Owns the Ray gauges, one per sample name.
 
@@ -30,7 +36,7 @@ class RayExporter:
 
     def export_once(self) -> None:
         for family in self._registry.collect():
-            if not family.name.startswith(PREFIX):
+            if not family.name.startswith(PREFIX) or family.name.startswith(BY_REPLICA):
                 continue
             for sample in family.samples:
                 if sample.name.endswith("_created"):

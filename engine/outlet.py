@@ -6,15 +6,19 @@ millisecond for a token. Here the engine's own thread writes them to a Unix sock
 (answers to calls, the engine's death) stays with zmq.
 
 Owns both ends of that socket. The engine core connects to the process that has started it, which
-lets in nobody of another user.
+lets in nobody of another user: the address can be seen by everybody on the machine.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, cast
 
 from vllm.config import VllmConfig
@@ -33,7 +37,11 @@ _ADDRESS = "pdserve_outlet"
 
 _SMALL_BYTES = 64 * 1024
 _MAX_WAITING = 16
-"""Connections that are not accepted yet; one of them is the engine core's."""
+"""Connections that are not accepted yet."""
+_PATIENCE_S = 10.0
+"""For the thread that lets the engine core in, once that has connected."""
+_PAUSE_S = 0.1
+"""Before the next try where the process has no file left for a connection."""
 
 _PID_UID_GID = struct.Struct("3i")
 
@@ -90,44 +98,53 @@ class Inlet(asyncio.Protocol):
         self._listener.bind(address)
         self._listener.listen(_MAX_WAITING)
         setattr(config, _ADDRESS, address)
+        self._is_closed = False
+        self._num_strangers = 0
+        self._engine_core: Future[socket.socket] = Future()
+        # At once: where others fill the queue of those that wait, the engine core would hang.
+        self._accepting = threading.Thread(target=self._accept, daemon=True, name="engine-inlet")
+        self._accepting.start()
 
     async def open(self, core: AsyncMPClient) -> None:
         """Lets the engine core in; it has connected when it was started.
 
         Raises:
-            BlockingIOError: it has not.
             EngineInternalsChanged: this vLLM's client keeps its steps elsewhere.
-            ProtocolError: whoever has connected is of another user.
+            ProtocolError: it has not.
         """
         if not isinstance(getattr(core, "outputs_queue", None), asyncio.Queue):
             raise EngineInternalsChanged(f"AsyncMPClient has no outputs_queue: {PINS} has")
         self._steps = core.outputs_queue
-        with self._listener:
-            engine_core = self._accept()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                engine_core = await asyncio.wrap_future(self._engine_core)
+        except TimeoutError:
+            told = f"the engine core has not connected, and {self._num_strangers} of other users"
+            raise ProtocolError(f"{told} have") from None
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(lambda: self, engine_core)
 
-    def _accept(self) -> socket.socket:
-        """The connection of this user's process, past those of others, who can see the address."""
-        self._listener.setblocking(False)
-        stranger: int | None = None
-        while True:
-            try:
-                engine_core, _ = self._listener.accept()
-            except BlockingIOError:
-                if stranger is None:
-                    raise
-                raise ProtocolError(
-                    f"user {stranger} has connected in the engine core's place"
-                ) from None
-            credentials = engine_core.getsockopt(
-                socket.SOL_SOCKET, socket.SO_PEERCRED, _PID_UID_GID.size
-            )
-            _, uid, _ = _PID_UID_GID.unpack(credentials)
-            if uid == os.getuid():
-                return engine_core
-            engine_core.close()
-            stranger = uid
+    def _accept(self) -> None:
+        """Waits for the connection of this user's process; turns those of others away."""
+        with self._listener:
+            while not self._is_closed:
+                try:
+                    connection, _ = self._listener.accept()
+                except OSError:
+                    time.sleep(_PAUSE_S)
+                    continue
+                if _user_of(connection) == os.getuid():
+                    self._let_in(connection)
+                    return
+                connection.close()
+                self._num_strangers += 1
+
+    def _let_in(self, connection: socket.socket) -> None:
+        try:
+            self._engine_core.set_result(connection)
+        except InvalidStateError:
+            # Nobody waits for it any more.
+            connection.close()
 
     @property
     def is_held(self) -> bool:
@@ -146,7 +163,12 @@ class Inlet(asyncio.Protocol):
 
     def close(self) -> None:
         """Ends the connection, if there is one."""
-        self._listener.close()
+        self._is_closed = True
+        with contextlib.suppress(OSError):  # It may be closed already.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        if not self._engine_core.cancel() and self._transport is None:
+            # It was let in and never heard.
+            self._engine_core.result().close()
         if self._transport is not None:
             self._transport.abort()
 
@@ -163,6 +185,12 @@ class Inlet(asyncio.Protocol):
         except Exception as error:
             # Whoever waits for the next step gets it, as vLLM's client does with its own errors.
             self._steps.put_nowait(error)
+
+
+def _user_of(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PID_UID_GID.size)
+    uid: int = _PID_UID_GID.unpack(credentials)[1]
+    return uid
 
 
 def _joined(pieces: Sequence[memoryview]) -> Iterator[bytes | memoryview]:

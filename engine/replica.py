@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -29,9 +29,11 @@ from engine.wire import (
     ReplicaFacts,
     StepOutputs,
     Taken,
+    Transferred,
     Warmed,
 )
 from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.stats import PairDelta
 from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class PhaseHooks(Protocol):
     def router_gone(self, router: RouterEnd) -> None: ...
     def stats_seen(self, stats: SchedulerStats) -> None: ...
     def num_kept(self) -> int: ...
+    def forgotten(self, engine_ids: list[str]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -105,6 +108,8 @@ class EngineReplica:
         """Of all running requests, the one that may make the engine fail."""
         self._load = _Load()
         self._load_changed = False
+        self._transferred: dict[str, Transferred] = {}
+        """By prefill engine, what routers have not been told yet."""
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.AbstractServer | None = None
         # The engine core takes messages in the order they were sent; tasks that are kept here are
@@ -154,6 +159,19 @@ class EngineReplica:
         for router in self._routers:
             router.send(Kind.WARMED, Warmed(engine_id, problem))
 
+    def add_transfers(self, moved: Iterable[PairDelta]) -> None:
+        """Takes note of what the engine has read, to tell every router in a moment."""
+        for delta in moved:
+            if delta.num_transfers and delta.seconds > 0:
+                engine_id = delta.remote_engine_id
+                before = self._transferred.get(engine_id, Transferred(engine_id, 0, 0, 0.0))
+                self._transferred[engine_id] = Transferred(
+                    engine_id,
+                    before.num_reads + delta.num_transfers,
+                    before.num_bytes + delta.num_bytes,
+                    before.seconds + delta.seconds,
+                )
+
     @property
     def num_requests(self) -> int:
         return len(self._running)
@@ -173,6 +191,8 @@ class EngineReplica:
             block_size=facts.block_size,
             num_kv_blocks=facts.num_kv_blocks,
             max_num_seqs=facts.max_num_seqs,
+            num_dropped_tokens=facts.num_dropped_tokens,
+            kv_bytes_per_token=facts.kv_bytes_per_token,
         )
 
     def router_joined(self, router: RouterEnd) -> None:
@@ -227,6 +247,7 @@ class EngineReplica:
         router.send(Kind.WARMED, Warmed(peer.engine_id, problem))
 
     def forget(self, engine_ids: list[str]) -> None:
+        self._hooks.forgotten(engine_ids)
         for engine_id in engine_ids:
             self._send(forget(self.host.core, engine_id))
 
@@ -337,10 +358,18 @@ class EngineReplica:
         reported_s = 0.0
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
+            self._tell_transfers()
             now_s = time.monotonic()
             if self._load_changed or now_s - reported_s >= SIGN_OF_LIFE_S:
                 reported_s = now_s
                 self._report()
+
+    def _tell_transfers(self) -> None:
+        if self._transferred:
+            moved, self._transferred = list(self._transferred.values()), {}
+            for router in self._routers:
+                if router.is_drained:
+                    router.send(Kind.TRANSFERRED, moved)
 
     def _report_to(self, router: RouterEnd) -> LoadReport:
         oldest = next(iter(self._running.values()), None)

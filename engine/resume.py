@@ -41,6 +41,9 @@ class _Resuming:
         super().add_request(request)  # type: ignore[misc]
 
     def _handle_blocked_waiting_request(self: Any, request: Request) -> bool:
+        if request.request_id in self.grammar_compile_error_reqs:
+            # It ends with the step under way; the next one may be scheduled before that is done.
+            return False
         waited_for_grammar = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
         if not super()._handle_blocked_waiting_request(request):  # type: ignore[misc]
             return False

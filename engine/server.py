@@ -6,6 +6,7 @@ Owns the life of one replica. What a phase adds is in its own package.
 import asyncio
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.secret import application_secret
 from engine.start_failure import tell_router
-from kvtransfer.config import kv_transfer_config, side_channel_env
+from kvtransfer.config import kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
 from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
@@ -35,6 +36,11 @@ from kvtransfer.stats import pair_deltas
 from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
+
+MAX_NAMED = 100
+"""Peers that one replica names in its metrics: Ray keeps every name that it was told."""
+OTHERS = "others"
+"""How those after them are called."""
 
 
 class EngineMetrics:
@@ -45,6 +51,7 @@ class EngineMetrics:
         own = {"pool": pool, "replica": replica_id}
         pair = ("prefill_engine", "decode_engine")
         self.replica_id = replica_id
+        self._named: set[str] = set()
 
         def gauge(name: str, text: str) -> Any:
             return Gauge(name, text, tuple(own), registry=self.registry).labels(**own)
@@ -63,6 +70,14 @@ class EngineMetrics:
         self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent moving KV.")
         self.failures = pair_counter("pdserve_kv_transfer_failures", "KV transfers that failed.")
         self.ended_leases = pair_counter("pdserve_kv_ended_leases", "KV read too late, not used.")
+        self._of_pairs = (
+            self.transfers,
+            self.copies,
+            self.bytes,
+            self.seconds,
+            self.failures,
+            self.ended_leases,
+        )
 
     def observe(self, stats: SchedulerStats) -> None:
         self.running.set(stats.num_running_reqs)
@@ -72,13 +87,24 @@ class EngineMetrics:
             return
         # Decode does the reading, so it is this replica.
         for moved in pair_deltas(stats.kv_connector_stats):
-            pair = (moved.remote_engine_id, self.replica_id)
+            pair = (self._name(moved.remote_engine_id), self.replica_id)
             self.transfers.labels(*pair).inc(moved.num_transfers)
             self.copies.labels(*pair).inc(moved.num_copies)
             self.bytes.labels(*pair).inc(moved.num_bytes)
             self.seconds.labels(*pair).inc(moved.seconds)
             self.failures.labels(*pair).inc(moved.num_failures)
             self.ended_leases.labels(*pair).inc(moved.num_ended_leases)
+
+    def forget(self, engine_ids: Iterable[str]) -> None:
+        """These engines will not come back: their pairs with this one have no counters any more."""
+        for engine_id in engine_ids:
+            for counter in self._of_pairs:
+                counter.remove(engine_id, self.replica_id)
+
+    def _name(self, engine_id: str) -> str:
+        if len(self._named) < MAX_NAMED:
+            self._named.add(engine_id)
+        return engine_id if engine_id in self._named else OTHERS
 
 
 class EngineServer:
@@ -100,7 +126,7 @@ class EngineServer:
         host_ip = ray.util.get_node_ip_address()
         tls = new_tls(settings.tls)
         credentials = Credentials(secret=application_secret(self.application), tls=settings.tls)
-        os.environ.update(side_channel_env(host_ip))
+        os.environ.update(transfer_env(host_ip))
         for name, value in interface_env(host_ip, observe_interfaces()).items():
             os.environ.setdefault(name, value)
         # Routers tell decode engines where to find this one before it has handed anything over.
@@ -112,6 +138,8 @@ class EngineServer:
                 connector=settings.connector,
                 backends=settings.backends,
                 shared_memory=settings.shared_memory,
+                read_timeout_s=settings.read_timeout_s,
+                progress_delay_us=settings.progress_delay_us,
                 side_channel_port=side_channel.port,
             )
             args = engine_args(
@@ -197,6 +225,9 @@ class EngineServer:
 
     def num_kept(self) -> int:
         return 0
+
+    def forgotten(self, engine_ids: list[str]) -> None:
+        self.metrics.forget(engine_ids)
 
     def stats_seen(self, stats: SchedulerStats) -> None:
         self._stepped.set()

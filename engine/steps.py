@@ -7,7 +7,7 @@ that move a KV cache do not have.
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,10 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 
 class StepSample(msgspec.Struct, frozen=True, array_like=True):
-    """One engine step. A request of which it computed one token counts as decoding: so it costs."""
+    """One engine step. A request of which it computed one token counts as decoding: so it costs.
+
+    So does one with a draft, however many tokens of it the step checks.
+    """
 
     number: int
     """Rises from step to step of one engine."""
@@ -27,6 +30,13 @@ class StepSample(msgspec.Struct, frozen=True, array_like=True):
     num_decodes: int
     num_context_tokens: int
     """Of the requests that decode, together."""
+    num_draft_tokens: int = 0
+    """Of them too: what it checked beyond one token each."""
+
+    @property
+    def num_tokens(self) -> int:
+        """All that it computed."""
+        return self.num_prefill_tokens + self.num_decodes + self.num_draft_tokens
 
 
 _KEY = "pdserve_step"
@@ -42,27 +52,38 @@ class StepClock:
     """Times steps of which the next may be scheduled before the last is done. Owns their times."""
 
     def __init__(self) -> None:
-        self._scheduled: deque[tuple[float, tuple[int, int, int, int]]] = deque()
+        self._scheduled: deque[tuple[float, tuple[int, ...]]] = deque()
         self._done_s = 0.0
         self._number = 0
 
-    def scheduled(self, pieces: Mapping[str, int], ends: Mapping[str, int], now_s: float) -> None:
+    def scheduled(
+        self,
+        pieces: Mapping[str, int],
+        ends: Mapping[str, int],
+        now_s: float,
+        *,
+        drafts: Mapping[str, Sequence[int]],
+    ) -> None:
         """A step is on its way.
 
         Args:
             pieces: the number of tokens that it computes of each request.
             ends: how many tokens of each request will be computed then.
+            drafts: of some requests, the tokens among these that it only checks.
         """
-        num_prefill = attention = num_decodes = num_context = 0
+        num_prefill = attention = num_decodes = num_context = num_drafted = 0
         for request_id, num_tokens in pieces.items():
             end = ends[request_id]
-            if num_tokens == 1:
+            draft = len(drafts.get(request_id, ()))
+            if num_tokens - draft == 1:
                 num_decodes += 1
                 num_context += end
+                num_drafted += draft
             else:
                 num_prefill += num_tokens
                 attention += end**2 - (end - num_tokens) ** 2
-        self._scheduled.append((now_s, (num_prefill, attention, num_decodes, num_context)))
+        shape = (num_prefill, attention, num_decodes, num_context, num_drafted)
+        self._scheduled.append((now_s, shape))
 
     def done(self, now_s: float) -> StepSample | None:
         """The oldest step on its way is done: it ran since it was scheduled, or since the one
@@ -89,7 +110,8 @@ class Measuring:
         pieces = output.num_scheduled_tokens
         # vLLM has counted the step's tokens as computed already.
         ends = {key: self.requests[key].num_computed_tokens for key in pieces}
-        self._clock.scheduled(pieces, ends, time.monotonic())
+        drafts = output.scheduled_spec_decode_tokens
+        self._clock.scheduled(pieces, ends, time.monotonic(), drafts=drafts)
         return output
 
     def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -61,17 +61,17 @@ class TlsServer(asyncio.AbstractServer):
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _ = await loop.sock_accept(self._listener)
+                sock, address = await loop.sock_accept(self._listener)
             except OSError as error:
                 logger.warning("nobody can be accepted: %s", error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            task = asyncio.create_task(self._shake_hands(sock))
+            task = asyncio.create_task(self._shake_hands(sock, address[0]))
             self._handshakes.add(task)
             self._lobby.enter(task, partial(_cancel, task))
             task.add_done_callback(self._is_over)
 
-    async def _shake_hands(self, sock: socket.socket) -> None:
+    async def _shake_hands(self, sock: socket.socket, host: str) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._new_protocol,
@@ -81,7 +81,8 @@ class TlsServer(asyncio.AbstractServer):
             )
         except OSError as error:
             # The event loop has closed the socket.
-            logger.warning("a connection without a certificate that is taken: %s", error)
+            told = f"a connection without a certificate that is taken: {error}"
+            self._lobby.complain(logger.warning, host, told)
 
     def _is_over(self, task: asyncio.Task[None]) -> None:
         self._handshakes.discard(task)

@@ -25,7 +25,7 @@ from engine.errors import ProtocolError
 from engine.steps import StepSample
 from kvtransfer.peers import KVPeer
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 _HEAD = struct.Struct(">BI")
 
@@ -50,6 +50,7 @@ class Kind(enum.IntEnum):
     CLEAR = 20  # list[str] of request ids that are suspects no longer, router
     ASK_HOLDINGS = 21  # None, router
     HOLDINGS = 22  # Holdings, replica
+    TRANSFERRED = 23  # list[Transferred], decode
 
 
 class Warmed(msgspec.Struct, frozen=True):
@@ -70,6 +71,22 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     num_kv_blocks: int
     max_num_seqs: int
     """Requests that it runs at once at most."""
+    num_dropped_tokens: int = 0
+    """At the end of each prompt that it hands over: it leaves them to decode, so what it samples
+    is not the next token."""
+    kv_bytes_per_token: float | None = None
+    """In all of its ranks together; None where that is not known."""
+
+
+class Transferred(msgspec.Struct, frozen=True):
+    """What a decode engine has read from a prefill engine since it last said so."""
+
+    engine_id: str
+    """Of the prefill engine."""
+    num_reads: int
+    """Of one rank from another."""
+    num_bytes: int
+    seconds: float
 
 
 class AddRequest(msgspec.Struct, frozen=True):

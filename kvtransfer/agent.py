@@ -11,8 +11,10 @@ import os
 import sys
 from typing import Any
 
-PROGRESS_DELAY_US = 10_000
-"""Idle cost of a process, measured: 1 ms 2 % of a core, 10 ms 0.5 %."""
+CPU_PROGRESS_DELAY_US = 10_000
+"""Idle cost of a process, measured: 1 ms 2 % of a core, 10 ms 0.5 %. On GPUs, which leave cores to
+spare, NIXL's own zero stays unless another is asked for: what it costs there nobody has measured.
+"""
 
 
 CPU_UCX_SETTINGS = {
@@ -30,16 +32,23 @@ gets: 0.5 to 0.7 with UCX's own settings, 0.96 and more with these.
 """
 
 
-def replace_spinning_agent(wrapper: Any, device_type: str) -> None:
+def replace_spinning_agent(
+    wrapper: Any, device_type: str, progress_delay_us: int | None = None
+) -> None:
     """Give NIXL's `nixl_agent` wrapper a new agent of the same name and backends that waits.
 
-    To be called before anything is registered: the old agent is destroyed. For CPUs it also sets
-    CPU_UCX_SETTINGS in this process's environment, from where UCX takes them, but for those that
-    are set already.
+    To be called before anything is registered: the old agent is destroyed. It stays where the delay
+    is NIXL's own, zero, as it is for GPUs unless `progress_delay_us` says otherwise. For CPUs this
+    also sets CPU_UCX_SETTINGS in this process's environment, from where UCX takes them, but for
+    those that are set already.
     """
+    if progress_delay_us is None:
+        progress_delay_us = CPU_PROGRESS_DELAY_US if device_type == "cpu" else 0
     if device_type == "cpu":
         for name, setting in CPU_UCX_SETTINGS.items():
             os.environ.setdefault(name, setting)
+    if not progress_delay_us:
+        return
     # The wrapper's module belongs to the CUDA 12 or the CUDA 13 build; its bindings are the ones.
     bindings = sys.modules[type(wrapper).__module__].nixlBind
     config = bindings.nixlAgentConfig()
@@ -47,7 +56,7 @@ def replace_spinning_agent(wrapper: Any, device_type: str) -> None:
     config.useListenThread = False
     config.syncMode = bindings.NIXL_THREAD_SYNC_NONE
     config.captureTelemetry = True  # The only source of bytes and seconds of a transfer.
-    config.pthrDelay = PROGRESS_DELAY_US
+    config.pthrDelay = progress_delay_us
     backend_params = dict(wrapper.backend_options)
     wrapper.agent = bindings.nixlAgent(wrapper.name, config)
     for name, params in backend_params.items():

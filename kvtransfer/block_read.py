@@ -30,26 +30,14 @@ class BlockRead:
     retried: bool = False
 
     # Of this attempt.
-    until_s: float | None = None
-    """When it is late; None before anything was posted."""
     cancelled: bool = False
     remote_ranks: set[int] = field(default_factory=set)
     """The prefill workers from which blocks were read."""
     lease_reads: list[LeaseRead] = field(default_factory=list)
 
-    def posted(self, remote_rank: int, until_s: float) -> None:
-        """Some of the blocks are being read, from this worker of prefill."""
-        self.remote_ranks.add(remote_rank)
-        if self.until_s is None:
-            self.until_s = until_s
-
-    def is_late(self, now_s: float) -> bool:
-        return self.until_s is not None and now_s >= self.until_s
-
     def begin_again(self) -> None:
         """The second and last attempt. The reads of the first were released."""
         self.retried = True
-        self.until_s = None
         self.cancelled = False
         self.remote_ranks = set()
         self.lease_reads = []

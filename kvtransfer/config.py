@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from vllm.platforms import current_platform
 
+from kvtransfer.pair_reads import READ_TIMEOUT_S
+
 Role = Literal["prefill", "decode"]
 Connector = Literal["nixl", "nccl"]
 Sharing = Literal["auto", "never"]
@@ -26,8 +28,9 @@ def kv_transfer_config(
     lease_s: int,
     backends: Sequence[str],
     connector: Connector = "nixl",
-    read_timeout_s: float = 10.0,
+    read_timeout_s: float = READ_TIMEOUT_S,
     shared_memory: Sharing = "auto",
+    progress_delay_us: int | None = None,
     side_channel_port: int | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `KVTransferConfig`.
@@ -35,10 +38,12 @@ def kv_transfer_config(
     `engine_id` must be new for every start of an engine: peers know an agent by it. `lease_s` is
     how long prefill keeps blocks that nobody reads or asks to keep; a decode's heartbeat, every
     sixth of it, extends it. `backends` are NIXL's; `nccl`, which is Gloo on CPU, has none.
-    `read_timeout_s` is what decode gives the two attempts to read a request's blocks before it
-    computes them. With `shared_memory` a decode copies the blocks of a prefill on its host from
-    memory that both map, on CPU and over `nixl`. `side_channel_port` is a `ReservedPort`'s; without
-    one the kernel chooses when the engine starts.
+    `read_timeout_s` is how long a prefill that is being read may be silent before decode asks it
+    for a sign of life, and then before it is taken for gone and its blocks are computed. With
+    `shared_memory` a decode copies the blocks of a prefill on its host from memory that both map,
+    on CPU and over `nixl`. `progress_delay_us` is how often NIXL's progress thread looks without
+    being told, 0 to poll for ever; None for `kvtransfer.agent`'s choice. `side_channel_port` is a
+    `ReservedPort`'s; without one the kernel chooses when the engine starts.
     """
     class_name, module = _CONNECTORS[connector]
     extra = {
@@ -46,6 +51,7 @@ def kv_transfer_config(
         "backends": list(backends),
         "read_timeout_s": read_timeout_s,
         "shared_memory": shared_memory,
+        "progress_delay_us": progress_delay_us,
     }
     if side_channel_port is not None:
         extra["side_channel_port"] = side_channel_port
@@ -60,9 +66,15 @@ def kv_transfer_config(
     }
 
 
-def side_channel_env(host: str) -> dict[str, str]:
-    """Environment of an engine: the address of this host that its peers can reach.
+def transfer_env(host: str) -> dict[str, str]:
+    """Environment of an engine that hands KV over.
 
-    No port: the connector binds a free one and names it in the params of each handoff.
+    `host` is the address of this host that its peers can reach. No port: the connector binds a free
+    one and names it in the params of each handoff.
     """
-    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": host}
+    return {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
+        # Of models with recurrent state: the layout that can be read in parts. vLLM chooses it by
+        # the connector's name on CPUs, and not at all elsewhere.
+        "VLLM_SSM_CONV_STATE_LAYOUT": "DS",
+    }

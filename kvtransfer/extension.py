@@ -20,5 +20,9 @@ class WorkerExtension:
         )
         return done_and_problem
 
+    def num_dropped_tokens(self) -> int:
+        num_tokens: int = get_kv_transfer_group().num_dropped_tokens()
+        return num_tokens
+
     def forget_kv_peer(self, engine_id: str) -> None:
         get_kv_transfer_group().forget(engine_id)

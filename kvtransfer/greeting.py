@@ -35,6 +35,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from kvtransfer.complaints import Complaints
 from kvtransfer.errors import GreetingFailed
 
 MAX_GREETING_BYTES = 4096
@@ -267,6 +268,7 @@ class Lobby:
         self._size = size
         self._lock = threading.Lock()
         self._waiting: dict[object, Callable[[], None]] = {}
+        self._complaints = Complaints()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -282,6 +284,11 @@ class Lobby:
     def leave(self, who: object) -> None:
         with self._lock:
             self._waiting.pop(who, None)
+
+    def complain(self, log: Callable[[str], None], address: str, text: str) -> None:
+        """Logs what was wrong with a connection from `address`, unless there is much of that."""
+        if (line := self._complaints.line(address, text)) is not None:
+            log(line)
 
 
 def _refusal(reason: str) -> GreetingFailed:

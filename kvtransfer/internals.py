@@ -29,6 +29,7 @@ RELIED_ON = {
     f"{_CONNECTOR}.nixl.metadata:NixlConnectorMetadata": (),
     f"{_CONNECTOR}.nixl.metadata:NixlHandshakePayload": ("__dataclass_fields__",),
     f"{_CONNECTOR}.nixl.pull_scheduler:NixlPullConnectorScheduler": (
+        "_prefill_backoff",
         "build_connector_meta",
         "get_num_new_matched_tokens",
         "request_finished",

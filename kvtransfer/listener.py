@@ -61,13 +61,15 @@ class Listener:
     def _accept(self) -> None:
         while not self._is_stopped:
             try:
-                sock, _ = self._socket.accept()
+                sock, address = self._socket.accept()
             except OSError as error:
                 if not self._is_stopped:
                     _log.warning("%s: nobody can be accepted: %s", self._name, error)
                     time.sleep(_PAUSE_S)
                 continue
-            thread = threading.Thread(target=self._run, args=(sock,), daemon=True, name=self._name)
+            thread = threading.Thread(
+                target=self._run, args=(sock, address[0]), daemon=True, name=self._name
+            )
             try:
                 thread.start()
             except RuntimeError as error:
@@ -75,12 +77,12 @@ class Listener:
                 sock.close()
                 time.sleep(_PAUSE_S)
 
-    def _run(self, accepted: socket.socket) -> None:
+    def _run(self, accepted: socket.socket, host: str) -> None:
         try:
             with self._with_tls(accepted) as sock:
                 self._let_in(sock)
         except (GreetingFailed, OSError) as error:
-            _log.info("%s: a connection ended: %s", self._name, error)
+            self._lobby.complain(_log.info, host, f"{self._name}: a connection ended: {error}")
         except Exception:
             # Whatever one connection brings, the others go on.
             _log.exception("%s: a connection ended", self._name)

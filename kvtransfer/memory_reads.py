@@ -49,6 +49,8 @@ class _Prepared:
     """A prepared list of descriptors: NIXL's, and what a copy needs."""
 
     handle: Any
+    lengths: _Rows
+    """Bytes of each descriptor."""
     rows: _Rows | None
     """Addresses in this process; None where it cannot be copied from or to."""
     mapped: Any = None
@@ -62,6 +64,8 @@ class MemoryReads:
         self._wrapper = wrapper
         self._announced: dict[str, SharedMemory] = {}
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="kv-copy")
+        self.num_bytes_made = 0
+        """Of all transfers of prepared descriptors so far."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapper, name)
@@ -85,23 +89,24 @@ class MemoryReads:
 
     def prep_xfer_dlist(self, agent_name: str | bytes, descriptors: _Descriptors) -> _Prepared:
         rows, memory_type = descriptors.rows, descriptors.memory_type
+        lengths = _lengths(rows)
         handle = self._wrapper.prep_xfer_dlist(agent_name, rows, memory_type)
         if memory_type != "DRAM":
-            return _Prepared(handle=handle, rows=None)
+            return _Prepared(handle=handle, lengths=lengths, rows=None)
         if agent_name == "NIXL_INIT_AGENT":
-            return _Prepared(handle=handle, rows=rows)
+            return _Prepared(handle=handle, lengths=lengths, rows=rows)
         # NIXL names a remote agent in bytes.
         peer = agent_name.decode() if isinstance(agent_name, bytes) else agent_name
         memory = self._announced.pop(peer, None)
         if memory is None:
-            return _Prepared(handle=handle, rows=None)
+            return _Prepared(handle=handle, lengths=lengths, rows=None)
         try:
             mapped = map_shared(memory)
             rows = _moved(rows, memory, int(mapped.ctypes.data))
         except NotShareable as reason:
             logger.warning("NIXL reads agent %s, its memory cannot be mapped: %s.", peer, reason)
-            return _Prepared(handle=handle, rows=None)
-        return _Prepared(handle=handle, rows=rows, mapped=mapped)
+            return _Prepared(handle=handle, lengths=lengths, rows=None)
+        return _Prepared(handle=handle, lengths=lengths, rows=rows, mapped=mapped)
 
     def release_dlist_handle(self, prepared: _Prepared) -> None:
         self._wrapper.release_dlist_handle(prepared.handle)
@@ -115,6 +120,7 @@ class MemoryReads:
         remote_ids: Any,
         **options: Any,
     ) -> Any:
+        self.num_bytes_made += int(remote.lengths[remote_ids].sum())
         if operation != "READ" or remote.mapped is None or local.rows is None:
             sides = (local.handle, local_ids, remote.handle, remote_ids)
             return self._wrapper.make_prepped_xfer(operation, *sides, **options)
@@ -207,6 +213,14 @@ def merged(to: _Rows, source: _Rows, num_bytes: _Rows) -> list[tuple[int, int, i
     first = np.flatnonzero(begins)
     lengths = np.add.reduceat(num_bytes, first)
     return list(zip(to[first].tolist(), source[first].tolist(), lengths.tolist(), strict=True))
+
+
+def _lengths(rows: _Rows) -> _Rows:
+    """Most are alike, of millions for each peer: then they take no memory."""
+    lengths = rows[:, 1]
+    if len(lengths) and (lengths == lengths[0]).all():
+        return np.broadcast_to(lengths[0].copy(), lengths.shape)
+    return lengths.copy()
 
 
 def _moved(rows: _Rows, memory: SharedMemory, mapped_at: int) -> _Rows:

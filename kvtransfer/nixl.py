@@ -15,6 +15,7 @@ Never decides where a request goes. vLLM loads `PdNixlConnector` by name, see `k
 import secrets
 from collections.abc import Iterable, Mapping
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -64,9 +65,31 @@ class PdNixlConnector(NixlPullConnector):  # type: ignore[misc]
         """Worker side: that prefill engine is gone."""
         self.connector_worker.forget(engine_id)
 
+    def num_dropped_tokens(self) -> int:
+        return num_dropped_tokens(self._vllm_config, self.kv_cache_config)
+
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> PairStats:
         return PairStats() if data is None else PairStats(data=data)
+
+
+def num_dropped_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
+    """How many tokens at the end of a prompt prefill does not read where it hands the prompt over.
+
+    Decode reads them: there recurrent state goes on, and drafts begin, exactly. What prefill
+    samples before them is not the prompt's next token. A prompt of so many tokens or fewer is read
+    whole.
+    """
+    # By upstream's own rule, which its scheduler follows in another process.
+    asked = SimpleNamespace(
+        vllm_config=vllm_config,
+        _has_mamba=kv_cache_config.has_mamba_layers,
+        _bounded_replay=any(
+            group.kv_cache_spec.prefix_replay_tokens > 0
+            for group in kv_cache_config.kv_cache_groups
+        ),
+    )
+    return int(NixlPullConnectorScheduler._prefill_backoff(asked))
 
 
 class PdNixlScheduler(NixlPullConnectorScheduler):  # type: ignore[misc]

@@ -4,6 +4,7 @@ KVTransferError
 └── PairError            one prefill/decode pair; every other pair goes on
     ├── PairBroken       its connection or its process group ended or failed: the pair is closed
     │   └── PairTimeout  nothing came in time: the peer may hang, so it is not asked again
+    ├── PairStuck        a device does not end what was queued: blocks may still be used
     ├── PairMismatch     the two engines lay their KV out differently
     └── FetchRefused     prefill no longer holds what was asked for; the pair goes on
 """
@@ -21,6 +22,10 @@ class PairBroken(PairError):
 
 class PairTimeout(PairBroken):
     """The peer let the pair's timeout pass."""
+
+
+class PairStuck(PairError):
+    """A group cannot be ended: blocks may still be read or written."""
 
 
 class PairMismatch(PairError):

@@ -174,12 +174,21 @@ class PairClient:
             except Exception as error:
                 # No request may wait for ever for an outcome.
                 _log.exception("Fetching from %s", self._remote.engine_id)
-                self._close()
+                failure = self._close_after(error)
                 if isinstance(job, FetchJob):
-                    self._report(job, 0, 0.0, PairBroken(str(error)))
+                    self._report(job, 0, 0.0, failure)
                 elif isinstance(job, WarmUpJob):
-                    job.done.set_exception(error)
-        self._close()
+                    job.done.set_exception(failure)
+        self._close_after(None)
+
+    def _close_after(self, error: Exception | None) -> PairError:
+        """What to say of it: worst is a pair that cannot be closed."""
+        try:
+            self._close()
+        except PairError as stuck:
+            _log.error("The pair with %s: %s", self._remote.engine_id, stuck)
+            return stuck
+        return error if isinstance(error, PairError) else PairBroken(str(error))
 
     def _settle(self, job: FetchJob, submitted_s: float) -> None:
         begin_s = time.monotonic()

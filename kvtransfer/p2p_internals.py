@@ -31,8 +31,17 @@ RELIED_ON = {
     "vllm.v1.kv_cache_interface:KVCacheConfig": ("num_blocks", "transfer_group_index_by_layer"),
     "vllm.distributed:get_pp_group": (),
     "vllm.distributed:get_tensor_model_parallel_rank": (),
-    f"{_PYNCCL}.pynccl:PyNcclCommunicator": ("destroy", "from_unique_id_bytes", "recv", "send"),
-    f"{_PYNCCL}.pynccl_wrapper:NCCLLibrary": ("ncclGetUniqueId",),
+    f"{_PYNCCL}.pynccl_wrapper:NCCLLibrary": (
+        "ncclCommAbort",
+        "ncclCommInitRank",
+        "ncclGetUniqueId",
+        "ncclRecv",
+        "ncclSend",
+        "unique_id_from_bytes",
+    ),
+    f"{_PYNCCL}.pynccl_wrapper:buffer_type": (),
+    f"{_PYNCCL}.pynccl_wrapper:cudaStream_t": (),
+    f"{_PYNCCL}.pynccl_wrapper:ncclDataTypeEnum": ("from_torch",),
     "torch._C._distributed_c10d:ProcessGroupGloo": ("_Options", "create_device", "recv", "send"),
 }
 

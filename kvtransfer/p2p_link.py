@@ -1,15 +1,13 @@
 """The process group of one prefill/decode pair: Gloo between CPUs, NCCL between GPUs.
 
-Owns how a group of two is made, used and ended. Never knows what it carries, nor another pair.
+Owns how a group of two is made, used and ended, and Gloo's; NCCL's is in `kvtransfer.p2p_nccl`.
+Never knows what it carries, nor another pair.
 
 No group here is torch's default one, nor known to it: each has its own rendezvous, and ends alone.
-NCCL is used through vLLM's communicator and not through torch's `ProcessGroupNCCL`, whose watchdog
-ends the whole process when one peer dies.
 """
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -20,8 +18,7 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from kvtransfer.p2p_errors import PairBroken, PairTimeout
 
-_PREFILL_RANK, _DECODE_RANK = 0, 1
-_GPU_POLL_S = 100e-6
+PREFILL_RANK, DECODE_RANK = 0, 1
 
 Wait = Callable[[], None]
 """Returns when the buffer of a send or a receive may be used again; raises PairBroken."""
@@ -49,7 +46,8 @@ class Link(Protocol):
         """Returns when all that was queued is done. Raises PairBroken."""
 
     def close(self) -> None:
-        """Ends the group. When it returns nothing touches a buffer or a block any more."""
+        """Ends the group; a second time is as good. When it returns nothing touches a buffer or a
+        block any more; raises PairStuck where that cannot be had."""
 
 
 Opening = tuple[bytes, Callable[[], Link]]
@@ -79,11 +77,11 @@ class GlooLink:
         return contextlib.nullcontext()
 
     def send(self, buffer: torch.Tensor) -> Wait:
-        with _broken_pairs():
+        with broken_pairs():
             return _waiting_for(self._group.send([buffer], self._peer, 0), buffer)
 
     def receive(self, buffer: torch.Tensor) -> Wait:
-        with _broken_pairs():
+        with broken_pairs():
             return _waiting_for(self._group.recv([buffer], self._peer, 0), buffer)
 
     def finish(self) -> None:
@@ -115,99 +113,23 @@ class GlooTransport:
             master_listen_fd=listener.detach(),
             use_libuv=True,
         )
-        return str(port).encode(), lambda: self._open(store, _PREFILL_RANK)
+        return str(port).encode(), lambda: self._open(store, PREFILL_RANK)
 
     def join(self, host: str, address: bytes) -> Link:
-        with _broken_pairs():
+        with broken_pairs():
             store = TCPStore(
                 host, int(address), is_master=False, wait_for_workers=False, timeout=self._timeout
             )
-        return self._open(store, _DECODE_RANK)
+        return self._open(store, DECODE_RANK)
 
     def _open(self, store: Any, rank: int) -> Link:
         options: Any = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [self._device]
         options._threads = 1
         options._timeout = self._timeout
-        with _broken_pairs():
+        with broken_pairs():
             group = ProcessGroupGloo(PrefixStore("pair", store), rank, 2, options)
         return GlooLink(group, peer=1 - rank)
-
-
-class NcclLink:
-    """A NCCL communicator of two and the CUDA stream that its copies run on. Owns both."""
-
-    chunk_bytes = 8 << 20
-
-    def __init__(self, communicator: Any, stream: Any, peer: int, *, timeout_s: float) -> None:
-        self.device: torch.device = communicator.device
-        self._communicator, self._stream, self._peer = communicator, stream, peer
-        self._timeout_s = timeout_s
-
-    def stream(self) -> AbstractContextManager[Any]:
-        stream: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
-        return stream
-
-    def send(self, buffer: torch.Tensor) -> Wait:
-        with _broken_pairs():
-            self._communicator.send(buffer, self._peer, self._stream)
-        return _in_stream_order
-
-    def receive(self, buffer: torch.Tensor) -> Wait:
-        with _broken_pairs():
-            self._communicator.recv(buffer, self._peer, self._stream)
-        return _in_stream_order
-
-    def finish(self) -> None:
-        with _broken_pairs():
-            done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(self._stream)
-        deadline_s = time.monotonic() + self._timeout_s
-        # Waiting inside CUDA cannot be given up, and a peer that died leaves the kernel waiting.
-        while not done.query():
-            if time.monotonic() > deadline_s:
-                raise PairTimeout("NCCL made no progress")
-            time.sleep(_GPU_POLL_S)
-
-    def close(self) -> None:
-        if self._communicator is None:
-            return
-        self._communicator.destroy()  # Aborts: kernels that wait for the peer return.
-        self._communicator = None
-        # The copies queued behind them write to blocks that are given back after this.
-        self._stream.synchronize()
-
-
-class NcclTransport:
-    """Groups between GPUs, one communicator each."""
-
-    def __init__(self, device: torch.device, *, timeout_s: float) -> None:
-        self._device, self._timeout_s = device, timeout_s
-
-    def invite(self, host: str) -> Opening:
-        from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
-
-        unique_id = bytes(NCCLLibrary().ncclGetUniqueId().internal)
-        return unique_id, lambda: self._open(unique_id, _PREFILL_RANK)
-
-    def join(self, host: str, address: bytes) -> Link:
-        return self._open(address, _DECODE_RANK)
-
-    def _open(self, unique_id: bytes, rank: int) -> Link:
-        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
-
-        with _broken_pairs(), torch.cuda.device(self._device):
-            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            with torch.cuda.stream(stream):
-                communicator = PyNcclCommunicator.from_unique_id_bytes(
-                    unique_id, rank, 2, self._device
-                )
-                link = NcclLink(communicator, stream, 1 - rank, timeout_s=self._timeout_s)
-                # NCCL connects two ranks at their first message: now, while both are known to live.
-                first = torch.zeros(1, dtype=torch.uint8, device=self._device)
-                (link.send if rank == _PREFILL_RANK else link.receive)(first)
-                link.finish()
-        return link
 
 
 def transport_for(device: torch.device, host: str, *, timeout_s: float) -> Transport:
@@ -216,19 +138,17 @@ def transport_for(device: torch.device, host: str, *, timeout_s: float) -> Trans
     A transfer that makes no progress for `timeout_s` is given up.
     """
     if device.type == "cuda":
+        from kvtransfer.p2p_nccl import NcclTransport
+
         return NcclTransport(device, timeout_s=timeout_s)
     if device.type == "cpu":
         return GlooTransport(host, timeout_s=timeout_s)
     raise ValueError(f"no point-to-point transport for a KV cache on {device.type}")
 
 
-def _in_stream_order() -> None:
-    """The next copy or message on the stream comes after this one."""
-
-
 def _waiting_for(work: Any, buffer: torch.Tensor) -> Wait:
     def wait() -> None:
-        with _broken_pairs():
+        with broken_pairs():
             work.wait()
         assert buffer is not None  # Gloo has only its address: kept alive until here.
 
@@ -236,7 +156,8 @@ def _waiting_for(work: Any, buffer: torch.Tensor) -> Wait:
 
 
 @contextlib.contextmanager
-def _broken_pairs() -> Iterator[None]:
+def broken_pairs() -> Iterator[None]:
+    """What a group's library raises becomes a PairBroken or PairTimeout."""
     # torch, Gloo and NCCL raise RuntimeErrors, some of them told apart by their text only.
     try:
         yield

@@ -10,7 +10,7 @@ import time
 
 from kvtransfer.greeting import ServerGreeting
 from kvtransfer.listener import Listener
-from kvtransfer.p2p_errors import PairError
+from kvtransfer.p2p_errors import PairError, PairStuck
 from kvtransfer.p2p_leases import Leases
 from kvtransfer.p2p_link import Transport
 from kvtransfer.p2p_pages import KVPages
@@ -58,6 +58,8 @@ class PairServer:
     def _serve(self, sock: socket.socket) -> None:
         try:
             self._serve_pair(Connection(sock, self._timeout_s))
+        except PairStuck as error:
+            _log.error("A pair hangs and keeps the blocks that it was sending: %s", error)
         except PairError as error:
             _log.info("A pair ended: %s", error)
 
@@ -96,5 +98,10 @@ class PairServer:
         try:
             connection.send(Granted())
             stream.send(fetch.block_ids)
-        finally:
+        except Exception:
+            # A decode that still waits would take blocks that are queued for what they become once
+            # they are given back. Where that cannot be stopped they stay as they are, for ever.
+            stream.close()
             self._leases.unpin(fetch.request_id)
+            raise
+        self._leases.unpin(fetch.request_id)

@@ -55,7 +55,7 @@ class BlockStream:
         return sum(chunk.num_bytes for chunk in chunks)
 
     def close(self) -> None:
-        """When it returns no block is written any more."""
+        """When it returns no block is read or written any more. Raises PairStuck."""
         self._link.close()
 
     def _plan(self, block_ids: BlockIds) -> tuple[Chunk, ...]:

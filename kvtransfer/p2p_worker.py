@@ -18,7 +18,7 @@ from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from kvtransfer.credentials import credentials_of
-from kvtransfer.p2p_errors import FetchRefused
+from kvtransfer.p2p_errors import FetchRefused, PairStuck
 from kvtransfer.p2p_fetch import (
     FetchJob,
     HeartbeatJob,
@@ -33,9 +33,9 @@ from kvtransfer.p2p_leases import Leases
 from kvtransfer.p2p_link import transport_for
 from kvtransfer.p2p_pages import BlockIds, KVPages
 from kvtransfer.p2p_serve import PairServer
+from kvtransfer.pair_reads import READ_TIMEOUT_S
 from kvtransfer.stats import PairStats
 from kvtransfer.tls import new_tls
-from kvtransfer.worker import READ_TIMEOUT_S
 
 WIRE_VERSION = 1
 _UNUSED_PAIR_S = 600.0
@@ -130,6 +130,10 @@ class P2pWorker:
         failed: set[str] = set()
         while (outcome := self._next_outcome()) is not None:
             self._record(outcome)
+            if isinstance(outcome.error, PairStuck) and outcome.job.has_blocks:
+                # Its blocks may still be written to, whoever has them next: only the engine's end
+                # helps, after which its requests go on elsewhere.
+                raise outcome.error
             # With no blocks to fill nothing can be missing: prefill's lease ends by itself.
             if outcome.job.awaited:
                 received.add(outcome.job.request_id)

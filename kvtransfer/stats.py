@@ -73,6 +73,11 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
         sums[_TRANSFERS] += 1
         sums[_COPIES] += isinstance(res, CopyTelemetry)
 
+    def moved(self, remote_engine_id: str) -> tuple[int, float]:
+        """Bytes and seconds of this increment's reads of an engine."""
+        sums = self.data[PAIRS_KEY].get(remote_engine_id)
+        return (0, 0.0) if sums is None else (sums[_BYTES], sums[_SECONDS])
+
     def record_pair_failure(self, remote_engine_id: str) -> None:
         """Adds a read that failed, for whatever reason."""
         self._sums(remote_engine_id)[_FAILURES] += 1

@@ -4,8 +4,10 @@ Owns what differs from upstream's worker:
 
 - a request that prefill keeps has a lease in a table that peers can read, and loses it before its
   blocks can become another's; decode believes no block before it has seen the lease after its read;
-- a read that fails, or takes too long, is tried once more and then given up: the engine computes
-  the blocks itself (`kv_load_failure_policy: recompute`);
+- of one peer so much is read at once, and the rest waits its turn; a slow read is waited for as
+  long as its peer gives signs of life (`kvtransfer.pair_reads`);
+- a read that fails is tried once more and then given up: the engine computes the blocks itself
+  (`kv_load_failure_policy: recompute`);
 - a handshake first compares layouts, and a peer that is gone is noticed at once;
 - blocks that no decode will ever read are freed when told so, not when the lease ends;
 - prefill's KV on a CPU is in memory that decodes on its host map and copy from;
@@ -38,16 +40,13 @@ from kvtransfer.handshake import PdHandshakePayload, fetch_payloads, layout_of
 from kvtransfer.layout import mismatch
 from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
 from kvtransfer.memory_reads import MemoryReads
+from kvtransfer.pair_reads import READ_TIMEOUT_S, PairReads, ReadLimits, Silence
 from kvtransfer.shared_memory import SharedMemory, share
 from kvtransfer.stats import PairStats
 from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
 
-READ_TIMEOUT_S = 10.0
-"""Both attempts together, unless `read_timeout_s` says otherwise."""
-
-_ATTEMPTS = 2
 _LEASE_POLL_S = 0.0005
 """How long a step waits for the read of a lease, which takes microseconds, before the next does."""
 
@@ -76,15 +75,16 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         # On CPU upstream has pinned this thread, the model's, to the last core of each NUMA node:
         # the same one for every engine of the host.
         os.sched_setaffinity(0, cores)
-        replace_spinning_agent(self.nixl_wrapper, self.device_type)
+        replace_spinning_agent(
+            self.nixl_wrapper,
+            self.device_type,
+            self.kv_transfer_config.get_from_extra_config("progress_delay_us", None),
+        )
         # Prefill may free a request as soon as it is told, so it is told after the lease was read.
         self.nixl_wrapper = MemoryReads(SilentReads(self.nixl_wrapper))
         self.xfer_stats = PairStats()
         self.layout = layout_of(self)
-        self._attempt_timeout_s = (
-            float(self.kv_transfer_config.get_from_extra_config("read_timeout_s", READ_TIMEOUT_S))
-            / _ATTEMPTS
-        )
+        self._clock = time.perf_counter
         # As prefill.
         self._released: set[str] = set()
         self._leases = LeaseTable()
@@ -94,6 +94,16 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         self._remote_tables: dict[str, dict[int, RemoteTable]] = {}
         self._remote_lease_ids: dict[str, int | None] = {}
         self._block_reads: dict[str, BlockRead] = {}
+        self._read_limits = ReadLimits(
+            timeout_s=float(
+                self.kv_transfer_config.get_from_extra_config("read_timeout_s", READ_TIMEOUT_S)
+            )
+        )
+        self._pairs: dict[str, PairReads[tuple[str, Any]]] = {}
+        self._questions: dict[str, list[LeaseRead]] = {}
+        """Reads by which silent peers are asked whether they are there."""
+        self._reconnecting: set[str] = set()
+        """Of the peers that are to be disconnected, those that are read again after that."""
         self._warm_ups: dict[str, Future[Any]] = {}
         self._warm_up_reads: dict[str, list[LeaseRead]] = {}
 
@@ -133,6 +143,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             self._granted[request_id] = lease_id
             self._leases.grant(lease_id)
         self._remote_lease_ids.update(metadata.remote_lease_ids)
+        self._begin_reads()
         super().start_load_kv(metadata)
         self._end_leases(metadata.reqs_not_processed)
 
@@ -142,6 +153,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         self._end_leases(results.finished_sending)
         for request_id in results.finished_recving:
             self._forget_read(request_id)
+        self._begin_reads()
         return results
 
     # As prefill.
@@ -215,12 +227,18 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         """An engine that is gone: new reads of it fail at once, and the rest ends with the last."""
         self._warm_ups.pop(engine_id, None)
         self._disconnect(engine_id)
+        self._reconnecting.discard(engine_id)
         self._cleanup_remote_engines()
 
     def _disconnect(self, engine_id: str) -> None:
         """Once no read of it is under way; until then new ones fail at once, later ones connect."""
         if engine_id in self._remote_agents:
             self._invalid_remote_engines.add(engine_id)
+
+    def _reconnect(self, engine_id: str) -> None:
+        """Once no read of it is under way; until then new ones wait."""
+        self._disconnect(engine_id)
+        self._reconnecting.add(engine_id)
 
     def _nixl_handshake(
         self,
@@ -276,6 +294,10 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
 
     def _cleanup_remote_engine(self, engine_id: str, **how: Any) -> None:
         self._lease_reader.release(self.nixl_wrapper, self._warm_up_reads.pop(engine_id, []))
+        self._lease_reader.release(self.nixl_wrapper, self._questions.pop(engine_id, []))
+        self._reconnecting.discard(engine_id)
+        if (pair := self._pairs.get(engine_id)) is not None:
+            pair.reset()
         self._remote_tables.pop(engine_id, None)
         super()._cleanup_remote_engine(engine_id, **how)
 
@@ -287,39 +309,77 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             self._block_reads[req_id] = BlockRead(
                 lease_id=lease_id, remote_block_ids=meta.remote.block_ids
             )
-        super()._read_blocks_for_req(req_id, meta)
+        if self._must_wait(req_id, meta):
+            self._pair_reads(meta.remote.engine_id).waiting.append((req_id, meta))
+        else:
+            super()._read_blocks_for_req(req_id, meta)
+
+    def _must_wait(self, req_id: str, meta: Any) -> bool:
+        engine_id = meta.remote.engine_id
+        pair = self._pairs.get(engine_id)
+        if pair is None or req_id not in self._block_reads or not any(meta.local_block_ids):
+            return False
+        return bool(pair.waiting) or not self._may_begin(engine_id, pair)
+
+    def _may_begin(self, engine_id: str, pair: PairReads[Any]) -> bool:
+        """Whether one more may be read now; also where that fails at once, or connects first."""
+        if engine_id in self._reconnecting and engine_id in self._invalid_remote_engines:
+            return pair.is_idle
+        return pair.has_room
+
+    def _begin_reads(self) -> None:
+        """Of those that wait for others of their peer, as many as there is room for, in order."""
+        for engine_id, pair in list(self._pairs.items()):
+            while pair.waiting and self._may_begin(engine_id, pair):
+                super()._read_blocks_for_req(*pair.waiting.popleft())
+            if pair.is_idle and not pair.waiting and engine_id not in self._remote_agents:
+                del self._pairs[engine_id]
+
+    def _pair_reads(self, engine_id: str) -> PairReads[tuple[str, Any]]:
+        if engine_id not in self._pairs:
+            self._pairs[engine_id] = PairReads(self._read_limits)
+        return self._pairs[engine_id]
 
     def _read_blocks(self, *, request_id: str, read_spec: Any, **peer: Any) -> bool:
+        before = self.nixl_wrapper.num_bytes_made
         posted = bool(super()._read_blocks(request_id=request_id, read_spec=read_spec, **peer))
         if posted and any(read_spec.local_block_ids):
-            until_s = time.perf_counter() + self._attempt_timeout_s
-            self._block_reads[request_id].posted(read_spec.remote_rank, until_s)
+            engine_id = peer["dst_engine_id"]
+            num_bytes = self.nixl_wrapper.num_bytes_made - before
+            self._pair_reads(engine_id).began(request_id, num_bytes, self._clock())
+            self._block_reads[request_id].remote_ranks.add(read_spec.remote_rank)
             if not self._mixed_mem_types:  # There upstream itself holds the notification back.
-                agent = self._remote_agents[peer["dst_engine_id"]][0, read_spec.remote_rank]
+                agent = self._remote_agents[engine_id][0, read_spec.remote_rank]
                 notification = f"{peer['remote_request_id']}:{peer['expected_consumers']}".encode()
                 self._pending_recv_notifs.setdefault(request_id, []).append((agent, notification))
         return posted
 
     def _pop_done_transfers(self, transfers: dict[str, list[Any]]) -> tuple[set[str], set[str]]:
+        gone = self._gone_peers()
         done: set[str] = set()
         failed: set[str] = set()
         # One request at a time, so that what upstream records is known to be this pair's.
         for request_id, handles in list(transfers.items()):
+            engine_id = self._recving_metadata[request_id].remote.engine_id
             rest = {request_id: handles}
-            self.xfer_stats.remote_engine_id = self._recving_metadata[request_id].remote.engine_id
-            _, newly_failed = super()._pop_done_transfers(rest)
-            failed |= newly_failed
+            failed |= self._pop_done(request_id, engine_id, rest)
             if request_id in rest:
-                transfers[request_id] = self._in_time(request_id, rest[request_id], failed)
+                if engine_id in gone:
+                    rest[request_id] = self._given_up(request_id, rest[request_id], failed)
+                transfers[request_id] = rest[request_id]
                 continue
             if request_id in failed or request_id in self._recv_failures:
                 verdict = Verdict.UNREADABLE
             else:
                 verdict = self._verdict(request_id)
+            if verdict is Verdict.OPEN and engine_id in gone:
+                self._handle_failed_transfer(request_id, None)
+                verdict = Verdict.UNREADABLE
             if verdict is Verdict.OPEN:
                 transfers[request_id] = []
                 continue
             del transfers[request_id]
+            self._pair_reads(engine_id).ended(request_id)
             if verdict is Verdict.UNREADABLE and self._retry(request_id):
                 failed.discard(request_id)
                 continue
@@ -328,24 +388,67 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
                 failed.add(request_id)
         return done, failed
 
-    def _in_time(self, request_id: str, handles: list[Any], failed: set[str]) -> list[Any]:
-        """The handles that still stand, once those of a late request were cancelled."""
+    def _pop_done(self, request_id: str, engine_id: str, rest: dict[str, list[Any]]) -> set[str]:
+        """As upstream's, and takes note of what has arrived."""
+        self.xfer_stats.remote_engine_id = engine_id
+        bytes_before, seconds_before = self.xfer_stats.moved(engine_id)
+        _, failed = super()._pop_done_transfers(rest)
+        num_bytes, seconds = self.xfer_stats.moved(engine_id)
+        if num_bytes > bytes_before:
+            self._pair_reads(engine_id).moved(
+                request_id, num_bytes - bytes_before, seconds - seconds_before, self._clock()
+            )
+        newly_failed: set[str] = failed
+        return newly_failed
+
+    def _gone_peers(self) -> set[str]:
+        """Those whose reads are given up. Asks silent ones for a sign of life."""
+        gone: set[str] = set()
+        for engine_id, pair in self._pairs.items():
+            try:
+                self._hear_answer(engine_id, pair)
+                silence = pair.judge(self._clock())
+                if silence is Silence.ASK:
+                    self._ask(engine_id, pair)
+            except Exception as error:
+                # Whatever NIXL raises: the connection is no more.
+                problem, silence = one_line(error), Silence.GONE
+            else:
+                problem = "it gives no sign of life"
+            if silence is Silence.GONE:
+                gone.add(engine_id)
+                if engine_id not in self._reconnecting:
+                    logger.warning("Reads of engine %s are given up: %s.", engine_id, problem)
+                # Without the connection nothing arrives any more in blocks whose read was given up.
+                self._reconnect(engine_id)
+        return gone
+
+    def _ask(self, engine_id: str, pair: PairReads[Any]) -> None:
+        if engine_id not in self._questions:
+            tables = list(self._remote_tables[engine_id].values())
+            if not (reads := self._lease_reader.post(self.nixl_wrapper, tables, 0)):
+                return  # No memory is left for it now.
+            self._questions[engine_id] = reads
+        pair.asked(self._clock())
+
+    def _hear_answer(self, engine_id: str, pair: PairReads[Any]) -> None:
+        if (reads := self._questions.get(engine_id)) is None:
+            return
+        if all(self._lease_reader.entry(self.nixl_wrapper, read) is not None for read in reads):
+            self._lease_reader.release(self.nixl_wrapper, self._questions.pop(engine_id))
+            pair.answered(self._clock())
+
+    def _given_up(self, request_id: str, handles: list[Any], failed: set[str]) -> list[Any]:
+        """The handles that still stand once those of a request were cancelled."""
         read = self._block_reads[request_id]
-        if read.cancelled or not read.is_late(time.perf_counter()):
+        if read.cancelled:
             return handles
         read.cancelled = True
-        self._note_late(request_id)
         return [
             handle
             for handle in handles
             if not self._handle_failed_transfer(request_id, handle, failed)
         ]
-
-    def _note_late(self, request_id: str) -> None:
-        engine_id = self._recving_metadata[request_id].remote.engine_id
-        logger.warning("The read of request %s from engine %s is late.", request_id, engine_id)
-        # Without the connection nothing arrives any more in blocks whose read was given up.
-        self._disconnect(engine_id)
 
     def _verdict(self, request_id: str) -> Verdict:
         """Of a request whose blocks are read: waits for a moment, not for as long as it takes."""
@@ -363,7 +466,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             self._handle_failed_transfer(request_id, None)
             return Verdict.UNREADABLE
         if leases is None:
-            return self._open_verdict(request_id, read)
+            return Verdict.OPEN
         if leases == {read.lease_id}:
             return Verdict.VALID
         logger.warning(
@@ -390,13 +493,6 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             entries.add(entry)
         return entries
 
-    def _open_verdict(self, request_id: str, read: BlockRead) -> Verdict:
-        if not read.is_late(time.perf_counter()):
-            return Verdict.OPEN
-        self._note_late(request_id)
-        self._handle_failed_transfer(request_id, None)
-        return Verdict.UNREADABLE
-
     def _retry(self, request_id: str) -> bool:
         """Queues a second attempt, over a new connection: the old one does not heal."""
         read = self._block_reads[request_id]
@@ -407,7 +503,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         self._pending_recv_notifs.pop(request_id, None)
         self._recv_failures.discard(request_id)
         meta = self._recving_metadata[request_id]
-        self._disconnect(meta.remote.engine_id)
+        self._reconnect(meta.remote.engine_id)
         meta.remote = replace(meta.remote, block_ids=read.remote_block_ids)
         self._ready_requests.put((request_id, meta))
         return True

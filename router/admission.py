@@ -6,6 +6,7 @@ from router.admit import AdmissionPlan
 from router.answers import Refusal
 
 RETRY_AFTER_S = 10
+MAX_REASON_CHARS = 1000
 
 
 def unavailable(message: str) -> Refusal:
@@ -18,6 +19,11 @@ def unavailable(message: str) -> Refusal:
 def bad_request(message: str) -> Refusal:
     """Status 400: it will not be taken later either."""
     return Refusal(status=HTTPStatus.BAD_REQUEST, message=message)
+
+
+def rejected(reason: str) -> Refusal:
+    """Status 400: an engine does not take it."""
+    return bad_request(f"The engine does not take the request: {reason[:MAX_REASON_CHARS]}")
 
 
 def too_many(plan: AdmissionPlan) -> Refusal:

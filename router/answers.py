@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import VLLMError
+from vllm.exceptions import GenerationError, VLLMError
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ MAX_MESSAGE_BYTES = 8 * 1024
 _ERROR_EVENT = b'data: {"error"'
 _BEFORE_AN_ENGINE_IS_ASKED = (b"event: response.created\n", b"event: response.in_progress\n")
 """With these a stream of the Responses API begins."""
-_ANTHROPIC_ERROR_EVENT = b"event: error\n"
-"""It says what went wrong with vLLM's reading of its own error."""
 _BAD_REQUEST = frozenset({400, 408, 413, 431})
 
 
@@ -50,7 +48,7 @@ class RouteNote:
     """Ways of its completions up to its first token, each said once."""
     refusal: Refusal | None = None
     error: VLLMError | None = None
-    """Why the front end has not taken it."""
+    """Why the front end has not taken it, or an engine has failed with it."""
 
 
 NOTE: ContextVar[RouteNote | None] = ContextVar("pdserve_route_note", default=None)
@@ -60,6 +58,12 @@ NOTE: ContextVar[RouteNote | None] = ContextVar("pdserve_route_note", default=No
 def note_route(note: RouteNote | None, route: str) -> None:
     if note is not None and route not in note.routes:
         note.routes.append(route)
+
+
+def note_failure(note: RouteNote | None) -> None:
+    """An answer ends with an error; where nothing of it has been sent, that is its status."""
+    if note is not None and note.error is None:
+        note.error = GenerationError()
 
 
 class TellsRoute:
@@ -138,12 +142,13 @@ class _Answer:
         body = message.get("body", b"")
         if await self.refuse():
             return
-        if self._note.error is not None and body.startswith(_ANTHROPIC_ERROR_EVENT):
+        if self._note.error is not None and _has_type(start, b"text/event-stream"):
+            # Whatever the stream begins with: that of a chat may be a chunk before its error.
             await self.fail(self._note.error)
         elif (told := error_event(body)) is not None:
             self._end()
             await _send_json(self._send, told["error"]["code"], told)
-        elif start["status"] >= HTTPStatus.BAD_REQUEST and _is_json(start):
+        elif start["status"] >= HTTPStatus.BAD_REQUEST and _has_type(start, b"application/json"):
             self._error = (self._error or b"") + body
             if not message.get("more_body", False):
                 self._end()
@@ -219,9 +224,9 @@ def _cut(value: Any) -> Any:
     return f"{text[:MAX_MESSAGE_BYTES].decode(errors='ignore')} ... ({len(text)} bytes)"
 
 
-def _is_json(start: Message) -> bool:
+def _has_type(start: Message, content_type: bytes) -> bool:
     return any(
-        name == b"content-type" and value.startswith(b"application/json")
+        name == b"content-type" and value.startswith(content_type)
         for name, value in start.get("headers", ())
     )
 

@@ -23,6 +23,7 @@ from router.answers import TellsRoute
 from router.auditor import Auditor
 from router.client_headers import RestoresHeaders
 from router.client_templates import ClientTemplates
+from router.clients import KnowsClient
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
 from router.disconnect import EndsByItself
@@ -51,7 +52,6 @@ async def build_openai_app(
     args = frontend_args(settings)
     options = {**settings.options, "served_model_name": [settings.served_name]}
     config = front_end_config(settings.model, options)
-    core.prefills_whole_prompt = not config.model_config.is_hybrid
     send_images_whole(config)
     process = SandboxProcess(zygote_arguments(settings.model, options))
     sandbox = Sandbox(process, settings.sandbox)
@@ -98,6 +98,7 @@ def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
     layers: list[Layer] = [
         EndsByItself,  # A request that Serve ends, ends in the engines too.
         RestoresHeaders,  # From here on they are the client's, not Serve's.
+        partial(KnowsClient, has_keys=has_keys),
         cors,  # On refusals too.
         HeaderLimit,  # 431
         needs_key,  # 401, before a body is read.

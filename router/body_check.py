@@ -30,6 +30,7 @@ _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _DIGITS_AS_ZERO = bytes(48 if chr(code).isdigit() else 32 for code in range(256))
 _LONG = b"0" * 19
 _MANY = re.compile(rb"\[\s*[\"\[]")
+_WITH_SCHEMAS = ("response_format", "structured_outputs", "tools", "text", "output_config")
 _ABSENT = msgspec.Raw(b"null")
 
 
@@ -56,6 +57,7 @@ class _Asked(msgspec.Struct):
     structured_outputs: msgspec.Raw = _ABSENT
     tools: msgspec.Raw = _ABSENT
     text: msgspec.Raw = _ABSENT
+    output_config: msgspec.Raw = _ABSENT
 
 
 def check_body(body: bytes, *, max_choices: int) -> Excess | None:
@@ -164,7 +166,7 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
         # vLLM takes it for one without looking.
         told = "structured_outputs is not an object."
         return Excess(message=told, param="structured_outputs")
-    for name in ("response_format", "structured_outputs", "tools", "text"):
+    for name in _WITH_SCHEMAS:
         if len(bytes(getattr(asked, name))) > MAX_SCHEMA_BYTES:
             return Excess(message=f"{name} is larger than {MAX_SCHEMA_BYTES} bytes.", param=name)
     num_prompts = max(map(_num_prompts, (asked.prompt, asked.messages, asked.items)))

@@ -25,12 +25,12 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from engine.wire import Rejection, StepOutputs
-from router.admission import bad_request, too_many, unavailable
-from router.answers import NOTE, Refusal, note_route
+from router.admission import bad_request, rejected, too_many, unavailable
+from router.answers import NOTE, Refusal, note_failure, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
-from router.faults import Fault
+from router.faults import FAILURES, HANGS, Fault
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
 from router.metrics import COMPLETE, RouterMetrics
@@ -50,6 +50,7 @@ from router.request import (
 from router.second_look import MOST_LOOKS, looks_again, moves_on
 from router.settings import Targets
 from router.traffic import TrafficMeter
+from router.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,11 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             rejected=self._rejected,
             gone=self._gone,
         )
-        self.prefill = Pool("prefill", policy, events, num_routers=num_routers)
-        self.decode = Pool("decode", policy, events, num_routers=num_routers)
+        transfers = Transfers()
+        self.prefill, self.decode = (
+            Pool(name, policy, events, num_routers=num_routers, transfers=transfers)
+            for name in ("prefill", "decode")
+        )
         self.pairs = Pairs()
         self._looks_again = looks_again(policy, num_routers=num_routers)
         self._targets = targets or Targets()
@@ -99,8 +103,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             expected_output_tokens=metrics.expected_output_tokens,
             handover_s=lambda: metrics.handover_s,
         )
-        self.prefills_whole_prompt = True
-        """Set by who knows the model; see `plan_handoff`."""
         self.limits = limits
         self._metrics = metrics
         self._traffic = traffic
@@ -233,7 +235,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             state.params,
             num_output_tokens=state.num_output_tokens,
             has_prefill=self._placer.has_prefill,
-            prefills_whole_prompt=self.prefills_whole_prompt,
+            num_tokens=state.num_tokens,
+            num_dropped_tokens=self.prefill.num_dropped_tokens,
         )
         state.prefill = state.decode = None
         needs_decode = state.plan.route is not Route.PREFILL_ONLY or state.is_suspect
@@ -309,7 +312,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     ) -> list[EngineCoreOutput]:
         assert state.prefill is not None
         work_s = self._placer.decode_share_s(state)
-        replica_id = self._placer.decode_replica(state.prefill.replica_id, work_s)
+        replica_id = self._placer.decode_replica(state, state.prefill, work_s)
         if replica_id is None:
             # Nobody who is left can read it there: as if the KV were lost.
             self._release_handover(state)
@@ -354,6 +357,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _failed(self, state: RequestState, reason: str) -> list[EngineCoreOutput]:
         logger.warning("request %s failed: %s", state.request_id, reason)
+        note_failure(state.note)
         return self._broken_off(state, "error")
 
     def _broken_off(self, state: RequestState, outcome: str) -> list[EngineCoreOutput]:
@@ -400,6 +404,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             num_moves=state.num_moves + state.num_blameless_moves,
             failures=failures,
             num_alone=state.num_alone_failures,
+            num_hangs=state.num_hangs,
             limits=self.limits,
         )
         if not plan.moves:
@@ -534,6 +539,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._metrics.tokens_out(state, output.new_token_ids)
         if state.failures is not None and state.failures.clears(state.num_output_tokens):
             self._clear(state)
+        if output.finish_reason == FinishReason.ERROR:
+            note_failure(state.note)
         if output.finished:
             self._end(state, str(output.finish_reason))
         return output
@@ -551,7 +558,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
     def _sent_back(self, state: RequestState, rejection: Rejection) -> list[EngineCoreOutput]:
         if rejection.has_suspect:
             return self._route(state)
-        return self._failed(state, rejection.reason)
+        return self._refused(state, "rejected", rejected(rejection.reason))
 
     def _gone(self, replica: Replica, reason: str) -> None:
         """A replica's connection has ended: what it had goes on elsewhere."""
@@ -571,13 +578,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._withdraw(state)
-        if lost.fault is Fault.ENGINE_ENDED and state.replica is lost:
+        if state.replica is lost:
+            state.num_hangs += lost.fault in HANGS
+        if lost.fault in FAILURES and state.replica is lost:
             failures = one_more(
                 failures,
                 num_tokens=state.num_output_tokens,
                 was_prefilling=state.phase is RequestPhase.PREFILLING,
             )
-        is_blameless = lost.fault in (None, Fault.CONNECTION_LOST, Fault.NODE_GONE)
+        is_blameless = lost.fault is not Fault.ENGINE_ENDED
         cause = f"{lost.pool.name}_{how}"
         return self._move(state, cause, failures, is_blameless=is_blameless)
 

@@ -1,8 +1,8 @@
 """What has gone wrong with a replica: five things that must not be taken for each other. Pure.
 
 They differ in what is known, so in what may be done: whether it is worth connecting again, whether
-others are lost with it, and whether a request may have caused it. Only an engine that has ended
-counts against the requests that were in it.
+others are lost with it, and whether a request may have caused it. Only an engine that has ended or
+does not answer counts against the requests that were in it, until their next tokens clear them.
 """
 
 import enum
@@ -23,6 +23,11 @@ class Fault(enum.Enum):
     """The replica says how its engine ended."""
     NODE_GONE = "node_gone"
     """Ray says that its node is dead."""
+
+
+FAILURES = {Fault.ENGINE_ENDED, Fault.ENGINE_STALLED}
+"""Of engines: what a request may have caused."""
+HANGS = {Fault.ENGINE_STALLED, Fault.REPLICA_SILENT}
 
 
 def fault_of(

@@ -16,6 +16,7 @@ import msgspec
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
+from router.clients import CLIENT
 from router.errors import TaskRefused
 from router.sandbox.limits import Work
 
@@ -73,7 +74,8 @@ class GrammarCheck:
         self._sandbox = sandbox
         self._verdicts: OrderedDict[bytes, Passed | _Failed] = OrderedDict()
         self._text_length = 0
-        self._checking: dict[bytes, _Check] = {}
+        self._checking: dict[tuple[str, bytes], _Check] = {}
+        """By client too: nobody waits in another's line."""
 
     async def apply(self, constraint: StructuredOutputsParams) -> None:
         """Leaves the constraint as vLLM's own validation does.
@@ -99,10 +101,11 @@ class GrammarCheck:
             self._keep(_key(payload), msgspec.structs.replace(verdict, grammar=None))
 
     async def _shared(self, key: bytes, work: Work, payload: str) -> Passed | _Failed:
-        """One check for all who ask the same, for as long as one of them waits."""
-        if (check := self._checking.get(key)) is None:
+        """One check for all of a client's that are the same, for as long as one of them waits."""
+        own = (CLIENT.get(), key)
+        if (check := self._checking.get(own)) is None:
             check = _Check(asyncio.create_task(self._check(work, payload)))
-            self._checking[key] = check
+            self._checking[own] = check
         check.num_waiting += 1
         try:
             return await asyncio.shield(check.task)
@@ -110,7 +113,7 @@ class GrammarCheck:
             check.num_waiting -= 1
             if not check.num_waiting:
                 check.task.cancel()
-                self._checking.pop(key, None)
+                self._checking.pop(own, None)
 
     async def _check(self, work: Work, payload: str) -> Passed | _Failed:
         verdict: Passed | _Failed

@@ -30,7 +30,8 @@ def plan_handoff(
     *,
     num_output_tokens: int = 0,
     has_prefill: bool = True,
-    prefills_whole_prompt: bool = True,
+    num_tokens: int = 0,
+    num_dropped_tokens: int = 0,
 ) -> HandoffPlan:
     """How to split a request, or what is left of it, between the phases.
 
@@ -38,16 +39,18 @@ def plan_handoff(
         params: the request's sampling parameters, `max_tokens` already cut to the context limit.
         num_output_tokens: how many tokens its client has been given.
         has_prefill: whether a prefill replica is alive.
-        prefills_whole_prompt: false for models with recurrent state, whose prompt vLLM cuts short
-            on the prefill side: what prefill samples there is not the next token.
+        num_tokens: of prompt and answer so far.
+        num_dropped_tokens: at the end of a prompt that is handed over, which prefill leaves to
+            decode: what it samples there is not the next token. Of models with recurrent state,
+            for one; shorter prompts are read whole.
     """
     if _wants_prompt_logprobs(params) and num_output_tokens == 0:
         # Needs a forward pass over the whole prompt in the engine that answers.
         return HandoffPlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
     if not has_prefill:
         return HandoffPlan(route=Route.DECODE_ONLY, reason="no_prefill_replica")
-    if not prefills_whole_prompt:
-        return HandoffPlan(route=Route.DECODE_FIRST, reason="recurrent_state")
+    if 0 < num_dropped_tokens < num_tokens:
+        return HandoffPlan(route=Route.DECODE_FIRST, reason="prompt_cut_short")
     if params.max_tokens == num_output_tokens + 1:
         return HandoffPlan(route=Route.PREFILL_ONLY, reason="max_tokens")
     if params.repetition_detection is not None:

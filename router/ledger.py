@@ -8,9 +8,11 @@ simulator's routers keep the same ledger.
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from itertools import islice
 
 from engine.lateness import PUT_BACK_S
-from router.policies import PoolSnapshot, PrefixHit, ReplicaLoad
+from router.policies import MAX_CANDIDATES, PoolSnapshot, PrefixHit, ReplicaLoad
+from router.transfers import Handover
 
 RATE_TIME_S = 30.0
 """What this router has sent counts 1/e after this long, for how much it sends a second."""
@@ -178,6 +180,7 @@ class Ledger:
         request_s: float = 0.0,
         cached: Mapping[str, tuple[int, float]] | None = None,
         barred: Set[str] = frozenset(),
+        handover: Handover | None = None,
     ) -> PoolSnapshot:
         """What a policy decides on for one request; at least one replica must be open to it.
 
@@ -185,6 +188,7 @@ class Ledger:
             request_s: its own predicted seconds where nothing of it is cached.
             cached: by replica, how many of its tokens are cached there and what it costs there.
             barred: replicas that this request cannot go to.
+            handover: of the KV that it brings.
         """
         self._turn += 1
         loads = tuple(self._open.values())
@@ -204,7 +208,14 @@ class Ledger:
                 for key, (num_tokens, seconds) in (cached or {}).items()
                 if key in self._open and key not in barred
             ),
+            handover=handover,
+            near=self._near(handover, barred) if len(loads) > MAX_CANDIDATES else (),
         )
+
+    def _near(self, handover: Handover | None, barred: Set[str]) -> tuple[ReplicaLoad, ...]:
+        near = handover.near if handover is not None else ()
+        found = (self._open[key] for key in near if key in self._open and key not in barred)
+        return tuple(islice(found, MAX_CANDIDATES))
 
     def _recent(self, now_s: float) -> float:
         return self._recent_s * math.exp((self._recent_until_s - now_s) / RATE_TIME_S)

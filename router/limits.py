@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,7 @@ from router.settings import RequestLimits
 MAX_HEADERS = 512
 MAX_HEADER_BYTES = 96 * 1024
 """Of all names and values; HAProxy takes somewhat more: see cluster.haproxy."""
+RETRY_AFTER_S = 1
 MAX_DRAINED = 16
 """How many times the limit of a body is read and dropped before the connection is closed."""
 
@@ -54,11 +56,15 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> Refusal | None:
 
 
 class BodyLimit:
-    """Reads the body, looks at it, and hands it on whole; refuses it where it is too much."""
+    """Reads the body, looks at it, and hands it on whole; refuses it where it is too much.
+
+    Owns the count of what is held of all bodies, from their first byte to the end of their answers.
+    """
 
     def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         self._app = app
         self._limits = limits
+        self._num_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
@@ -66,40 +72,77 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         num_declared = int(declared) if declared.isdigit() else 0
+        received = _Received()
+        try:
+            refusal = await self._receive(receive, num_declared, received)
+            body = bytes(received.body)
+            received.body.clear()
+            if (refusal := refusal or self._excess(body)) is not None:
+                await refuse(send, refusal)
+            else:
+                await self._app(scope, _once(body, receive), send)
+        except _Gone:
+            pass
+        finally:
+            self._num_held -= received.num_held
+
+    async def _receive(
+        self, receive: Receive, num_declared: int, received: "_Received"
+    ) -> Refusal | None:
         try:
             async with asyncio.timeout(self._limits.receive_timeout_s):
-                body = await self._read(receive, num_declared)
+                return await self._read(receive, num_declared, received)
         except TimeoutError:
-            await refuse(send, self._too_slow())
-            return
-        except _Gone:
-            return
-        refusal = self._too_large() if body is None else self._excess(body)
-        if refusal is not None:
-            await refuse(send, refusal)
-            return
-        await self._app(scope, _once(body or b"", receive), send)
+            return self._too_slow()
 
-    async def _read(self, receive: Receive, num_declared: int) -> bytes | None:
-        """The body; None where it is too large."""
-        max_bytes = self._limits.max_body_bytes
-        chunks, num_bytes, more = [], 0, True
+    async def _read(
+        self, receive: Receive, num_declared: int, received: "_Received"
+    ) -> Refusal | None:
+        """Reads to the end of the body, which it keeps where it is not refused."""
+        refusal = None
+        num_bytes, more = 0, True
         # Most clients read an answer only once they have sent their body: let them.
-        while more and num_bytes <= MAX_DRAINED * max_bytes:
+        while more and num_bytes <= MAX_DRAINED * self._limits.max_body_bytes:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _Gone
             chunk = message.get("body", b"")
             num_bytes += len(chunk)
-            if max(num_bytes, num_declared) <= max_bytes:
-                chunks.append(chunk)
             more = message.get("more_body", False)
-        return b"".join(chunks) if max(num_bytes, num_declared) <= max_bytes else None
+            refusal = refusal or self._is_too_much(max(num_bytes, num_declared), chunk)
+            if refusal is None:
+                received.body += chunk
+                self._hold(received, num_bytes)
+            else:
+                received.body.clear()
+                self._hold(received, 0)
+        return refusal
+
+    def _is_too_much(self, num_bytes: int, chunk: bytes) -> Refusal | None:
+        """Why a body of so many bytes is refused when this part of it comes."""
+        if num_bytes > self._limits.max_body_bytes:
+            return self._too_large()
+        if self._num_held + len(chunk) > self._limits.max_bodies_bytes:
+            return self._too_many()
+        return None
+
+    def _hold(self, received: "_Received", num_bytes: int) -> None:
+        self._num_held += num_bytes - received.num_held
+        received.num_held = num_bytes
 
     def _too_large(self) -> Refusal:
         return Refusal(
             status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             message=f"The request body is larger than {self._limits.max_body_bytes} bytes.",
+            closes=True,
+        )
+
+    def _too_many(self) -> Refusal:
+        return Refusal(
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            message=f"The requests of all clients hold {self._limits.max_bodies_bytes} bytes "
+            "already, try again.",
+            retry_after_s=RETRY_AFTER_S,
             closes=True,
         )
 
@@ -115,6 +158,15 @@ class BodyLimit:
         if excess is None:
             return None
         return Refusal(status=HTTPStatus.BAD_REQUEST, message=excess.message, param=excess.param)
+
+
+@dataclass(slots=True)
+class _Received:
+    """Of one body."""
+
+    body: bytearray = field(default_factory=bytearray)
+    num_held: int = 0
+    """What it has in the count of all, also when it has been handed on."""
 
 
 class _Gone(Exception):

@@ -187,6 +187,9 @@ class PoolMetrics(Collector):  # type: ignore[misc]
             "Predicted outstanding work of a replica, as this router sees it.",
             labels=labels,
         )
+        sent = GaugeMetricFamily(
+            "pdserve_replica_sent", "Requests of this router that a replica has.", labels=labels
+        )
         running = GaugeMetricFamily(
             "pdserve_replica_running", "Requests in a replica's batch.", labels=labels
         )
@@ -208,10 +211,11 @@ class PoolMetrics(Collector):  # type: ignore[misc]
             for replica in pool:
                 own = [pool.name, replica.replica_id]
                 work.add_metric(own, replica.work_s)
+                sent.add_metric(own, pool.ledger.num_sent(replica.replica_id))
                 running.add_metric(own, replica.load.num_running)
                 waiting.add_metric(own, replica.load.num_waiting)
                 usage.add_metric(own, replica.load.kv_usage_fraction)
-        yield from (replicas, cost, work, running, waiting, usage)
+        yield from (replicas, cost, work, sent, running, waiting, usage)
 
 
 def _cost_terms(cost: PoolCost) -> Iterator[tuple[str, float]]:

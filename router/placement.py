@@ -11,7 +11,7 @@ from router.handoff import HandoffPlan, Route
 from router.local_prefill import DecodeReader, plan_local_prefill
 from router.pairs import Pairs
 from router.policies import RoutePlan
-from router.pool import Pool
+from router.pool import Pool, Replica
 from router.request import RequestState
 from router.settings import Targets
 
@@ -134,15 +134,23 @@ class Placer:
             prefill_s=reader.request_s,
         )
 
-    def decode_replica(self, prefill: str, work_s: float) -> str | None:
+    def decode_replica(self, state: RequestState, prefill: Replica, work_s: float) -> str | None:
         """The decode replica that goes on with what a prefill replica has read.
 
         None where no open one can read there: then the prompt must be read anew.
         """
-        barred = self._pairs.barred(prefill)
+        barred = self._pairs.barred(prefill.replica_id)
         if not self._decode.ledger.has_open(barred):
             return None
-        return self._decode.plan(work_s, barred=barred).replica_id
+        num_output = self._expected_output_tokens(state.params.max_tokens)
+        plan = self._decode.plan_handover(
+            prefill,
+            work_s,
+            num_tokens=state.num_tokens,
+            num_steps=max(1, num_output - state.num_output_tokens),
+            barred=barred,
+        )
+        return plan.replica_id
 
     def _stranded(self) -> Set[str]:
         return self._pairs.stranded(self._decode.ledger.open_ids)

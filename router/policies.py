@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.transfers import Handover
+
 MAX_CANDIDATES = 64
 """Replicas that one of several routers compares for a request."""
 
@@ -58,6 +60,10 @@ class PoolSnapshot:
     """Predicted seconds of the request where nothing of it is cached."""
     hits: tuple[PrefixHit, ...] = ()
     """Of those replicas, the ones with a part of the prompt."""
+    handover: Handover | None = None
+    """Of KV that the replica is to fetch; it counts with the work ahead."""
+    near: tuple[ReplicaLoad, ...] = ()
+    """Of those replicas, some that are on the KV's node, to be compared too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +136,9 @@ def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
     replicas = snapshot.replicas
     num = num_candidates(num_routers=snapshot.num_routers, num_replicas=len(replicas))
     reason = "least work of all" if num == len(replicas) else f"least work of {num}"
-    candidates = replicas if num == len(replicas) else rng.sample(replicas, num)
+    candidates: Sequence[ReplicaLoad] = replicas
+    if num < len(replicas):
+        candidates = [*rng.sample(replicas, num), *snapshot.near]
     if snapshot.now_s is None or not snapshot.others_work_per_s:
         return _first_done(candidates, snapshot, reason)
     waits = sorted((predicted_work_s(load, snapshot), load.replica_id, load) for load in candidates)
@@ -200,11 +208,28 @@ def pick_random(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
 
 def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason: str) -> RoutePlan:
     """Of `replicas` and of those with a part of the prompt, the one that is first done with it."""
+    if snapshot.handover is not None:
+        return _plan(_first_with_kv(replicas, snapshot, snapshot.handover), snapshot, reason)
     wait_s, _, least = min(
         (predicted_work_s(load, snapshot), load.replica_id, load) for load in replicas
     )
     hit = _better_hit(wait_s, snapshot)
     return _plan(hit, snapshot, "prefix is cached there") if hit else _plan(least, snapshot, reason)
+
+
+def _first_with_kv(
+    replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, handover: Handover
+) -> ReplicaLoad:
+    """The one that is first done where the request's KV has yet to come there."""
+    least_s, first = math.inf, replicas[0]
+    for load in replicas:
+        ahead_s = predicted_work_s(load, snapshot)
+        if ahead_s > least_s:
+            continue  # Whatever the KV takes.
+        ahead_s += handover.step_share_s(load.replica_id)
+        if (ahead_s, load.replica_id) < (least_s, first.replica_id):
+            least_s, first = ahead_s, load
+    return first
 
 
 def _better_hit(wait_s: float, snapshot: PoolSnapshot) -> ReplicaLoad | None:

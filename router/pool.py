@@ -27,6 +27,7 @@ from engine.wire import (
     ReplicaFacts,
     StepOutputs,
     Taken,
+    Transferred,
     Warmed,
 )
 from kvtransfer.peers import KVPeer
@@ -36,6 +37,8 @@ from router.faults import Fault, fault_of
 from router.ledger import Ledger
 from router.policies import Policy, RoutePlan
 from router.prefixes import PrefixIndex, index_block_size
+from router.transfer_fit import Reads
+from router.transfers import Handover, Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +247,14 @@ class Replica:
         if self.asked and not (answer := self.asked.popleft()).done():
             answer.set_result(holdings)
 
+    def transferred(self, moved: list[Transferred]) -> None:
+        now_s = time.monotonic()
+        for each in moved:
+            reads = Reads(num=each.num_reads, num_bytes=each.num_bytes, seconds=each.seconds)
+            self.pool.transfers.observe(
+                reads, prefill=each.engine_id, decode=self.replica_id, now_s=now_s
+            )
+
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how
         self.pool.leaving_changed(self)
@@ -265,14 +276,24 @@ class Pool:
     """The connected replicas of one phase, and what this router knows of their work."""
 
     def __init__(
-        self, name: str, policy: Policy, events: PoolEvents, *, num_routers: int = 1
+        self,
+        name: str,
+        policy: Policy,
+        events: PoolEvents,
+        *,
+        num_routers: int = 1,
+        transfers: Transfers | None = None,
     ) -> None:
+        """`transfers`: shared with the other pool."""
         self.name = name
         self.events = events
+        self.transfers = transfers or Transfers()
         self.ledger = Ledger(num_routers=num_routers, drains=name == "prefill")
         self.prefixes = PrefixIndex()
         self.block_size = 0
         """Tokens of a block of `prefixes`; 0 before the first replica."""
+        self.num_dropped_tokens = 0
+        """At the end of each prompt that a replica hands over; all of one pool are alike."""
         self._fit = CostFit()
         self._policy = policy
         self._replicas: dict[str, Replica] = {}
@@ -301,7 +322,9 @@ class Pool:
         self._replicas[replica.replica_id] = replica
         replica.has_joined = True
         self.ledger.insert(replica.replica_id, time.monotonic())
+        self.transfers.insert(replica.replica_id, replica.node_id)
         if replica.facts is not None:
+            self.num_dropped_tokens = replica.facts.num_dropped_tokens
             self.block_size = index_block_size(replica.facts.block_size)
             num_tokens = replica.facts.num_kv_blocks * replica.facts.block_size
             self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
@@ -317,6 +340,7 @@ class Pool:
             del self._replicas[replica.replica_id]
             self.ledger.remove(replica.replica_id)
             self.prefixes.remove(replica.replica_id)
+            self.transfers.remove(replica.replica_id)
             logger.warning("%s replica %s left: %s", self.name, replica.replica_id, reason)
             self.events.gone(replica, reason)
 
@@ -353,6 +377,7 @@ class Pool:
         cached: Mapping[str, tuple[int, float]] | None = None,
         *,
         barred: Set[str] = frozenset(),
+        handover: Handover | None = None,
     ) -> RoutePlan:
         """The replica for a request, by the configured policy; arguments as in `Ledger.snapshot`.
 
@@ -362,9 +387,45 @@ class Pool:
         if not self.ledger.has_open(barred):
             raise NoReplica(self.name)
         snapshot = self.ledger.snapshot(
-            time.monotonic(), request_s=request_s, cached=cached, barred=barred
+            time.monotonic(),
+            request_s=request_s,
+            cached=cached,
+            barred=barred,
+            handover=handover,
         )
         return self._policy(snapshot, self._rng)
+
+    def plan_handover(
+        self,
+        prefill: Replica,
+        request_s: float,
+        *,
+        num_tokens: int,
+        num_steps: int,
+        barred: Set[str] = frozenset(),
+    ) -> RoutePlan:
+        """The replica for what another pool's replica has read. Raises NoReplica as `plan` does.
+
+        `num_steps`: of the answer, which spreads over them what its KV takes to come.
+        """
+        return self.plan(
+            request_s,
+            barred=barred,
+            handover=self._handover(prefill, num_tokens=num_tokens, num_steps=num_steps),
+        )
+
+    def _handover(self, prefill: Replica, *, num_tokens: int, num_steps: int) -> Handover | None:
+        source, reader = prefill.facts, next((each.facts for each in self), None)
+        if source is None or reader is None or source.kv_bytes_per_token is None:
+            return None
+        # All ranks of the side that has more of them read at once, each its part.
+        num_ranks = max(source.kv.tp_size, reader.kv.tp_size)
+        return self.transfers.handover(
+            prefill.replica_id,
+            num_bytes=num_tokens * source.kv_bytes_per_token / num_ranks,
+            num_steps=num_steps,
+            now_s=time.monotonic(),
+        )
 
     def __getitem__(self, replica_id: str) -> Replica:
         return self._replicas[replica_id]

@@ -1,11 +1,12 @@
 """What becomes of a request whose engine is gone: pure functions of what has happened to it.
 
-Engines go on exactly where the last one was, so a request that makes engines fail does so at the
-same place of its answer each time. Engines fail often and such requests are rare: after one failure
-all that the engine had goes on at once, in whatever replicas have room. Those that two failures
-have in common are suspects: each goes on in a replica that has no other suspect
-(`router.quarantine`), so that a third failure tells which of them it is. A request that makes them
-fail at another place each time is known by having been the only one in three of them.
+Engines go on exactly where the last one was, so a request that makes engines fail, by ending them
+or by hanging them, does so at the same place of its answer each time. Engines fail often and such
+requests are rare: after one failure all that the engine had goes on at once, in whatever replicas
+have room. Those that two failures have in common are suspects: each goes on in a replica that has
+no other suspect (`router.quarantine`), so that a third failure tells which of them it is. A request
+that makes engines end at another place each time is known by having been the only one in three of
+them, one that hangs them so by how many there were.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ two steps, each with a few speculated tokens."""
 SUSPECT_AFTER = 2
 REFUSED_AFTER = 3
 """Engines that have failed with a request."""
+MOST_HANGS = 10
+"""Engines and replicas that may hang with a request in all, wherever in its answer. Many, as
+machines and networks hang too: hardly anybody is beside the cause that often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +71,28 @@ def one_more(before: Failures | None, *, num_tokens: int, was_prefilling: bool) 
 
 
 def plan_move(
-    *, num_moves: int, failures: Failures | None, num_alone: int, limits: RecoveryLimits
+    *,
+    num_moves: int,
+    failures: Failures | None,
+    num_alone: int,
+    num_hangs: int,
+    limits: RecoveryLimits,
 ) -> MovePlan:
     """Whether a request that has lost its engine gets another.
 
     Args:
         num_moves: moves before this one.
-        failures: with the one that it has just lost, if that has failed; engines that drain, hang
-            or were stopped have not, nor has one whose connection was lost.
-        num_alone: engines that have ever failed with this request and no other in them.
+        failures: with the one that it has just lost, if that has failed; engines that drain or were
+            stopped have not, nor has one whose connection was lost.
+        num_alone: engines that have ever ended with this request and no other in them.
+        num_hangs: engines and replicas that have ever hung with this request.
     """
     if num_alone >= REFUSED_AFTER:
         return MovePlan(moves=False, reason=f"{num_alone} engines failed that had nothing else")
     if failures is not None and failures.num >= REFUSED_AFTER:
         return MovePlan(moves=False, reason=f"{failures.num} engines failed at the same place")
+    if num_hangs >= MOST_HANGS:
+        return MovePlan(moves=False, reason=f"{num_hangs} engines hung with it")
     if num_moves >= limits.max_moves:
         return MovePlan(moves=False, reason=f"it was moved {num_moves} times already")
     return MovePlan(moves=True, reason="its engine is gone")

@@ -59,9 +59,12 @@ class RequestState:
     failures: Failures | None = None
     """Of engines with it, as long as it may have caused them."""
     num_blameless_moves: int = 0
-    """Moves that no request can have caused, since its last token; `num_moves` has the others."""
+    """Moves for another reason than an engine's end, since its last token; `num_moves` has the
+    others."""
+    num_hangs: int = 0
+    """Engines and replicas that have hung with it."""
     num_alone_failures: int = 0
-    """Engines that have failed with it and no other request in them."""
+    """Engines that have ended with it and no other request in them."""
     moved_s: float | None = None
     """When it was taken from its last engine, until a token comes from the next."""
 

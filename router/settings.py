@@ -12,9 +12,11 @@ from router.sandbox.limits import TaskLimits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one HTTP request may be."""
+    """What one HTTP request may be, and all together."""
 
     max_body_bytes: int = 8 * 1024 * 1024
+    max_bodies_bytes: int = 1024**3
+    """Of all requests that a router has."""
     max_choices: int = 1024
     """Prompts times `n`."""
     receive_timeout_s: float = 120.0

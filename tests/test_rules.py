@@ -36,6 +36,8 @@ DECIDING = (
     "router/prefixes.py",
     "router/reach.py",
     "router/recovery.py",
+    "router/transfer_fit.py",
+    "router/transfers.py",
 )
 IMPURE = {"asyncio", "logging", "random", "ray", "time"}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.fuzz.bodies import CHAT, CHAT_COMPLETIONS, COMPLETION, COMPLETIONS, post
-from benchmarks.fuzz.json_text import nested
+from benchmarks.fuzz.json_text import nested, write_json
 from benchmarks.fuzz.shots import Kind, Shot
 
 PATTERNS: Mapping[str, str] = {
@@ -193,6 +193,19 @@ _CHAT_FIELDS: Mapping[str, _Carried] = {
         TEMPLATES,
     ),
 }
+
+
+def deadly_bodies() -> list[tuple[str, bytes]]:
+    """Each of them once in one field that takes it: the path, and the body."""
+    return [
+        (path, write_json({**base, **carry(value)}).encode())
+        for path, base, fields in (
+            (COMPLETIONS, COMPLETION, _COMPLETION_FIELDS),
+            (CHAT_COMPLETIONS, CHAT, _CHAT_FIELDS),
+        )
+        for carry, table in fields.values()
+        for value in table.values()
+    ]
 
 
 def deadly_shot(rng: random.Random) -> Shot:

@@ -1,10 +1,9 @@
-"""In what order tasks run: many that take long hold up none that does not."""
+"""In what order tasks run: many that take long hold up none that does not, nor any other client."""
 
-import asyncio
-
-from router.errors import SandboxUnavailable
+from router.clients import CLIENT
 from router.sandbox.limits import TaskLimits, Work, overran, result_of
 from router.sandbox.process import SandboxProcess
+from router.sandbox.turns import Turns
 
 NUM_QUICK = 2
 QUICK_S = 0.5
@@ -34,31 +33,10 @@ class Sandbox:
             TaskRefused: it failed, or took more than it may.
             SandboxUnavailable: it could not be run; it may be tried again.
         """
-        quick = self._limits.within(QUICK_S)
-        async with self._quick:
+        quick, client = self._limits.within(QUICK_S), CLIENT.get()
+        async with self._quick.turn(client):
             ended = await self._process.run(work.task, payload, quick)
         if overran(ended) and quick.cpu_s < self._limits.cpu_s:
-            async with self._slow:
+            async with self._slow.turn(client):
                 ended = await self._process.run(work.task, payload, self._limits)
         return result_of(ended, work, self._limits)
-
-
-class Turns:
-    """A semaphore that refuses where too many wait."""
-
-    def __init__(self, num_at_once: int, max_waiting: int) -> None:
-        self._semaphore = asyncio.Semaphore(num_at_once)
-        self._max_waiting = max_waiting
-        self._num_waiting = 0
-
-    async def __aenter__(self) -> None:
-        if self._num_waiting >= self._max_waiting:
-            raise SandboxUnavailable
-        self._num_waiting += 1
-        try:
-            await self._semaphore.acquire()
-        finally:
-            self._num_waiting -= 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._semaphore.release()

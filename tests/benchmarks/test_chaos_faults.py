@@ -17,7 +17,7 @@ from benchmarks.chaos_faults import (
 
 BOTH: dict[PoolName, int] = {"prefill": 2, "decode": 2}
 NONE: dict[PoolName, int] = {"prefill": 0, "decode": 0}
-NUM_IN_ROUND = 13
+NUM_IN_ROUND = 17
 
 
 def order(seed: int = 0, *, spare_last: bool = False) -> FaultOrder:
@@ -65,7 +65,8 @@ def test_both_pools_are_hit() -> None:
     ],
 )
 def test_the_pool(num_live: dict[PoolName, int], spare_last: bool, expected: set[PoolName]) -> None:
-    dealt = deal(order(spare_last=spare_last), num_live, 30)
+    kinds = [kind for kind in Kind if kind is not Kind.CROWD]
+    dealt = deal(FaultOrder(random.Random(0), kinds, spare_last=spare_last), num_live, 30)
 
     assert {fault.pool for fault in dealt if fault.kind.hits_pool} == expected
     assert all((fault.pool is not None) is fault.kind.hits_pool for fault in dealt)
@@ -73,11 +74,20 @@ def test_the_pool(num_live: dict[PoolName, int], spare_last: bool, expected: set
 
 def test_what_cannot_be_used_now_comes_later() -> None:
     faults = order()
-    first = deal(faults, NONE, 2, num_routers=1)
-    rest = deal(faults, BOTH, NUM_IN_ROUND - 2)
+    first = deal(faults, NONE, 4, num_routers=1)
+    rest = deal(faults, BOTH, NUM_IN_ROUND - 4)
 
-    assert {fault.kind for fault in first} == {Kind.CLIENTS_LEAVE, Kind.SLOW_READER}
-    assert not any(fault.kind.is_of_clients for fault in rest)
+    assert all(fault.kind.is_of_clients or fault.kind.is_of_node for fault in first)
+    assert not {fault.kind for fault in first} & {fault.kind for fault in rest}
+
+
+def test_a_crowd_is_for_decode() -> None:
+    faults = FaultOrder(random.Random(0), [Kind.CROWD])
+
+    assert faults.next({"prefill": 2, "decode": 0}, num_routers=2) is None
+    assert faults.next({"prefill": 2, "decode": 1}, num_routers=2) == Fault(
+        kind=Kind.CROWD, pool="decode"
+    )
 
 
 def test_the_last_router_is_left_alone() -> None:

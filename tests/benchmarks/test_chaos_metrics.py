@@ -16,6 +16,9 @@ BUSY = """\
 pdserve_inflight{phase="decoding"} 3.0
 # TYPE pdserve_replica_running gauge
 pdserve_replica_running{pool="decode",replica="a"} 3.0
+# TYPE pdserve_replica_sent gauge
+pdserve_replica_sent{pool="decode",replica="a"} 0.0
+pdserve_replica_sent{pool="decode",replica="b"} 2.0
 # TYPE pdserve_moves_total counter
 pdserve_moves_total{cause="replica-died",pool="decode"} 4.0
 # TYPE pdserve_called_back_total counter
@@ -53,6 +56,7 @@ def test_what_is_in_engines() -> None:
     seen = read_metrics(BUSY)
 
     assert (seen.num_sent, seen.num_in_engine) == (3, {"a": 3})
+    assert seen.with_own == {"b"}
 
 
 def test_routers_together() -> None:

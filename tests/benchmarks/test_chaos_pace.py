@@ -11,7 +11,7 @@ PRESSURE = Pressure(load=0.5, fault_every=0.6, patience=5.0)
     ("speed", "expected"),
     [
         pytest.param(
-            Speed(start_s=20.0, rate=4.0),
+            Speed(start_s=20.0, rate=4.0, token_rate=1280.0),
             Pace(
                 duration_s=120.0,
                 rate=2.0,
@@ -19,11 +19,13 @@ PRESSURE = Pressure(load=0.5, fault_every=0.6, patience=5.0)
                 timeout_s=100.0,
                 unread_s=60.0,
                 freed_within_s=2.0,
+                held_s=30.0,
+                crowd_tokens=100,
             ),
             id="fast",
         ),
         pytest.param(
-            Speed(start_s=60.0, rate=1.0),
+            Speed(start_s=60.0, rate=1.0, token_rate=320.0),
             Pace(
                 duration_s=180.0,
                 rate=0.5,
@@ -31,6 +33,8 @@ PRESSURE = Pressure(load=0.5, fault_every=0.6, patience=5.0)
                 timeout_s=300.0,
                 unread_s=120.0,
                 freed_within_s=6.0,
+                held_s=90.0,
+                crowd_tokens=75,
             ),
             id="three times slower",
         ),

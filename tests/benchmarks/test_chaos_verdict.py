@@ -95,6 +95,8 @@ PACE = Pace(
     timeout_s=100.0,
     unread_s=60.0,
     freed_within_s=2.0,
+    held_s=30.0,
+    crowd_tokens=100,
 )
 
 
@@ -103,7 +105,7 @@ LEFT = Injected(at_s=1.0, kind=Kind.CLIENTS_LEAVE, pool=None, target="", num_liv
 
 def record(*outcomes: Outcome, **fields: Any) -> Record:
     defaults: dict[str, Any] = {
-        "speed": Speed(start_s=20.0, rate=2.0),
+        "speed": Speed(start_s=20.0, rate=2.0, token_rate=600.0),
         "pace": PACE,
         "start_s": 0.0,
         "end_s": 10.0,

@@ -46,6 +46,7 @@ policy               p2c
 needs                8 GPUs, 7 CPUs, 2 fast_nic
 one prefill replica  4 GPUs, 0.25 CPUs and ray.io/accelerator-type=H100, on one node
 one decode replica   2 CPUs, 0.5 fast_nic, on one node
+placement            spread over the nodes: large ones may find no room (see the README)
 SLO                  TTFT 0.5 s and ITL 0.05 s for 90 % of requests
 URL                  http://127.0.0.1:8100/v1
 """
@@ -91,14 +92,50 @@ def test_report_is_printable_and_not_long(
     assert max(map(len, report.splitlines())) < 500
 
 
+@pytest.mark.parametrize(
+    ("options", "gpus", "line"),
+    [
+        ("", 2, "spread over the nodes: large ones may find no room ("),
+        ("", 1, None),
+        ("controller_options: {}\n", 2, "spread over the nodes"),
+        (
+            "controller_options:\n  runtime_env:\n    env_vars:\n"
+            '      RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY: "1"\n',
+            2,
+            "one node after the other, the largest replicas first",
+        ),
+    ],
+)
+def test_report_says_how_large_replicas_find_room(
+    options: str, gpus: int, line: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    pool = f"{{gpus: {gpus}, engine: {{tensor_parallel_size: {gpus}}}}}"
+    path.write_text(
+        f"{options}applications: [{{import_path: cluster.app:build, args: {{prefill: {pool}}}}}]"
+    )
+    report = describe(load_serve_file(path))
+    if line is None:
+        assert "placement " not in report
+    else:
+        assert f"placement            {line}" in report
+
+
+@pytest.mark.parametrize(
+    ("gpus", "line"),
+    [
+        (1, "transfer             nccl, experimental between GPUs: none has run it yet\n"),
+        (0, "transfer             nccl, over Gloo between CPUs\n"),
+    ],
+)
 def test_report_of_a_connector_without_backends(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gpus: int, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG.replace("served_name: model", "transfer: {connector: nccl}").replace(
-        "gpus: 4\n        engine: {tensor_parallel_size: 4}", "gpus: 1"))  # fmt: skip
+        "gpus: 4\n        engine: {tensor_parallel_size: 4}", f"gpus: {gpus}"))  # fmt: skip
     assert main(["check", str(path)]) == 0
-    assert "transfer             nccl\n" in capsys.readouterr().out
+    assert line in capsys.readouterr().out
 
 
 def test_report_of_pools_that_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,12 @@ WRONG = [
      "engine.model: may not be set here: set by the top-level model"),
     ("engine-owned-in-pool", {"prefill": {"engine": {"kv_transfer_config": {}}}},
      "prefill.engine.kv_transfer_config: may not be set here: set from transfer"),
+    ("context-parallel", {"decode": {"engine": {"decode_context_parallel_size": 2}}},
+     "decode.engine.decode_context_parallel_size: may not be set here: KV moves between ranks that "
+     "hold all tokens; raise tensor_parallel_size instead"),
+    ("context-parallel-prefill", {"prefill": {"engine": {"prefill_context_parallel_size": 2}}},
+     "prefill.engine.prefill_context_parallel_size: may not be set here: KV moves between ranks "
+     "that hold all tokens; raise tensor_parallel_size instead"),
     ("too-few-gpus", {"prefill": {"gpus": 1, "engine": {"tensor_parallel_size": 2}}},
      "prefill.gpus: 1 is not 2, its engine's tensor_parallel_size times pipeline_parallel_size: "
      "each rank has a GPU of its own"),

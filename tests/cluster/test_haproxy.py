@@ -25,6 +25,7 @@ from cluster.haproxy import (
     changed,
 )
 from cluster.ports import LOCALHOST, pick_free
+from router.clients import CLIENT, KnowsClient
 from router.limits import MAX_HEADERS, BodyLimit, HeaderLimit
 from router.settings import RequestLimits
 
@@ -45,13 +46,14 @@ def test_each_change_is_made_once(written: str) -> None:
     added = [line for line in after if line not in before]
     assert added.pop(0).startswith("    stats socket ")
     assert added[:2] == [f"    tune.bufsize {BUFFER_BYTES}", "    tune.http.maxhdr 4096"]
-    assert added[2:6] == [
+    assert added[2:7] == [
         f"    timeout client {CLIENT_TIMEOUT_S}s",
         f"    timeout http-request {REQUEST_TIMEOUT_S}s",
+        "    option forwardfor header x-pdserve-client",
         "    retry-on conn-failure empty-response",
         "    option http-buffer-request",
     ]
-    assert [line.split()[2] for line in added[6:-2]] == ["400", "408", "500", "502", "503", "504"]
+    assert [line.split()[2] for line in added[7:-2]] == ["400", "408", "500", "502", "503", "504"]
     assert after.index("defaults") < after.index("    option http-buffer-request")
     assert after.index("    option http-buffer-request") < after.index("frontend http_frontend")
 
@@ -84,7 +86,9 @@ async def api(
     # The real one is longer than a test should be.
     config = changed(written).replace(f"request {REQUEST_TIMEOUT_S}s", "request 1s")
     path.write_text(config.replace(f"client {CLIENT_TIMEOUT_S}s", "client 1s"))
-    app = HeaderLimit(BodyLimit(echo, RequestLimits(receive_timeout_s=0.5)))
+    app = KnowsClient(
+        HeaderLimit(BodyLimit(echo, RequestLimits(receive_timeout_s=0.5))), has_keys=False
+    )
     options = uvicorn.Config(app, host=LOCALHOST, port=ports[1], log_config=None, lifespan="off")
     server = uvicorn.Server(options)
     serving = asyncio.create_task(server.serve())
@@ -116,11 +120,24 @@ async def proxy(path: Path, port: int, *, says: bytes) -> AsyncIterator[None]:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["path"] == "/slow":
+    if scope["path"] == "/client":
+        headers = dict(scope["headers"])
+        assert b"x-pdserve-client" not in headers
+        await Response(CLIENT.get())(scope, receive, send)
+    elif scope["path"] == "/slow":
         await asyncio.sleep(1.5)  # longer than a request may be on its way
         await StreamingResponse(slow_parts())(scope, receive, send)
     else:
         await Response("ok")(scope, receive, send)
+
+
+async def test_the_router_knows_a_clients_address_whatever_the_client_says(
+    api: tuple[str, int],
+) -> None:
+    honest = await ask(api, post("/client"))
+    liar = await ask(api, post("/client", b"x-pdserve-client: 1.2.3.4\r\n"))
+    assert honest.endswith(b"b'127.0.0.1' b''")
+    assert liar.endswith(b"b'127.0.0.1' b''")
 
 
 async def slow_parts() -> AsyncIterator[str]:
@@ -192,8 +209,12 @@ async def test_every_error_can_be_read(api: tuple[str, int], text: bytes, status
 async def test_what_is_no_request_has_haproxys_own_answer(
     api: tuple[str, int], text: bytes, status: bytes
 ) -> None:
-    """It has one text for these, which no config changes."""
-    assert (await ask(api, text)).split()[1] == status
+    """It has one text for these, compiled into its parser: neither `http-error`, which this config
+    has for both, nor `errorfile` changes it. When this fails, they can be JSON too."""
+    head, _, body = (await ask(api, text)).partition(b"\r\n\r\n")
+    assert head.split()[1] == status
+    assert b"content-type: text/html" in head.lower()
+    assert b"<html>" in body
 
 
 async def test_without_a_router_clients_are_told_to_come_back(

@@ -92,6 +92,16 @@ def test_an_application_that_was_deleted_is_forgotten() -> None:
     assert serve.sizes["prefill"] == 1
 
 
+def test_the_time_of_day_goes_forward_and_back() -> None:
+    serve = FakeServe()
+    for step_s in (3600.0, -3600.0):
+        serve.second()
+        serve.now_s += step_s
+    for _ in range(20):
+        serve.second(arrivals=20, arrived_prefill_s=2.0, arrived_prefill_squared_s2=0.2)
+    assert serve.sizes["prefill"] > 1
+
+
 def test_a_plan_in_one_line() -> None:
     plan = PoolPlan(
         target=2, needed=3, reason="prompts", held_by="gpu_budget", inputs=(("start_s", 20.0),)

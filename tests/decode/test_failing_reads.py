@@ -37,3 +37,10 @@ def read(engine_id: str, *, transfers: int = 0, failures: int = 0) -> PairDelta:
 def test_who_is_named(steps: list[list[PairDelta]], named: list[tuple[str, ...]]) -> None:
     reads = FailingReads()
     assert [reads.observe(moved) for moved in steps] == named
+
+
+def test_who_is_gone_is_forgotten() -> None:
+    reads = FailingReads()
+    reads.observe([read("p", failures=MOST_IN_A_ROW - 1)])
+    reads.forget(["p", "never-seen"])
+    assert reads.observe([read("p", failures=1)]) == ()

@@ -9,7 +9,15 @@ from servers import DECODE, PREFILL, Server
 from engine.channel import connect
 from engine.errors import ChannelClosed
 from engine.exit_cause import EngineExit
-from engine.wire import PROTOCOL_VERSION, Holdings, Rejection, StepOutputs, Taken, Warmed
+from engine.wire import (
+    PROTOCOL_VERSION,
+    Holdings,
+    Rejection,
+    StepOutputs,
+    Taken,
+    Transferred,
+    Warmed,
+)
 from kvtransfer.errors import GreetingFailed
 from kvtransfer.greeting import ClientGreeting
 
@@ -33,6 +41,9 @@ class Intruder:
 
     def holds(self, holdings: Holdings) -> None:
         raise AssertionError(holdings)
+
+    def transferred(self, moved: list[Transferred]) -> None:
+        raise AssertionError(moved)
 
     def engine_ended(self, how: EngineExit) -> None:
         raise AssertionError(how)

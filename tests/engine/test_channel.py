@@ -26,6 +26,7 @@ from engine.wire import (
     ReplicaFacts,
     StepOutputs,
     Taken,
+    Transferred,
     Warmed,
     pack_frame,
 )
@@ -101,6 +102,7 @@ class FakeRouter:
     answers: list[Taken] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     holdings: list[Holdings] = field(default_factory=list)
+    transfers: list[Transferred] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -121,6 +123,10 @@ class FakeRouter:
 
     def holds(self, holdings: Holdings) -> None:
         self.holdings.append(holdings)
+        self.changed.set()
+
+    def transferred(self, moved: list[Transferred]) -> None:
+        self.transfers += moved
         self.changed.set()
 
     def engine_ended(self, how: EngineExit) -> None:
@@ -198,6 +204,10 @@ async def test_messages_arrive_on_both_sides(listening: Listen) -> None:
     replica.routers[0].send(Kind.TAKEN, Taken("r", LoadReport(others_work_s=3.0)))
     await asyncio.wait_for(router.changed.wait(), 5)
     assert router.answers == [Taken("r", LoadReport(others_work_s=3.0))]
+    router.changed.clear()
+    replica.routers[0].send(Kind.TRANSFERRED, [Transferred("p", 2, 30, 0.5)])
+    await asyncio.wait_for(router.changed.wait(), 5)
+    assert router.transfers == [Transferred("p", 2, 30, 0.5)]
     end.send(Kind.CLEAR, ["r"])
     router.changed.clear()
     end.send(Kind.ASK_HOLDINGS, None)

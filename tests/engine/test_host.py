@@ -24,7 +24,16 @@ from engine.host import EngineHost, _unless_ended
 from engine.models import resolve_model
 from engine.replica import EngineReplica
 from engine.steps import StepSample
-from engine.wire import AddRequest, Holdings, Kind, Rejection, StepOutputs, Taken, Warmed
+from engine.wire import (
+    AddRequest,
+    Holdings,
+    Kind,
+    Rejection,
+    StepOutputs,
+    Taken,
+    Transferred,
+    Warmed,
+)
 from kvtransfer.peers import KVPeer
 
 OPTIONS = {"max_model_len": 256, "kv_cache_memory_bytes": 2**26}
@@ -67,6 +76,9 @@ class NoHooks:
     def num_kept(self) -> int:
         return 0
 
+    def forgotten(self, engine_ids: list[str]) -> None:
+        pass
+
     def stats_seen(self, stats: SchedulerStats) -> None:
         self.reported.set()
 
@@ -100,6 +112,9 @@ class Recorder:
 
     def holds(self, holdings: Holdings) -> None:
         self.holdings.put_nowait(holdings)
+
+    def transferred(self, moved: list[Transferred]) -> None:
+        pass
 
     def engine_ended(self, how: EngineExit) -> None:
         self.exit = how

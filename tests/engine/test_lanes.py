@@ -78,7 +78,7 @@ class Waiting:
 def test_prompts_are_put_back_that_come_too_late_behind_those_before_them() -> None:
     """Steps of 1000 tokens take a second. The next reads the rest of a prompt and the first that
     waits; what comes with the one after it is late by a tenth of a second."""
-    now_s = time.time()
+    now_s = time.monotonic()
     prompts = [Waiting(round(1000 * (now_s + 1.5)) + place, 400, now_s - 1.0) for place in range(4)]
     waiting = create_request_queue(SchedulingPolicy.PRIORITY)
     for each in prompts:
@@ -94,6 +94,48 @@ def test_prompts_are_put_back_that_come_too_late_behind_those_before_them() -> N
     put_back = [each for each in prompts if each.priority > 1000 * (now_s + PUT_BACK_S)]
     assert put_back == prompts[1:]
     assert len(waiting) == 4
+
+
+class Taken:
+    """In the place of vLLM's scheduler: what it was given."""
+
+    policy = SchedulingPolicy.PRIORITY
+
+    def __init__(self) -> None:
+        self.requests: list[Waiting] = []
+
+    def add_request(self, request: Waiting) -> None:
+        self.requests.append(request)
+
+
+class Scheduler(Lanes, Taken):
+    pass
+
+
+@pytest.mark.parametrize("steps_s", [(3600.0, 0.0), (-3600.0, 0.0), (0.0, 3600.0)])
+def test_the_order_of_prompts_is_theirs_whatever_is_done_to_the_time_of_day(
+    monkeypatch: pytest.MonkeyPatch, steps_s: tuple[float, float]
+) -> None:
+    """Three come, one after the other; before each but the first the time of day is set."""
+    scheduler, monotonic_s, day_s = Scheduler(), 50.0, 1e9
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic_s)
+    monkeypatch.setattr(time, "time", lambda: day_s)
+    for step_s in (0.0, *steps_s):
+        monotonic_s += 1.0
+        day_s += 1.0 + step_s
+        scheduler.add_request(Waiting(round(1000 * (day_s + 0.5)), 400, day_s))
+    assert [each.priority for each in scheduler.requests] == [51500, 52500, 53500]
+    assert [each.arrival_time for each in scheduler.requests] == [51.0, 52.0, 53.0]
+
+
+def test_what_came_at_a_time_yet_to_be_came_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its router asks a second engine for it after the time of day was set back."""
+    scheduler = Scheduler()
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    scheduler.add_request(Waiting(round(1000 * (1e9 + 3600.0 + 0.5)), 400, 1e9 + 3600.0))
+    (taken,) = scheduler.requests
+    assert (taken.priority, taken.arrival_time) == (50500, 50.0)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

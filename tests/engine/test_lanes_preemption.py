@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from counting_engine import BLOCK_SIZE, CountingEngine, token_at
+from counting_engine import BLOCK_SIZE, MODES, CountingEngine, Mode, token_at
 from vllm.v1.request import Request
 
 NUM_BLOCKS = 5
@@ -16,8 +16,8 @@ NUM_MORE = 8
 class Engine(CountingEngine):
     """Too small for what it is asked."""
 
-    def __init__(self) -> None:
-        super().__init__(num_blocks=NUM_BLOCKS, scheduling_policy="priority")
+    def __init__(self, mode: Mode) -> None:
+        super().__init__(num_blocks=NUM_BLOCKS, mode=mode, scheduling_policy="priority")
 
     def ask(
         self,
@@ -37,10 +37,11 @@ class Engine(CountingEngine):
         )
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine()
+@pytest.fixture(params=MODES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = Engine(request.param)
     yield engine
+    engine.check_settled()
     engine.scheduler.shutdown()
 
 

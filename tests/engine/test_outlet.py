@@ -13,6 +13,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.outputs import LogprobsTensors
 
+from engine import outlet
 from engine.errors import EngineInternalsChanged, ProtocolError
 from engine.outlet import Inlet, Outlet
 from engine.wire import Kind, pack_frame
@@ -161,14 +162,59 @@ async def test_bytes_that_are_no_step_reach_who_waits_for_one() -> None:
 
 
 async def test_another_user_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace()
-    inlet = Inlet(config)
-    sending = Sending(config)
     nobody = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: nobody)
-    with pytest.raises(ProtocolError, match="has connected in the engine core's place"):
+    monkeypatch.setattr(outlet, "_PATIENCE_S", 0.2)
+    config = SimpleNamespace()
+    inlet, sending = Inlet(config), Sending(config)
+    with pytest.raises(ProtocolError, match="the engine core has not connected, and 1 of other"):
         await inlet.open(as_client(Core()))
+    with pytest.raises(OSError, match=r"Broken pipe|reset"):
+        sending.update_from_output(None, {0: step("r")})
     sending.shutdown()
+    inlet.close()
+
+
+async def test_other_users_do_not_keep_the_engine_core_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_others = 20 * outlet._MAX_WAITING
+    users = [os.getuid() + 1] * num_others
+    monkeypatch.setattr(outlet, "_user_of", lambda _: users.pop() if users else os.getuid())
+    config = SimpleNamespace()
+    inlet, core = Inlet(config), Core()
+
+    def connect() -> list[socket.socket]:
+        others = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(num_others)]
+        for other in others:
+            other.connect(config.pdserve_outlet)
+        return others
+
+    # None of these waits for the replica to be done with its start.
+    others = await asyncio.wait_for(asyncio.to_thread(connect), 30)
+    sending = Sending(config)
+    await inlet.open(as_client(core))
+    sending.update_from_output(None, {0: step("r")})
+    assert isinstance(await core.next(), EngineCoreOutputs)
+    for other in others:
+        other.close()
+    sending.shutdown()
+    inlet.close()
+
+
+@pytest.mark.parametrize("has_connected", [False, True])
+async def test_an_inlet_of_an_engine_that_did_not_start_leaves_nothing(has_connected: bool) -> None:
+    config = SimpleNamespace()
+    inlet = Inlet(config)
+    sending = Sending(config) if has_connected else None
+    if sending is not None:
+        await asyncio.to_thread(inlet._engine_core.result, 10)
+    inlet.close()
+    await asyncio.to_thread(inlet._accepting.join, 10)
+    assert not inlet._accepting.is_alive()
+    late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with late, pytest.raises(ConnectionRefusedError):
+        late.connect(config.pdserve_outlet)
+    if sending is not None:
+        sending.shutdown()
 
 
 async def test_a_client_that_keeps_its_steps_elsewhere_is_refused_by_name() -> None:

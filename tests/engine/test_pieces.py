@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from counting_engine import CountingEngine, token_at
+from counting_engine import CUDA, MODES, CountingEngine, Mode, token_at
 from vllm.v1.request import RequestStatus
 
 from engine import steps
@@ -45,11 +45,17 @@ class TimedEngine(CountingEngine):
         return found
 
 
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    mode: Mode = request.param
+    return mode
+
+
 @pytest.fixture
 def engine(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TimedEngine]:
-    engine = TimedEngine(**getattr(request, "param", {}))
+    engine = TimedEngine(mode=mode, **getattr(request, "param", {}))
     monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: engine.now_s))
     yield engine
     engine.scheduler.shutdown()
@@ -191,7 +197,7 @@ def test_lanes_keep_room_for_what_is_urgent(engine: TimedEngine) -> None:
     assert engine.step() == {"answer-0": 1, "long": BUDGET - 400, "urgent": 399}
 
 
-@pytest.mark.parametrize("engine", [{"async_scheduling": True}], indirect=True, ids=["async"])
+@pytest.mark.parametrize("mode", [Mode(is_async=True), CUDA], ids=str)
 def test_where_the_next_step_is_scheduled_before_the_last_is_done(engine: TimedEngine) -> None:
     """What is learned comes a step later. A stalled step is still one step's news."""
     engine.add("answer", 10, 500)

@@ -9,8 +9,9 @@ from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 
 from engine.replica import EngineReplica
-from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
+from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs, Transferred
 from kvtransfer.peers import KVPeer
+from kvtransfer.stats import PairDelta
 
 
 class FakeRouter:
@@ -124,3 +125,38 @@ async def test_another_suspect_may_come_once_the_first_is_none_any_more(how: str
     await each.add(each.b, "second", is_suspect=True)
     assert each.core.added == ["first", "second"]
     assert each.b.rejections == []
+
+
+def read_of(engine_id: str, *, num: int, num_bytes: int = 0, seconds: float = 0.0) -> PairDelta:
+    return PairDelta(
+        remote_engine_id=engine_id,
+        num_bytes=num_bytes,
+        seconds=seconds,
+        num_transfers=num,
+        num_copies=0,
+        num_failures=1 - min(num, 1),
+        num_ended_leases=0,
+    )
+
+
+def transfers(router: FakeRouter) -> list[list[Transferred]]:
+    return [message for kind, message in router.sent if kind is Kind.TRANSFERRED]
+
+
+async def test_reads_are_added_up_and_told_to_every_router_once() -> None:
+    each = Replica()
+    each.replica.add_transfers([read_of("p", num=1, num_bytes=4, seconds=0.5)])
+    each.replica.add_transfers(
+        [read_of("p", num=2, num_bytes=6, seconds=1.0), read_of("q", num=1, num_bytes=1, seconds=2)]
+    )
+    each.replica._tell_transfers()
+    each.replica._tell_transfers()
+    expected = [[Transferred("p", 3, 10, 1.5), Transferred("q", 1, 1, 2.0)]]
+    assert transfers(each.a) == transfers(each.b) == expected
+
+
+async def test_a_read_that_failed_says_nothing_of_what_reads_take() -> None:
+    each = Replica()
+    each.replica.add_transfers([read_of("p", num=0)])
+    each.replica._tell_transfers()
+    assert transfers(each.a) == []

@@ -96,6 +96,9 @@ class NoHooks:
     def num_kept(self) -> int:
         return 0
 
+    def forgotten(self, engine_ids: list[str]) -> None:
+        pass
+
     def stats_seen(self, stats: SchedulerStats) -> None:
         pass
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.deployment import EngineSettings
 from engine.errors import EngineStalled, ReplicaClosed
-from engine.server import EngineServer
+from engine.server import MAX_NAMED, OTHERS, EngineMetrics, EngineServer
+from kvtransfer.stats import PairStats
 
 SETTINGS = EngineSettings(
     model="demo",
@@ -16,6 +18,8 @@ SETTINGS = EngineSettings(
     connector="nixl",
     backends=("UCX",),
     shared_memory="auto",
+    read_timeout_s=5.0,
+    progress_delay_us=None,
     stall_timeout_s=10.0,
     drain_s=30.0,
 )
@@ -55,6 +59,33 @@ def server(trouble: Exception | None) -> tuple[EngineServer, FakeReplica]:
     made.host = FakeHost(trouble)  # type: ignore[assignment]
     made.replica = replica  # type: ignore[assignment]
     return made, replica
+
+
+def moved_with(engine_id: str) -> SchedulerStats:
+    stats = PairStats()
+    stats.record_pair_failure(engine_id)
+    return SchedulerStats(kv_connector_stats=stats.data)
+
+
+def failures_by_peer(metrics: EngineMetrics) -> dict[str, float]:
+    (family,) = metrics.failures.collect()
+    return {
+        sample.labels["prefill_engine"]: sample.value
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
+
+
+def test_metrics_name_no_peer_that_is_gone_and_few_in_all() -> None:
+    metrics = EngineMetrics("decode", "d")
+    for number in range(MAX_NAMED):
+        metrics.observe(moved_with(f"p{number}"))
+    metrics.forget([f"p{number}" for number in range(1, MAX_NAMED)])
+    assert failures_by_peer(metrics) == {"p0": 1}
+    for number in range(MAX_NAMED, MAX_NAMED + 3):
+        metrics.observe(moved_with(f"p{number}"))
+    metrics.observe(moved_with("p0"))
+    assert failures_by_peer(metrics) == {"p0": 2, OTHERS: 3}
 
 
 async def test_a_replica_that_is_well() -> None:

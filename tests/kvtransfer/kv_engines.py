@@ -16,7 +16,7 @@ import pytest
 from forked import forked_context
 
 from engine.step_limit import STEP_LIMIT
-from kvtransfer.config import Role, kv_transfer_config, side_channel_env
+from kvtransfer.config import Role, kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials, give_credentials
 from kvtransfer.stats import PairDelta, pair_deltas
 
@@ -24,7 +24,7 @@ ENGINE_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
-    **side_channel_env("127.0.0.1"),
+    **transfer_env("127.0.0.1"),
 }
 TRANSFER_OPTIONS = (
     "lease_s",

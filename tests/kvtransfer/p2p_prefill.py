@@ -12,7 +12,7 @@ from forked import forked_context
 
 from kvtransfer.p2p_handshake import KVLayout, WorkerAddress
 from kvtransfer.p2p_leases import Leases
-from kvtransfer.p2p_link import transport_for
+from kvtransfer.p2p_link import Transport, transport_for
 from kvtransfer.p2p_pages import KVPages, Region
 from kvtransfer.p2p_serve import PairServer
 from kvtransfer.side_channel import SideChannel
@@ -55,6 +55,8 @@ class Prefill:
     fill: int
     timeout_s: float = TIMEOUT_S
     leases: Leases = field(default_factory=lambda: Leases(extension_s=20))
+    transport: Transport | None = None
+    """Gloo's where none is given."""
 
     def __post_init__(self) -> None:
         pages, _ = new_pages(self.fill)
@@ -64,7 +66,8 @@ class Prefill:
             secret=SECRET,
             leases=self.leases,
             pages=pages,
-            transport=transport_for(torch.device("cpu"), HOST, timeout_s=self.timeout_s),
+            transport=self.transport
+            or transport_for(torch.device("cpu"), HOST, timeout_s=self.timeout_s),
             timeout_s=self.timeout_s,
         )
         address = WorkerAddress(host=HOST, port=self.server.port, layout=layout())

@@ -30,7 +30,7 @@ from kvtransfer.side_channel import ReservedPort
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOST = "127.0.0.1"
-READ_TIMEOUT_S = 4.0
+READ_TIMEOUT_S = 2.0
 
 EITHER_WAY = pytest.mark.parametrize("sharing", get_args(Sharing))
 """Whether decode copies the memory of a prefill on its host, or NIXL reads it."""

@@ -1,6 +1,5 @@
 """Pairs over real sockets and real groups: what arrives, what is refused, what breaks alone."""
 
-import queue
 import socket
 import time
 from collections.abc import Iterator
@@ -10,59 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from p2p_decode import Decode, job
 from p2p_prefill import (
     HOST,
     NUM_BLOCKS,
     PAGE_BYTES,
-    SECRET,
-    TIMEOUT_S,
     Prefill,
     layout,
-    new_pages,
 )
 from p2p_prefill import start_process as start_prefill_process
 
 from benchmarks.chaos_processes import suspend
 from kvtransfer.p2p_errors import FetchRefused, PairBroken, PairError, PairMismatch, PairTimeout
-from kvtransfer.p2p_fetch import FetchJob, HeartbeatJob, Local, Outcome, PairClient, Remote
-from kvtransfer.p2p_handshake import KVLayout
+from kvtransfer.p2p_fetch import HeartbeatJob
 from kvtransfer.p2p_link import transport_for
 from kvtransfer.p2p_wire import Connection
 
 FILL = 100
-
-
-class Decode:
-    """A decode worker's end of its pairs, without an engine."""
-
-    def __init__(
-        self, layout: KVLayout, timeout_s: float = TIMEOUT_S, secret: str = SECRET
-    ) -> None:
-        pages, self.layers = new_pages(0)
-        self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self.clients: list[PairClient] = []
-        self.local = Local(
-            engine_id="decode",
-            secret=secret,
-            rank=(0, 0),
-            layout=layout,
-            pages=pages,
-            transport=transport_for(torch.device("cpu"), HOST, timeout_s=timeout_s),
-            timeout_s=timeout_s,
-        )
-
-    def client(self, engine_id: str, port: int) -> PairClient:
-        remote = Remote(engine_id=engine_id, host=HOST, port=port)
-        self.clients.append(PairClient(self.local, remote, self.outcomes))
-        return self.clients[-1]
-
-    def outcome(self) -> Outcome:
-        return self.outcomes.get(timeout=30)
-
-    def stop(self) -> None:
-        for client in self.clients:
-            client.stop()
-            client.join(5)
 
 
 @pytest.fixture
@@ -82,16 +45,6 @@ def started(stack: ExitStack, engine_id: str = "prefill", **how: Any) -> Prefill
     prefill = Prefill(engine_id, FILL, **how)
     stack.callback(prefill.stop)
     return prefill
-
-
-def job(local: tuple[int, ...], remote: tuple[int, ...], **other: Any) -> FetchJob:
-    fields: dict[str, Any] = {
-        "request_id": "mine",
-        "remote_request_id": "r",
-        "lease_id": 1,
-        "awaited": True,
-    }
-    return FetchJob(local_block_ids=(local,), remote_block_ids=(remote,), **(fields | other))
 
 
 def until_freed(prefill: Prefill, request_id: str = "r") -> None:

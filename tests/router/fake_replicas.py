@@ -41,9 +41,17 @@ class FakeEnd:
         return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
 
 
-def join(pool: Pool, replica_id: str, *, block_size: int) -> Replica:
+def join(
+    pool: Pool,
+    replica_id: str,
+    *,
+    block_size: int,
+    node_id: str | None = None,
+    num_dropped_tokens: int = 0,
+    kv_bytes_per_token: float | None = None,
+) -> Replica:
     """A replica with a cache, which is in the pool from now on."""
-    replica = Replica(replica_id, pool, on_gone=lambda _: None)
+    replica = Replica(replica_id, pool, on_gone=lambda _: None, node_id=node_id)
     replica.end = FakeEnd()  # type: ignore[assignment]
     replica.facts = ReplicaFacts(
         engine_id=replica_id,
@@ -52,6 +60,8 @@ def join(pool: Pool, replica_id: str, *, block_size: int) -> Replica:
         block_size=block_size,
         num_kv_blocks=1000,
         max_num_seqs=64,
+        num_dropped_tokens=num_dropped_tokens,
+        kv_bytes_per_token=kv_bytes_per_token,
     )
     pool.insert(replica)
     return replica

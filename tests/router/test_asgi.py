@@ -12,7 +12,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from router import disconnect
 from router.admission import unavailable
-from router.answers import NOTE, TellsRoute, note_route
+from router.answers import NOTE, TellsRoute, note_failure, note_route
 from router.client_headers import HidesHeaders, RestoresHeaders
 from router.disconnect import EndsByItself
 from router.keys import NeedsKey
@@ -134,6 +134,35 @@ async def test_body_limit(headers: dict[str, str], messages: list[Message], stat
     assert len(sent) == 2
     if status == 413:
         assert json.loads(sent[1]["body"])["error"]["code"] == 413
+
+
+async def test_all_bodies_together_are_bounded_until_their_answers_end() -> None:
+    may_end, sent, running = asyncio.Event(), list[Sent](), list[asyncio.Task[None]]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await may_end.wait()
+        await echo(scope, receive, send)
+
+    limit = BodyLimit(app, RequestLimits(max_body_bytes=10, max_bodies_bytes=25))
+
+    async def post(*messages: Message) -> None:
+        sent.append([])
+        await limit(scope(), receive_from(*messages), send_to(sent[-1]))
+
+    for messages in ((chunk(10),), (chunk(5, more=True), chunk(6)), (chunk(4, more=True),)):
+        # The second is too large and the third has gone: neither is held.
+        running.append(asyncio.create_task(post(*messages)))
+        await asyncio.sleep(0)
+    running += [asyncio.create_task(post(chunk(10))) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert sent[-1][0]["status"] == 503
+    assert (b"retry-after", b"1") in sent[-1][0]["headers"]
+    assert json.loads(sent[-1][1]["body"])["error"]["type"] == "ServiceUnavailableError"
+    may_end.set()
+    await asyncio.gather(*running)
+    await post(chunk(5, more=True), chunk(5))
+    assert [each[0]["status"] for each in sent if each] == [200, 413, 200, 503, 200]
+    assert limit._num_held == 0
 
 
 def app_that_waits(seen: list[str]) -> Callable[..., Any]:
@@ -455,3 +484,45 @@ async def test_a_short_error_is_left_as_it_is(body: bytes) -> None:
     sent: Sent = []
     await TellsRoute(answers(404, body))(scope(), receive_from(), send_to(sent))
     assert (sent[0]["status"], sent[1]["body"]) == (404, body)
+
+
+CHAT_OPENING = b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n'
+MESSAGES_OPENING = b'event: message_start\ndata: {"type": "message_start"}\n\n'
+
+
+@pytest.mark.parametrize("opening", [CHAT_OPENING, MESSAGES_OPENING], ids=["chat", "messages"])
+async def test_a_stream_whose_engine_fails_before_its_first_token_has_a_status(
+    opening: bytes,
+) -> None:
+    """vLLM sends the opening of a chat when the first output comes, whatever that is."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        note_failure(NOTE.get())
+        for part in (opening, b'data: {"error": {"code": 500}}\n\n', b"data: [DONE]\n\n"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"])["error"]["type"] == "InternalServerError"
+
+
+async def test_a_stream_whose_engine_fails_later_goes_on_as_vllm_has_it() -> None:
+    parts = (CHAT_OPENING, b'data: {"error": {"code": 500}}\n\n')
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            note_failure(NOTE.get())
+        await send({"type": "http.response.body", "body": b""})
+
+    sent: Sent = []
+    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == 200
+    assert [message["body"] for message in sent[1:]] == [*parts, b""]

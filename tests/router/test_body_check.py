@@ -80,6 +80,10 @@ EXCESSIVE = {
     "a-long-stop-string": (body(stop="a" * 1025), "stop"),
     "bad-words": (body(bad_words=["a"] * 129), "bad_words"),
     "schema": (body(response_format={"x": "y" * MAX_SCHEMA_BYTES}), "response_format"),
+    "anthropic-schema": (
+        body(output_config={"format": {"schema": {"x": "y" * MAX_SCHEMA_BYTES}}}),
+        "output_config",
+    ),
     "structure-of-another-type": (body(structured_outputs=["a"]), "structured_outputs"),
     "tools": (body(tools=["y" * MAX_SCHEMA_BYTES]), "tools"),
     "n": (body(n=1025), "n"),

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from core_clusters import LIMITS, Cluster, fail, lose
-from fake_replicas import HANDED_OVER, decoded, end_of, prefilled, request, step
+from fake_replicas import HANDED_OVER, decoded, end_of, join, prefilled, request, step
+from vllm.exceptions import GenerationError
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.admit import AdmissionLimits
+from router.answers import NOTE, RouteNote
 from router.audit import audit
 from router.phases import RequestPhase
 from router.pool import Replica
@@ -51,8 +53,9 @@ async def test_first_token_from_prefill_then_decode_continues() -> None:
 
 async def test_decode_samples_every_token_where_prefill_cannot() -> None:
     cluster = Cluster()
-    cluster.core.prefills_whole_prompt = False
-    (p,), (d,) = cluster.prefill, cluster.decode
+    (d,) = cluster.decode
+    p = join(cluster.core.prefill, "p1", block_size=16, num_dropped_tokens=2)
+    lose(cluster.prefill[0])
     await cluster.core.add_request_async(request(seed=3, temperature=1.0, logprobs=2))
     (asked,) = end_of(p).added()
     assert asked.sampling_params is not None
@@ -582,10 +585,29 @@ async def test_a_leaving_replica_gets_nothing_new_but_finishes() -> None:
     assert [output.new_token_ids for output in cluster.outputs()] == [[9]]
 
 
-async def test_a_rejected_request_ends_in_an_error() -> None:
-    cluster = Cluster()
+async def test_a_rejected_request_ends_in_an_error_with_a_status() -> None:
+    cluster, note = Cluster(), RouteNote()
+    NOTE.set(note)
     await cluster.core.add_request_async(request())
-    cluster.prefill[0].rejected(Rejection("r", "too odd"))
+    cluster.prefill[0].rejected(Rejection("r", "too odd" * 1000))
+    assert note.refusal is not None
+    assert note.refusal.status == 400
+    assert "too odd" in note.refusal.message
+    assert len(note.refusal.message) < 1100
+    (output,) = cluster.outputs()
+    assert output.finish_reason == FinishReason.ERROR
+    cluster.check_settled()
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+async def test_an_engine_that_fails_with_a_request_gives_its_answer_a_status(pool: str) -> None:
+    cluster, note = Cluster(), RouteNote()
+    NOTE.set(note)
+    options: dict[str, Any] = {"prompt_logprobs": 1} if pool == "decode" else {}
+    await cluster.core.add_request_async(request(**options))
+    (replica,) = cluster.prefill if pool == "prefill" else cluster.decode
+    step(replica, EngineCoreOutput("r", [], finish_reason=FinishReason.ERROR))
+    assert isinstance(note.error, GenerationError)
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
     cluster.check_settled()

@@ -10,6 +10,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 from router import grammar_check
+from router.clients import CLIENT
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
 from router.sandbox.limits import TaskLimits, Work, result_of
@@ -201,6 +202,20 @@ async def test_many_who_ask_the_same_ask_once_also_if_the_first_goes(counting: C
     await asyncio.gather(*others)
     assert counting.num_asked == 1
     assert not check._checking
+
+
+async def test_nobody_waits_in_anothers_line(counting: Counting) -> None:
+    check = GrammarCheck(counting)
+    counting.may_go.clear()
+    asking = []
+    for client in ("a", "b", "a"):
+        CLIENT.set(client)
+        asking.append(asyncio.create_task(check.apply(constraint(json=OBJECT))))
+    await asyncio.sleep(0)
+    assert len(check._checking) == 2
+    counting.may_go.set()
+    await asyncio.gather(*asking)
+    assert counting.num_asked == 2
 
 
 async def test_what_nobody_waits_for_any_more_is_not_checked(counting: Counting) -> None:

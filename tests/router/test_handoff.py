@@ -47,9 +47,19 @@ def test_route(options: dict[str, Any], route: Route) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 16])
-def test_recurrent_models_get_every_token_from_decode(max_tokens: int) -> None:
-    plan = plan_handoff(SamplingParams(max_tokens=max_tokens), prefills_whole_prompt=False)
-    assert plan.route is Route.DECODE_FIRST
+def test_a_prompt_that_prefill_cuts_short_gets_every_token_from_decode(max_tokens: int) -> None:
+    params = SamplingParams(max_tokens=max_tokens)
+    plan = plan_handoff(params, num_tokens=6, num_dropped_tokens=2)
+    assert (plan.route, plan.reason) == (Route.DECODE_FIRST, "prompt_cut_short")
+
+
+@pytest.mark.parametrize(("num_tokens", "num_dropped"), [(6, 0), (2, 2), (1, 2)])
+def test_a_prompt_that_prefill_reads_whole_has_its_first_token_from_there(
+    num_tokens: int, num_dropped: int
+) -> None:
+    params = SamplingParams(max_tokens=16)
+    plan = plan_handoff(params, num_tokens=num_tokens, num_dropped_tokens=num_dropped)
+    assert plan.route is Route.PREFILL_FIRST
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Who joins, who is given up and what becomes of pairs, over real connections to fake replicas."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from fake_replicas import request
+from object_graph import reachable
 from prometheus_client import CollectorRegistry
 
 from engine.channel import RouterEnd, listen
@@ -479,3 +482,44 @@ async def test_a_decode_that_is_listed_again_wakes_who_waits(cluster: Cluster) -
     assert d.added == []
     cluster.list_("d0")
     await until(lambda: d.added == ["r"])
+
+
+async def test_nothing_is_kept_of_replicas_that_are_gone(cluster: Cluster) -> None:
+    """A hundred come and go, each in one of the ways in which replicas do."""
+    await cluster.start(FakeReplica("p-stays"), d := FakeReplica("d-stays"))
+
+    def kept() -> list[Any]:
+        roots = (cluster.core, cluster.membership, cluster.ends, cluster.registry)
+        return list(reachable(*roots, without=(FakeReplica, Cluster)))
+
+    sizes = []
+    for number in range(100):
+        if number % 20 == 0:
+            gc.collect()
+            sizes.append(len(kept()))
+        await come_and_go(cluster, d, f"{'pd'[number % 2]}-gone-{number}", how=number // 2 % 4)
+    gc.collect()
+    names = {each for each in kept() if isinstance(each, str) and "-gone-" in each}
+    assert not {name for name in names if "-gone-99" not in name}, "all but the last fault's"
+    assert sizes[-1] - sizes[1] <= sizes[1] / 1000
+
+
+async def come_and_go(cluster: Cluster, d: FakeReplica, replica_id: str, *, how: int) -> None:
+    """A replica joins, gets a request, cannot be paired for a while, and leaves."""
+    replica = FakeReplica(replica_id)
+    await cluster.start(replica)
+    await cluster.core.add_request_async(request(replica_id))
+    cluster.core.cancel([replica_id])
+    if replica_id.startswith("p"):
+        d.warmed(replica_id, "no route")
+    else:
+        replica.warmed("p-stays", "no route")
+    await until(lambda: len(cluster.core.pairs) > 0)
+    await until(lambda: len(cluster.core.pairs) == 0)
+    # At 0 it is listed no more, and ends its connections by itself as it has nothing.
+    (lambda: None, replica.close, replica.cut, replica.end)[how]()
+    cluster.list_("p-stays", "d-stays")
+    replica.close()
+    del cluster.replicas[replica_id]
+    await until(lambda: cluster.joined() == {"p-stays", "d-stays"} and not replica.routers)
+    await until(lambda: not cluster.membership._connecting)

@@ -21,7 +21,8 @@ from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
 from router.pool import Replica
 from router.recovery import REFUSED_AFTER, RecoveryLimits
 
-LIMITS = RecoveryLimits(max_moves=1000, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+HOWS = ("ends", "stalls")
 POISON = "poison"
 NUM_TOKENS = 40
 MAX_LAG = 4
@@ -104,12 +105,20 @@ class Wire:
 
 class World:
     """Routers and engines. `place` is where the poison makes an engine fail: a number of output
-    tokens in decode, or None while its prompt is computed, in whichever pool."""
+    tokens in decode, or None while its prompt is computed, in whichever pool; `how` is what becomes
+    of the engine."""
 
     def __init__(
-        self, rng: random.Random, *, num_routers: int, num_engines: int, place: int | None
+        self,
+        rng: random.Random,
+        *,
+        num_routers: int,
+        num_engines: int,
+        place: int | None,
+        how: str = "ends",
     ) -> None:
         self.rng = rng
+        self.how = how
         self.place = place
         self.num_failures = 0
         self.num_made = 0
@@ -198,8 +207,11 @@ class World:
         how = EngineExit(cause="SIGSEGV", text="ended by SIGSEGV", num_requests=len(engine.running))
         engine.running.clear()
         for replica in self.rng.sample(engine.replicas, len(engine.replicas)):
-            replica.engine_ended(how)
-            replica.replica_gone("ended by SIGSEGV")
+            if self.how == "ends":
+                replica.engine_ended(how)
+            else:
+                replica.step_received(StepOutputs([], LoadReport(leaves_because="stalled")))
+            replica.replica_gone(self.how)
         self.start(engine.pool)
         self.collect()
 
@@ -218,14 +230,15 @@ class World:
         raise AssertionError(f"not ended: {set(names) - self.ended.keys()}")
 
 
+@pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("num_routers", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(40))
 async def test_poison_ends_three_engines_at_most_and_no_innocent_request(
-    seed: int, num_routers: int
+    seed: int, num_routers: int, how: str
 ) -> None:
     rng = random.Random(seed)
     place = rng.choice([None, 1, 2, 5, 20, NUM_TOKENS - 1])
-    world = World(rng, num_routers=num_routers, num_engines=rng.randint(1, 4), place=place)
+    world = World(rng, num_routers=num_routers, num_engines=rng.randint(1, 4), place=place, how=how)
     innocents = [f"r{index}" for index in range(rng.choice([0, 1, 1, 2, 6, 12]))]
     await world.run([*innocents, POISON])
     assert world.num_failures <= REFUSED_AFTER

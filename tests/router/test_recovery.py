@@ -2,7 +2,14 @@
 
 import pytest
 
-from router.recovery import IN_FLIGHT_TOKENS, Failures, RecoveryLimits, one_more, plan_move
+from router.recovery import (
+    IN_FLIGHT_TOKENS,
+    MOST_HANGS,
+    Failures,
+    RecoveryLimits,
+    one_more,
+    plan_move,
+)
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 SAME_PLACE = "3 engines failed at the same place"
@@ -26,9 +33,19 @@ def failures(num: int, *, num_tokens: int = 40, was_prefilling: bool = False) ->
     ],
 )
 def test_plan_move(with_it: Failures | None, num_alone: int, num_moves: int, reason: str) -> None:
-    plan = plan_move(num_moves=num_moves, failures=with_it, num_alone=num_alone, limits=LIMITS)
+    plan = plan_move(
+        num_moves=num_moves, failures=with_it, num_alone=num_alone, num_hangs=0, limits=LIMITS
+    )
 
     assert (plan.moves, plan.reason) == (reason == MOVED, reason)
+
+
+@pytest.mark.parametrize(("num_hangs", "moves"), [(MOST_HANGS - 1, True), (MOST_HANGS, False)])
+def test_who_hangs_engines_at_ever_other_places_is_refused_too(num_hangs: int, moves: bool) -> None:
+    plan = plan_move(
+        num_moves=0, failures=failures(1), num_alone=0, num_hangs=num_hangs, limits=LIMITS
+    )
+    assert plan.moves is moves
 
 
 def test_failures_add_up_to_a_suspect() -> None:

@@ -14,12 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
+from router.clients import CLIENT
 from router.errors import SandboxUnavailable, TaskRefused
 from router.sandbox import process as sandbox_process
 from router.sandbox import queue as sandbox_queue
 from router.sandbox.limits import TaskLimits, Work, result_of
 from router.sandbox.process import SandboxProcess
-from router.sandbox.queue import QUICK_S, Sandbox, Turns
+from router.sandbox.queue import NUM_QUICK, QUICK_S, Sandbox
+from router.sandbox.turns import Turns
 from router.sandbox.wire import Ended
 
 ODD_ZYGOTE = (str(Path(__file__).parent / "odd_zygote.py"),)
@@ -234,10 +236,83 @@ async def test_a_queue_that_is_full_refuses(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_who_has_gone_does_not_wait_any_more() -> None:
     turns = Turns(1, max_waiting=1)
-    async with turns:
-        waiting = asyncio.create_task(turns.__aenter__())
+    async with turns.turn("a"):
+        waiting = asyncio.create_task(take(turns, "a"))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
-    async with turns:
+    async with turns.turn("a"):
         pass
+
+
+async def test_a_turn_that_comes_with_the_end_of_the_wait_is_not_lost() -> None:
+    turns = Turns(1, max_waiting=1)
+    async with turns.turn("a"):
+        waiting = asyncio.create_task(take(turns, "a"))
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await asyncio.wait_for(take(turns, "a"), 5)
+
+
+async def take(turns: Turns, client: str, taken: list[str] | None = None) -> None:
+    async with turns.turn(client):
+        if taken is not None:
+            taken.append(client)
+
+
+async def test_clients_take_turns_however_much_one_has() -> None:
+    turns, taken = Turns(1, max_waiting=100), list[str]()
+    async with turns.turn("a"):
+        clients = ["a"] * 50 + ["b", "b", "c"]
+        waiting = [asyncio.create_task(take(turns, client, taken)) for client in clients]
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert taken[:6] == ["a", "b", "c", "a", "b", "a"]
+    assert len(taken) == len(clients)
+
+
+async def test_who_has_most_waiting_is_refused_where_too_many_wait() -> None:
+    turns, taken = Turns(1, max_waiting=3), list[str]()
+    async with turns.turn("a"):
+        many = [asyncio.create_task(take(turns, "a", taken)) for _ in range(4)]
+        few = [asyncio.create_task(take(turns, client, taken)) for client in "bc"]
+        late = asyncio.create_task(take(turns, "d", taken))
+        await asyncio.sleep(0)
+    answers = await asyncio.gather(*many, *few, late, return_exceptions=True)
+    refused = [isinstance(each, SandboxUnavailable) for each in answers]
+    assert refused == [False, True, True, True, False, False, True], "with one each, the last"
+    assert taken == ["a", "b", "c"]
+
+
+class OneByOne:
+    """A process whose long tasks end one by one, as the test says."""
+
+    def __init__(self) -> None:
+        self.ends = asyncio.Queue[None]()
+        self.num_long = 0
+
+    async def run(self, task: str, payload: bytes, limits: TaskLimits) -> Ended:
+        if task == "long":
+            self.num_long += 1
+            await self.ends.get()
+        return Ended(job_id=0, exit_code=0, output=b'{"result": 1}')
+
+
+async def test_one_client_with_much_that_takes_long_holds_up_no_other() -> None:
+    process = OneByOne()
+    sandbox = Sandbox(process, TaskLimits())  # type: ignore[arg-type]
+    CLIENT.set("attacker")
+    many = [asyncio.create_task(run(sandbox, "long")) for _ in range(200)]
+    await asyncio.sleep(0)
+    assert process.num_long == NUM_QUICK
+    CLIENT.set("other")
+    good = [asyncio.create_task(run(sandbox, "good")) for _ in range(2)]
+    await asyncio.sleep(0)
+    for _ in range(NUM_QUICK + 1):
+        process.ends.put_nowait(None)
+    assert await asyncio.gather(*good) == [1, 1]
+    assert sum(task.done() for task in many) <= NUM_QUICK + 1
+    for _ in many:
+        process.ends.put_nowait(None)
+    await asyncio.gather(*many)
