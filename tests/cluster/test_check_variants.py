@@ -118,7 +118,7 @@ ROWS: list[tuple[Callable[[dict[str, Any]], None], Sequence[Node], int, Sequence
     (data_parallel_by_environment, (), 2,
      ["decode.env.VLLM_DP_SIZE: may not be set here: raise the pool's replicas instead"]),
     (context_parallel, (), 2,
-     ["engine.prefill_context_parallel_size: may not be set here: raise tensor_parallel_size "]),
+     ["engine.prefill_context_parallel_size: may not be set here: "]),
     (cpu_head, (HEAD, EIGHT, FOUR), 0,
      ["router      2         0          1          -                zone=front", FITS]),
     (cpu_head, (EIGHT, FOUR), 1,

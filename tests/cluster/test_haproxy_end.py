@@ -1,8 +1,9 @@
-"""HAProxy as Serve starts it: it ends with its parent, and does not start beside a stranger."""
+"""HAProxy as Serve starts it: it ends with its Ray, and does not start beside a stranger."""
 
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -80,15 +81,61 @@ async def ended(process: psutil.Process) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_it_ends_with_its_parent_and_frees_the_port(
+async def test_it_ends_with_ray_and_frees_the_port(
     tmp_path: Path, ports: tuple[int, int, int, int], started: contextlib.ExitStack
 ) -> None:
     proxy, parent = with_parent(haproxy_of_serve(tmp_path, ports), started)
     await listening(proxy, ports[0])
     assert proxy.name() == "haproxy"
+    (watch,) = proxy.children()
     parent.kill()
     await ended(proxy)
+    await ended(watch)
     assert is_free(ports[0])
+
+
+async def test_it_outlives_its_keeper_and_the_next_one_takes_over(
+    tmp_path: Path, ports: tuple[int, int, int, int], started: contextlib.ExitStack
+) -> None:
+    config = haproxy_of_serve(tmp_path, ports)
+    raylet = with_raylet(tmp_path, config, started)
+    first = await next_proxy(raylet, config)
+    await listening(first, ports[0])
+    keeper = first.parent()
+    assert keeper is not None
+    assert keeper.parent() == raylet
+    keeper.kill()
+    await ended(keeper)
+    second = await next_proxy(raylet, config)
+    await listening(second, ports[0])
+    await ended(first)
+    assert not is_free(ports[0])
+    raylet.kill()
+    await ended(second)
+    assert is_free(ports[0])
+
+
+def with_raylet(folder: Path, config: Path, started: contextlib.ExitStack) -> psutil.Process:
+    """A process of that name, which starts a keeper of HAProxy, and another when that has ended."""
+    (folder / "raylet").symlink_to("/bin/bash")
+    keeper = shlex.join([sys.executable, "-c", PARENT, *COMMAND, str(config)])
+    raylet = subprocess.Popen(
+        [str(folder / "raylet"), "-c", f"while true; do {keeper}; done"], env=environment()
+    )
+    started.enter_context(raylet)
+    started.callback(raylet.kill)
+    return psutil.Process(raylet.pid)
+
+
+async def next_proxy(raylet: psutil.Process, config: Path) -> psutil.Process:
+    """The HAProxy of the keeper that there is now."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            for process in raylet.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name() == "haproxy" and str(config) in process.cmdline():
+                        return process
+            await asyncio.sleep(0.05)
 
 
 async def test_one_that_took_over_ends_too(

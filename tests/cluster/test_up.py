@@ -1,10 +1,12 @@
 """`pdserve up` where it must not start anything, and the ending of process trees."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -134,4 +136,46 @@ def test_a_kill_ends_what_was_started_too(tmp_path: Path) -> None:
         command.kill()
     _, alive = psutil.wait_procs([child, orphan], timeout=60)
     # Where nobody collects the ended, they stay as zombies.
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+# In place of Ray's commands: what it leaves running, and nothing that ever gets ready.
+RAY = """\
+#!/bin/sh
+"$(dirname "$0")/raylet" 1000 &
+"$(dirname "$0")/gcs_server" 1000 &
+"""
+SERVE = """\
+#!/bin/sh
+touch "$(dirname "$0")/started"
+exec sleep 1000
+"""
+
+
+def test_a_killed_command_leaves_nothing_of_its_cluster(tmp_path: Path) -> None:
+    (tmp_path / "python").symlink_to(sys.executable)
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    for name in ("raylet", "gcs_server"):
+        shutil.copy(sleep, tmp_path / name)
+    for name, text in (("ray", RAY), ("serve", SERVE)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (port,) = ports.pick_free([None])
+    (tmp_path / "config.yaml").write_text(CONFIG.format(port=port, model="demo"))
+    with subprocess.Popen(
+        [str(tmp_path / "python"), "-m", "cluster.cli", "up", str(tmp_path / "config.yaml")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=subprocess.DEVNULL,
+    ) as command:
+        process = psutil.Process(command.pid)
+        deadline_s = time.monotonic() + 120
+        while not (tmp_path / "started").exists():
+            assert command.poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        theirs = process.children(recursive=True)
+        assert {"raylet", "gcs_server", "sleep"} <= {each.name() for each in theirs}
+        command.kill()
+    _, alive = psutil.wait_procs(theirs, timeout=60)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
