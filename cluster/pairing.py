@@ -64,6 +64,13 @@ def pair_problem(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> str |
             "engine.speculative_config: a draft with weights has KV of its own, so both pools have "
             "the same draft or neither has one; set it in the shared engine"
         )
+    lengths = [_mtp_length(options.get("speculative_config")) for options in (prefill, decode)]
+    if lengths[0] != lengths[1]:
+        return (
+            f"engine.speculative_config.num_speculative_tokens: {lengths[0]} in prefill and "
+            f"{lengths[1]} in decode must be the same with MTP, whose modules have KV of their own "
+            "and are as many; set it in the shared engine"
+        )
     return None
 
 
@@ -78,7 +85,20 @@ def _draft(speculative: object) -> tuple[Any, ...] | None:
     """What identifies the draft model, where there is one with weights."""
     if not isinstance(speculative, Mapping):
         return None
-    options = {str(name).replace("-", "_"): value for name, value in speculative.items()}
+    options = _options(speculative)
     if (options.get("method") or options.get("model")) in _DRAFTS_WITHOUT_WEIGHTS:
         return None
     return tuple(options.get(name) for name in _SAME_DRAFT)
+
+
+def _mtp_length(speculative: object) -> Any:
+    """How many tokens modules of the model itself draft, where it is these that do."""
+    if not isinstance(speculative, Mapping):
+        return None
+    options = _options(speculative)
+    is_mtp = str(options.get("method")).endswith("mtp")
+    return options.get("num_speculative_tokens") if is_mtp else None
+
+
+def _options(speculative: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name).replace("-", "_"): value for name, value in speculative.items()}

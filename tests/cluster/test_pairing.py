@@ -7,6 +7,7 @@ import pytest
 from cluster.pairing import pair_problem
 
 EAGLE = {"method": "eagle", "model": "org/draft", "num_speculative_tokens": 3}
+MTP = {"method": "deepseek_mtp", "num_speculative_tokens": 3}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3}
 DRAFT = "engine.speculative_config: a draft with weights has KV of its own"
 ROWS: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
@@ -36,6 +37,11 @@ ROWS: list[tuple[str, dict[str, Any], dict[str, Any], str | None]] = [
      {"speculative_config": {**EAGLE, "model": "org/other"}}, DRAFT),
     ("draft-by-model", {}, {"speculative_config": {"model": "org/draft"}}, DRAFT),
     ("draft-beside-ngram", {"speculative_config": NGRAM}, {"speculative_config": EAGLE}, DRAFT),
+    ("mtp", {"speculative_config": MTP}, {"speculative_config": MTP}, None),
+    ("mtp-in-decode", {}, {"speculative_config": MTP}, DRAFT),
+    ("fewer-mtp-modules", {"speculative_config": {**MTP, "num_speculative_tokens": 1}},
+     {"speculative_config": MTP},
+     "engine.speculative_config.num_speculative_tokens: 1 in prefill and 3 in decode must be the"),
     ("ngram-in-decode", {}, {"speculative_config": NGRAM}, None),
     ("ngram-by-model", {}, {"speculative_config": {"model": "ngram"}}, None),
     ("suffix-in-decode", {}, {"speculative_config": {"method": "suffix"}}, None),

@@ -6,6 +6,7 @@ first model runner and for the second.
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from fake_runner import FakeRunner, Pass, token_at
 from vllm import SamplingParams
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -32,6 +34,7 @@ from engine.models import resolve_model
 from engine.output_tokens import with_output_tokens
 from engine.resume import use_resuming_scheduler
 from engine.step_limit import STEP_LIMIT
+from engine.steps import StepSample, step_sample
 
 __all__ = ["BLOCK_SIZE", "CUDA", "EOS", "MODES", "CountingEngine", "Mode", "token_at"]
 
@@ -111,6 +114,7 @@ class CountingEngine:
         self.ended: list[str] = []
         self.last: dict[str, EngineCoreOutput] = {}
         """Of the requests that have ended."""
+        self.samples: list[StepSample] = []
         self._under_way: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
         self._aborts: list[str] = []
 
@@ -151,6 +155,34 @@ class CountingEngine:
         self.scheduler.structured_output_manager.grammar_init(request)
         self.scheduler.add_request(request)
         return request
+
+    def constrained(
+        self, request_id: str, num_tokens: int, num_more: int, regex: str, **how: Any
+    ) -> Request:
+        """The same for an answer that must match; what it has of tokens in `given` must too."""
+        constraint = StructuredOutputsParams(regex=regex)
+        request = self.add(
+            request_id,
+            num_tokens,
+            num_more,
+            structured_outputs=constraint,
+            ignore_eos=False,
+            **how,
+        )
+        structured = request.structured_output_request
+        assert structured is not None
+        while structured.grammar is None:  # it is compiled in a thread
+            time.sleep(0.001)
+        return request
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.scheduler.structured_output_manager.tokenizer
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """Of these tokens but the end of the answer."""
+        text: str = self.tokenizer.decode([token for token in tokens if token != EOS])
+        return text
 
     def abort(self, *request_ids: str) -> None:
         """While a step is under way: it takes effect once that is done."""
@@ -222,6 +254,9 @@ class CountingEngine:
             self._aborts = []
         updates = self.scheduler.update_from_output(scheduled, computed)
         for update in updates.values():
+            sample = step_sample(update.scheduler_stats) if update.scheduler_stats else None
+            if sample is not None and sample not in self.samples[-1:]:
+                self.samples.append(sample)
             for output in update.outputs:
                 self.tokens[output.request_id] += output.new_token_ids
                 if output.finished:

@@ -103,19 +103,23 @@ class EnginePair:
         )
         self.tokens: dict[str, list[int]] = {}
         """What the client got."""
-        self._asked: dict[str, tuple[int, int, bool]] = {}
+        self._asked: dict[str, tuple[int, int, bool, str | None]] = {}
         self.aborted: set[str] = set()
         self._handed_over: set[str] = set()
 
-    def ask(self, request_id: str, num_tokens: int, num_more: int) -> None:
+    def ask(
+        self, request_id: str, num_tokens: int, num_more: int, *, regex: str | None = None
+    ) -> None:
+        """`regex` is what the answer must match."""
         plan = plan_handoff(
             SamplingParams(max_tokens=num_more),
             num_tokens=num_tokens,
             num_dropped_tokens=self.num_dropped,
         )
-        self._asked[request_id] = num_tokens, num_more, plan.route is Route.PREFILL_FIRST
+        streams = plan.route is Route.PREFILL_FIRST
+        self._asked[request_id] = num_tokens, num_more, streams, regex
         self.tokens[request_id] = []
-        self.prefill.add(request_id, num_tokens, 1, kv=dict(HANDOVER))
+        _add(self.prefill, request_id, num_tokens, 1, regex, kv=dict(HANDOVER))
 
     def abort(self, request_id: str) -> None:
         """Wherever it is by now; what prefill keeps of it is not needed."""
@@ -155,12 +159,14 @@ class EnginePair:
             self.tokens[request_id] = [*given, *self.decode.tokens[request_id]]
 
     def _hand_over(self, request_id: str) -> None:
-        num_tokens, num_more, streams = self._asked[request_id]
+        num_tokens, num_more, streams, regex = self._asked[request_id]
         given = tuple(self.prefill.tokens[request_id]) if streams else ()
-        self.decode.add(
+        _add(
+            self.decode,
             request_id,
             num_tokens,
             num_more - len(given),
+            regex,
             given=given,
             kv=self.prefill.last[request_id].kv_transfer_params,
         )
@@ -170,3 +176,17 @@ class EnginePair:
         for engine in (self.prefill, self.decode):
             engine.check_settled()
             engine.scheduler.shutdown()
+
+
+def _add(
+    engine: CountingEngine,
+    request_id: str,
+    num_tokens: int,
+    num_more: int,
+    regex: str | None,
+    **how: Any,
+) -> None:
+    if regex is None:
+        engine.add(request_id, num_tokens, num_more, **how)
+    else:
+        engine.constrained(request_id, num_tokens, num_more, regex, **how)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from counting_engine import BLOCK_SIZE, EOS, MODES, CountingEngine, Mode, token_at
-from vllm.sampling_params import StructuredOutputsParams
+from counting_engine import BLOCK_SIZE, MODES, CountingEngine, Mode, token_at
 from vllm.v1.engine import FinishReason
 
 Make = Callable[..., CountingEngine]
@@ -107,26 +106,12 @@ def test_the_random_cases_preempt_and_overlap(mode: Mode) -> None:
     engine.check_settled()
 
 
-def letters(engine: CountingEngine, name: str) -> str:
-    tokens = [token for token in engine.tokens[name] if token != EOS]
-    text: str = engine.scheduler.structured_output_manager.tokenizer.decode(tokens)
-    return text
+LETTERS = "[ab]{6}"
 
 
 def constrained(engine: CountingEngine, name: str, given: str = "") -> None:
-    tokenizer = engine.scheduler.structured_output_manager.tokenizer
-    request = engine.add(
-        name,
-        40,
-        20,
-        given=tuple(tokenizer.convert_tokens_to_ids(list(given))),
-        structured_outputs=StructuredOutputsParams(regex="[ab]{6}"),
-        ignore_eos=False,
-    )
-    structured = request.structured_output_request
-    assert structured is not None
-    while structured.grammar is None:  # compiled in a thread
-        time.sleep(0.001)
+    tokens = tuple(engine.tokenizer.convert_tokens_to_ids(list(given)))
+    engine.constrained(name, 40, 20, LETTERS, given=tokens)
 
 
 @pytest.mark.parametrize("options", [{}, {"speculative_config": NGRAM}], ids=["plain", "drafts"])
@@ -137,9 +122,9 @@ def test_grammars_go_on_where_they_were(make: Make, options: dict[str, Any]) -> 
     engine.step_as_engine_core()
     constrained(engine, "moved", given="abba")
     engine.run()
-    assert len(letters(engine, "new")) == 6
-    assert set(letters(engine, "new")) <= {"a", "b"}
-    assert len(letters(engine, "moved")) == 2
+    assert len(engine.text(engine.tokens["new"])) == 6
+    assert set(engine.text(engine.tokens["new"])) <= {"a", "b"}
+    assert len(engine.text(engine.tokens["moved"])) == 2
     assert engine.last["new"].finish_reason == FinishReason.STOP
     assert engine.last["moved"].finish_reason == FinishReason.STOP
     assert engine.tokens["free"] == expected(30, 10)
@@ -161,7 +146,7 @@ def test_what_a_grammar_forbids_ends_that_request_alone(
     assert engine.last["bad"].finish_reason == FinishReason.ERROR
     assert engine.tokens["bad"] == []
     assert "bad" not in engine.runner.computed
-    assert len(letters(engine, "good")) == 6
+    assert len(engine.text(engine.tokens["good"])) == 6
     assert engine.tokens["free"] == expected(30, 10)
 
 
@@ -170,5 +155,39 @@ def test_a_grammar_survives_preemption(make: Make) -> None:
     engine.add("first", 2 * BLOCK_SIZE - 4, 20)
     constrained(engine, "second")
     engine.run()
-    assert len(letters(engine, "second")) == 6
+    assert len(engine.text(engine.tokens["second"])) == 6
     assert engine.tokens["first"] == expected(2 * BLOCK_SIZE - 4, 20)
+
+
+@pytest.mark.parametrize("options", [{}, {"speculative_config": NGRAM}], ids=["plain", "drafts"])
+def test_samples_tell_prompts_from_answers(make: Make, options: dict[str, Any]) -> None:
+    """An answer counts once in each step, however many tokens of its draft are checked there."""
+    engine = make(max_num_batched_tokens=100, **options)
+    engine.add("long", 150, 30)
+    engine.add("short", 20, 10)
+    engine.add("moved", 20, 10, given=(7, 8, 9))
+    engine.run()
+    assert sum(sample.num_prefill_tokens for sample in engine.samples) == 150 + 20 + 23
+    assert max(sample.num_decodes for sample in engine.samples) == 3
+    assert any(sample.num_draft_tokens for sample in engine.samples) == bool(options)
+    if not options:
+        assert sum(sample.num_decodes for sample in engine.samples) == 29 + 9 + 9
+
+
+@pytest.mark.parametrize(
+    ("long_priority", "given", "last"),
+    [(9000, (), "long"), (9000, (7, 8), "long"), (0, (), "short-9")],
+    ids=["urgent-ones-pass", "also-with-tokens", "not-one-that-is-late-enough"],
+)
+def test_urgent_prompts_pass_a_long_one(
+    make: Make, long_priority: int, given: tuple[int, ...], last: str
+) -> None:
+    options: dict[str, Any] = {"scheduling_policy": "priority", "max_model_len": 4096}
+    engine = make(200, **options)
+    engine.add("long", 4000, 1, given=given, priority=long_priority, arrival_time=time.time())
+    engine.step_as_engine_core()
+    for index in range(10):
+        engine.add(f"short-{index}", 20, 1, priority=100 + index, arrival_time=time.time())
+    engine.run()
+    assert engine.ended[-1] == last
+    assert engine.tokens["long"] == expected(4000 + len(given), 1)

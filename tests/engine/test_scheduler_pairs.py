@@ -1,6 +1,7 @@
 """A prompt read by one engine and answered by another, however vLLM drives their schedulers."""
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,29 @@ def test_answers_go_on_after_their_kv_has_come(make: Make, fails: bool) -> None:
     pair.run()
     for name, num_tokens in lengths.items():
         assert pair.tokens[name] == expected(num_tokens, 12), name
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["read", "failed-read"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"num_decode_blocks": 8}, id="decode-runs-out"),
+        pytest.param({"speculative_config": MTP, "num_mtp_modules": 3}, id="mtp"),
+    ],
+)
+def test_grammars_go_on_in_decode(make: Make, options: dict[str, Any], fails: bool) -> None:
+    pair = make(**options)
+    for name in ("first", "second", "third"):
+        pair.ask(name, 60, 40, regex="[ab]{20}")
+        if fails:
+            pair.reads.failing.add(name)
+            pair.frees_late(name)
+    pair.run()
+    for name in ("first", "second", "third"):
+        text = pair.decode.text(pair.tokens[name])
+        assert re.fullmatch("[ab]{20}", text), name
+        assert pair.decode.last[name].finish_reason == FinishReason.STOP
 
 
 @pytest.mark.parametrize("num_steps", range(9))
