@@ -31,7 +31,7 @@ from engine.wire import (
     Taken,
     Warmed,
 )
-from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.peers import KVPeer, Peers, forget
 from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class EngineReplica:
     def __init__(self, host: EngineHost, kv: KVPeer, hooks: PhaseHooks) -> None:
         self.host = host
         self._kv = kv
+        self._peers = Peers(host.core, is_idle=lambda: not self._running)
         self.address: tuple[str, int] | None = None
         self.closed_because: str | None = None
         self.ended: asyncio.Future[EngineExit] = asyncio.get_running_loop().create_future()
@@ -223,7 +224,7 @@ class EngineReplica:
         self._send(self._warm_up(router, peer))
 
     async def _warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
-        problem = await warm_up(self.host.core, peer)
+        problem = await self._peers.warm_up(peer)
         router.send(Kind.WARMED, Warmed(peer.engine_id, problem))
 
     def forget(self, engine_ids: list[str]) -> None:
@@ -311,6 +312,7 @@ class EngineReplica:
     def _step(self, step: EngineCoreOutputs) -> None:
         if step.scheduler_stats is not None:
             self._observe(step.scheduler_stats)
+            self._peers.stepped(step.scheduler_stats.kv_connector_stats)
         by_router: defaultdict[RouterEnd, list[EngineCoreOutput]] = defaultdict(list)
         for output in step.outputs:
             running = self._running.get(output.request_id)

@@ -19,6 +19,7 @@ RELIED_ON = {
         "kv_load_failure_policy",
     ),
     "vllm:__version__": (),
+    "vllm.distributed:get_world_group": (),
     "vllm.distributed.kv_transfer:get_kv_transfer_group": (),
     "vllm.v1.engine.core_client:AsyncMPClient": ("abort_requests_async", "collective_rpc_async"),
     "vllm.v1.request:RequestStatus": ("FINISHED_STOPPED",),

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from vllm.distributed import get_world_group
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
     NixlAgentMetadata,
     NixlConnectorMetadata,
@@ -42,7 +43,7 @@ from kvtransfer.leases import LeaseRead, LeaseReader, LeaseTable, RemoteTable
 from kvtransfer.memory_reads import MemoryReads
 from kvtransfer.pair_reads import READ_TIMEOUT_S, PairReads, ReadLimits, Silence
 from kvtransfer.shared_memory import SharedMemory, share
-from kvtransfer.stats import PairStats
+from kvtransfer.stats import PairStats, WarmedWorker
 from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         for request_id in results.finished_recving:
             self._forget_read(request_id)
         self._begin_reads()
+        self._note_warm_ups()
         return results
 
     # As prefill.
@@ -182,17 +184,27 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def warm_up(
         self, engine_id: str, host: str, port: int, tp_size: int
     ) -> tuple[bool, str | None]:
-        """Makes a prefill engine ready to be read, in steps: (done, what keeps the pair apart).
+        """Makes a prefill engine ready to be read: (done, what keeps the pair apart).
 
-        Returns at once; to be called until it is done.
+        Returns at once. Where it is not done yet it goes on with every step, whose stats tell the
+        end of it, and with every further call.
         """
-        handshake = self._warm_ups.get(engine_id)
-        if handshake is None and engine_id not in self._warm_up_reads:
+        if engine_id not in self._warm_ups and engine_id not in self._warm_up_reads:
             self._cleanup_remote_engines()
             handshake = self._ensure_handshake(engine_id, host, port, tp_size)
             if handshake is not None:
                 self._warm_ups[engine_id] = handshake
-        if handshake is not None:
+        return self._go_on_warming_up(engine_id)
+
+    def _note_warm_ups(self) -> None:
+        for engine_id in self._warm_ups.keys() | self._warm_up_reads.keys():
+            done, problem = self._go_on_warming_up(engine_id)
+            if done:
+                worker = WarmedWorker(rank=get_world_group().rank_in_group, problem=problem)
+                self.xfer_stats.record_warmed(engine_id, worker)
+
+    def _go_on_warming_up(self, engine_id: str) -> tuple[bool, str | None]:
+        if (handshake := self._warm_ups.get(engine_id)) is not None:
             if not handshake.done():
                 return False, None
             if (error := handshake.exception()) is not None:

@@ -226,6 +226,7 @@ def test_blocks_that_may_still_be_written_end_the_engine(pair: Pair, nccl: Stand
     nccl.reset()
     worker = P2pWorker.__new__(P2pWorker)
     worker._leases, worker._outcomes = pair.prefill.leases, pair.decode.outcomes
+    worker._warm_ups = {}
     worker._stats = SimpleNamespace(  # type: ignore[assignment]
         record_failed_transfer=lambda: None, record_pair_failure=lambda engine_id: None
     )
