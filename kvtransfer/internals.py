@@ -37,7 +37,7 @@ RELIED_ON = {
         "shutdown",
         "update_state_after_alloc",
     ),
-    # Of its attributes, which no class shows, the worker uses: _handshake_lock,
+    # Of its attributes, which no class shows, the worker uses: _handshake_futures, _handshake_lock,
     # _has_mamba, _invalid_remote_engines, _is_csa_linear, _engine_last_active, _mixed_mem_types,
     # _pending_recv_notifs, _ready_requests, _recv_failures, _recving_metadata, _registered_descs,
     # _remote_agents, _reqs_to_process, _reqs_to_send, compat_hash, device_id, enforce_compat_hash,

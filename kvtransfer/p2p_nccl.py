@@ -110,6 +110,10 @@ class NcclLink:
             while self._marks:
                 self._await_oldest()
 
+    @property
+    def is_stuck(self) -> bool:
+        return self._watch.overdue_s() > self._end_timeout_s
+
     def close(self) -> None:
         """Raises PairStuck where blocks may still be read or written: NCCL or the device hangs."""
         self._watch.stop()

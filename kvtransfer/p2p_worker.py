@@ -140,6 +140,9 @@ class P2pWorker:
                 if outcome.error is not None and outcome.job.has_blocks:
                     failed.add(outcome.job.request_id)
         self._note_warm_ups()
+        for engine_id, client in self._clients.items():
+            if client.is_stuck:
+                raise PairStuck(f"a read of engine {engine_id} does not end: this engine does")
         return KVConnectorTransferResults(
             finished_sending=set(ended.read_or_released | ended.expired),
             finished_recving=received,

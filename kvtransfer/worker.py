@@ -336,11 +336,15 @@ class PdNixlWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def _may_begin(self, engine_id: str, pair: PairReads[Any]) -> bool:
         """Whether one more may be read now; also where that fails at once, or connects first."""
         if engine_id in self._reconnecting and engine_id in self._invalid_remote_engines:
-            return pair.is_idle
+            # Once nothing is read of it any more only other handshakes put off its end, or vLLM
+            # itself wants a pause.
+            return pair.is_idle and not self._handshake_futures
         return pair.has_room
 
     def _begin_reads(self) -> None:
         """Of those that wait for others of their peer, as many as there is room for, in order."""
+        if self._reconnecting:
+            self._cleanup_remote_engines()
         for engine_id, pair in list(self._pairs.items()):
             while pair.waiting and self._may_begin(engine_id, pair):
                 super()._read_blocks_for_req(*pair.waiting.popleft())
