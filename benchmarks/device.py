@@ -114,7 +114,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     options = parsed(arguments)
     if options.wheels is not None:
-        use_wheels(options.wheels)
+        try:
+            use_wheels(options.wheels)
+        except subprocess.CalledProcessError:
+            problem = f"what is in {options.wheels} cannot be installed here"
+            print(json.dumps({"ok": False, "problem": problem}))
+            return 1
     begin_s = time.monotonic()
     if (problem := device_problem(options.device)) is not None:
         print(problem, file=sys.stderr)

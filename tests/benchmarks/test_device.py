@@ -55,6 +55,14 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert "python -m benchmarks.device --wheels wheels" in capsys.readouterr().out
 
 
+def test_wheels_that_cannot_be_installed(tmp_path: Path) -> None:
+    (tmp_path / "broken-1-py3-none-any.whl").write_text("no archive")
+    ran = run_command("--wheels", str(tmp_path))
+    assert ran.returncode == 1
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert told == {"ok": False, "problem": f"what is in {tmp_path} cannot be installed here"}
+
+
 def test_a_step_that_hangs_is_ended() -> None:
     options = parsed(["--device", "cpu", "--step-s", "0.01"])
     outcome = run_step("nixl", options)
