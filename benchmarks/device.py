@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             use_wheels(options.wheels)
         except subprocess.CalledProcessError:
-            problem = f"what is in {options.wheels} cannot be installed here"
-            print(json.dumps({"ok": False, "problem": problem}))
+            said = f"what is in {options.wheels} cannot be installed here"
+            print(json.dumps({"ok": False, "problem": said}))
             return 1
     begin_s = time.monotonic()
     if (problem := device_problem(options.device)) is not None:
