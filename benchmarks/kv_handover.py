@@ -26,11 +26,10 @@ from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 
 from benchmarks.compare import positive, say
-from benchmarks.kv_transfer import seconds_of
 from benchmarks.kv_transfer_kernel import vm_read
-from benchmarks.kv_transfer_memory import Case, new_memory
+from benchmarks.kv_transfer_memory import Case, new_memory, size_text
 from benchmarks.kv_transfer_peer import PeerFailedError, running_peer
-from benchmarks.kv_transfer_report import size_text
+from benchmarks.kv_transfer_rounds import seconds_of
 from engine.arguments import engine_args
 from engine.demo_model import VOCAB_SIZE
 from engine.host import EngineHost
@@ -178,7 +177,7 @@ async def measure(num_rounds: int, num_mib: int, shared_memory: Sharing) -> list
     device = torch.device("cpu")
     num_bytes = num_mib << 20
     found: list[Handover] = []
-    with running_peer(num_bytes, device, (), with_groups=False) as peer:
+    with running_peer(num_bytes, device, (), with_nixl=False, with_groups=False) as peer:
         memory = new_memory(num_bytes, device, seed=1)
         async with running_pair(num_mib // _MIB_PER_LAYER, shared_memory) as (prefill, decode):
             for number in range(num_rounds + 1):

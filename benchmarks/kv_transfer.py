@@ -6,88 +6,22 @@ command.
 
 import argparse
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-
-import torch
 
 from benchmarks import kv_transfer_report as report
 from benchmarks.compare import positive, say
 from benchmarks.kv_transfer_chart import write_chart
-from benchmarks.kv_transfer_memory import Case, cases
+from benchmarks.kv_transfer_memory import cases
 from benchmarks.kv_transfer_nixl import TransferFailedError
-from benchmarks.kv_transfer_peer import PeerFailedError, running_peer
-from benchmarks.kv_transfer_report import Cell, Results, size_text
-from benchmarks.kv_transfer_ways import Run, Ways, devices, peer_device, with_groups
+from benchmarks.kv_transfer_peer import PeerFailedError
+from benchmarks.kv_transfer_rounds import Cell, measure
+from benchmarks.kv_transfer_ways import devices
 from benchmarks.machine import observe_machine
 
 _RESULTS = Path(__file__).resolve().parent / "results"
 _SIZES = tuple(1 << exponent for exponent in range(16, 29, 2))
 _DESCRIPTORS = (64 << 10, 1 << 20)
-_MIN_RUNS, _MAX_RUNS, _ENOUGH_S = 3, 50, 0.2
-
-
-def seconds_of(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The median of a few transfers, of many where they are short."""
-    taken: list[float] = []
-    while len(taken) < _MIN_RUNS or (len(taken) < _MAX_RUNS and sum(taken) < _ENOUGH_S):
-        begin_s = clock()
-        run()
-        taken.append(clock() - begin_s)
-    return median(taken)
-
-
-def measure(
-    device_name: str, device: torch.device, chosen: Sequence[Case], *, num_rounds: int
-) -> Results:
-    """All rounds in one kind of memory.
-
-    Raises:
-        PeerFailedError: the other process did not start, or ended.
-        TransferFailedError: a way failed, or moved the wrong bytes.
-        OSError: this process may not read the other.
-    """
-    num_bytes = max(case.size_bytes for case in chosen)
-    descriptors = sorted({case.descriptor_bytes for case in chosen})
-    results: dict[Cell, list[float]] = defaultdict(list)
-    groups = with_groups(device)
-    if not groups:
-        say("    no NCCL pair: it needs two GPUs")
-    with (
-        running_peer(num_bytes, peer_device(device), descriptors, with_groups=groups) as peer,
-        Ways(num_bytes, device, peer) as ways,
-    ):
-        runs = {(way, case): ways.prepare(way, case) for case in chosen for way in ways.names}
-        for number in range(num_rounds):
-            for case in chosen:
-                for way in ways.names:
-                    run = runs[way, case]
-                    if number == 0:
-                        ways.check(way, case, run)
-                    cell = Cell(
-                        device=device_name,
-                        way=way,
-                        size_bytes=case.size_bytes,
-                        descriptor_bytes=case.descriptor_bytes,
-                    )
-                    results[cell].append(seconds_of(run))
-                _say_turn(results, device_name, case, number, num_rounds)
-    return results
-
-
-def _say_turn(results: Results, device_name: str, case: Case, number: int, num_rounds: int) -> None:
-    rates = ", ".join(
-        f"{cell.way} {cell.size_bytes / taken[-1] / 1e9:.2f}"
-        for cell, taken in results.items()
-        if (cell.size_bytes, cell.descriptor_bytes) == (case.size_bytes, case.descriptor_bytes)
-    )
-    say(
-        f"round {number + 1} of {num_rounds}, {device_name}: {size_text(case.size_bytes)}"
-        f" by {size_text(case.descriptor_bytes)}, GB/s: {rates}"
-    )
 
 
 def main() -> int:
@@ -119,7 +53,7 @@ def main() -> int:
     results: dict[Cell, Sequence[float]] = {}
     try:
         for name, device in devices().items():
-            results |= measure(name, device, chosen, num_rounds=options.rounds)
+            results |= measure(name, device, chosen, num_rounds=options.rounds, say=say)
     except (PeerFailedError, TransferFailedError, OSError) as failure:
         print(f"no figures: {failure}", file=sys.stderr)
         return 1

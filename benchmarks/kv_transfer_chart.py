@@ -10,16 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from benchmarks.kv_transfer_report import (
-    Cell,
-    Results,
-    bandwidths,
-    num_rounds,
-    panels,
-    size_text,
-    sizes,
-    ways,
-)
+from benchmarks.kv_transfer_memory import size_text
+from benchmarks.kv_transfer_report import bandwidths, num_rounds, panels, sizes, ways
+from benchmarks.kv_transfer_rounds import Cell, Results
 from benchmarks.kv_transfer_ways import COPY, GLOO, NCCL, PULL, PUSH, VM_READ
 
 _COLOURS = {

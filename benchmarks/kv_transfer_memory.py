@@ -61,3 +61,8 @@ def pieces(memory: torch.Tensor, case: Case) -> torch.Tensor:
     """Shape (descriptors of the whole memory, bytes of one)."""
     whole = memory.numel() // case.descriptor_bytes * case.descriptor_bytes
     return memory[:whole].view(-1, case.descriptor_bytes)
+
+
+def size_text(num_bytes: int) -> str:
+    """`64 KiB`, `1 MiB`."""
+    return f"{num_bytes >> 20} MiB" if num_bytes >= 1 << 20 else f"{num_bytes >> 10} KiB"

@@ -45,7 +45,8 @@ class PeerFacts:
     pid: int
     address: int
     device: int
-    nixl_metadata: bytes
+    nixl_metadata: bytes | None
+    """None where NIXL is not wanted."""
     group_ports: dict[int, int]
     """The side channel of the group for each descriptor size; none where no group is possible."""
     group_secret: str
@@ -93,12 +94,17 @@ def digest_of(memory: torch.Tensor, case: Case, numbers: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def running_peer(
-    num_bytes: int, device: torch.device, descriptors: Sequence[int], *, with_groups: bool
+    num_bytes: int,
+    device: torch.device,
+    descriptors: Sequence[int],
+    *,
+    with_nixl: bool,
+    with_groups: bool,
 ) -> Iterator[Peer]:
     """Starts the process, and ends it. Raises PeerFailedError."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    arguments = (there, num_bytes, str(device), tuple(descriptors), with_groups)
+    arguments = (there, num_bytes, str(device), tuple(descriptors), with_nixl, with_groups)
     process = context.Process(target=_serve, args=arguments, daemon=True)
     process.start()
     there.close()
@@ -118,11 +124,16 @@ def running_peer(
 
 
 def _serve(
-    pipe: Pipe, num_bytes: int, device_name: str, descriptors: Sequence[int], with_groups: bool
+    pipe: Pipe,
+    num_bytes: int,
+    device_name: str,
+    descriptors: Sequence[int],
+    with_nixl: bool,
+    with_groups: bool,
 ) -> None:
     device = torch.device(device_name)
     memory = new_memory(num_bytes, device, seed=_SEED)
-    side = NixlSide(memory)
+    side = NixlSide(memory) if with_nixl else None
     with contextlib.ExitStack() as stack:
         ports, secret = {}, secrets.token_hex()
         if with_groups:
@@ -130,8 +141,8 @@ def _serve(
         facts = PeerFacts(
             pid=os.getpid(),
             address=address_of(memory),
-            device=side.device,
-            nixl_metadata=side.metadata(),
+            device=max(memory.get_device(), 0),
+            nixl_metadata=None if side is None else side.metadata(),
             group_ports=ports,
             group_secret=secret,
         )

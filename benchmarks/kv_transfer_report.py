@@ -4,30 +4,18 @@ Owns their looks. Pure but for `write`; never measures, never draws.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from benchmarks.kv_transfer_memory import size_text
+from benchmarks.kv_transfer_rounds import Cell, Results
 from benchmarks.kv_transfer_ways import PULL, PUSH, VM_READ
 from benchmarks.machine import Machine
 
 TARGET_SIZE_BYTES = 256 << 20
 TARGET_RATIO = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One way, one message size, one descriptor size, in one kind of memory."""
-
-    device: str
-    way: str
-    size_bytes: int
-    descriptor_bytes: int
-
-
-Results = Mapping[Cell, Sequence[float]]
-"""The median seconds of a transfer, one for each round."""
 
 
 def bandwidths(results: Results, cell: Cell) -> tuple[float, ...]:
@@ -164,11 +152,6 @@ def sizes(results: Results, device: str, descriptor_bytes: int) -> tuple[int, ..
 
 def num_rounds(results: Results) -> int:
     return min(len(taken) for taken in results.values())
-
-
-def size_text(num_bytes: int) -> str:
-    """`64 KiB`, `1 MiB`."""
-    return f"{num_bytes >> 20} MiB" if num_bytes >= 1 << 20 else f"{num_bytes >> 10} KiB"
 
 
 _METHOD = """\

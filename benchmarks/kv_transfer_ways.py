@@ -47,17 +47,18 @@ class Ways:
         self._memory = new_memory(num_bytes, device, seed=1)
         self._peer = peer
         facts = peer.facts
-        side = NixlSide(self._memory)
-        nixl = NixlPeer(side, facts.nixl_metadata, facts.address, facts.device)
         self._groups = {
             size: _Group(self._memory, size, port, facts.group_secret)
             for size, port in facts.group_ports.items()
         }
         self._prepare: dict[str, Callable[[Case], Run]] = {
             COPY: lambda case: memory_copy(case, self._memory),
-            PULL: lambda case: nixl.transfer(case, "READ"),
-            PUSH: lambda case: nixl.transfer(case, "WRITE"),
         }
+        if facts.nixl_metadata is not None:
+            side = NixlSide(self._memory)
+            nixl = NixlPeer(side, facts.nixl_metadata, facts.address, facts.device)
+            self._prepare[PULL] = lambda case: nixl.transfer(case, "READ")
+            self._prepare[PUSH] = lambda case: nixl.transfer(case, "WRITE")
         if self._groups:
             name = NCCL if device.type == "cuda" else GLOO
             self._prepare[name] = lambda case: self._groups[case.descriptor_bytes].run_of(case)

@@ -32,7 +32,7 @@ from engine.wire import (
     Transferred,
     Warmed,
 )
-from kvtransfer.peers import KVPeer, forget, warm_up
+from kvtransfer.peers import KVPeer, Peers, forget
 from kvtransfer.stats import PairDelta
 from kvtransfer.tls import Tls
 
@@ -97,6 +97,7 @@ class EngineReplica:
     def __init__(self, host: EngineHost, kv: KVPeer, hooks: PhaseHooks) -> None:
         self.host = host
         self._kv = kv
+        self._peers = Peers(host.core, is_idle=lambda: not self._running)
         self.address: tuple[str, int] | None = None
         self.closed_because: str | None = None
         self.ended: asyncio.Future[EngineExit] = asyncio.get_running_loop().create_future()
@@ -243,7 +244,7 @@ class EngineReplica:
         self._send(self._warm_up(router, peer))
 
     async def _warm_up(self, router: RouterEnd, peer: KVPeer) -> None:
-        problem = await warm_up(self.host.core, peer)
+        problem = await self._peers.warm_up(peer)
         router.send(Kind.WARMED, Warmed(peer.engine_id, problem))
 
     def forget(self, engine_ids: list[str]) -> None:
@@ -332,6 +333,7 @@ class EngineReplica:
     def _step(self, step: EngineCoreOutputs) -> None:
         if step.scheduler_stats is not None:
             self._observe(step.scheduler_stats)
+            self._peers.stepped(step.scheduler_stats.kv_connector_stats)
         by_router: defaultdict[RouterEnd, list[EngineCoreOutput]] = defaultdict(list)
         for output in step.outputs:
             running = self._running.get(output.request_id)

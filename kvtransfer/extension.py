@@ -3,6 +3,7 @@
 Owns the names under which `collective_rpc` finds it. Never decides anything.
 """
 
+from vllm.distributed import get_world_group
 from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 
@@ -14,11 +15,9 @@ class WorkerExtension:
 
     def warm_up_kv_peer(
         self, engine_id: str, host: str, port: int, tp_size: int
-    ) -> tuple[bool, str | None]:
-        done_and_problem: tuple[bool, str | None] = get_kv_transfer_group().warm_up(
-            engine_id, host, port, tp_size
-        )
-        return done_and_problem
+    ) -> tuple[int, bool, str | None]:
+        done, problem = get_kv_transfer_group().warm_up(engine_id, host, port, tp_size)
+        return get_world_group().rank_in_group, done, problem
 
     def num_dropped_tokens(self) -> int:
         num_tokens: int = get_kv_transfer_group().num_dropped_tokens()

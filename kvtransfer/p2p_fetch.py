@@ -129,6 +129,10 @@ class _Pair:
             case answer:
                 raise PairBroken(f"prefill answered a fetch with {type(answer).__name__}")
 
+    @property
+    def is_stuck(self) -> bool:
+        return self._stream.is_stuck
+
     def close(self) -> None:
         # First the connection: prefill stops sending. Then the group: nothing is written after.
         self.connection.close()
@@ -156,6 +160,12 @@ class PairClient:
     def stop(self) -> None:
         """Ends the pair and the thread when the jobs submitted before are done."""
         self._jobs.put(None)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its thread is lost in a transfer, and what was submitted will get no outcome."""
+        pair = self._pair
+        return pair is not None and pair.is_stuck
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import msgspec
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 
 from kvtransfer.errors import GreetingFailed, PeerTimeout, PeerUnreachable
 from kvtransfer.p2p_errors import PairBroken, PairMismatch, PairTimeout
@@ -32,7 +31,7 @@ class KVLayout:
 
 
 @dataclass
-class WorkerAddress(KVConnectorHandshakeMetadata):  # type: ignore[misc]
+class WorkerAddress:
     """Where a prefill worker waits for decodes, and its layout; no port where none may come."""
 
     host: str

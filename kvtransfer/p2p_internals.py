@@ -9,11 +9,9 @@ from kvtransfer.errors import InternalsChanged
 from kvtransfer.internals import VLLM_VERSION
 
 _CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1"
-_PYNCCL = "vllm.distributed.device_communicators"
 _PINS = f"pdserve needs vLLM {VLLM_VERSION} and its torch"
 
 RELIED_ON = {
-    f"{_CONNECTOR}.base:KVConnectorHandshakeMetadata": (),
     f"{_CONNECTOR}.base:KVConnectorTransferResults": (
         "finished_sending",
         "finished_recving",
@@ -31,17 +29,6 @@ RELIED_ON = {
     "vllm.v1.kv_cache_interface:KVCacheConfig": ("num_blocks", "transfer_group_index_by_layer"),
     "vllm.distributed:get_pp_group": (),
     "vllm.distributed:get_tensor_model_parallel_rank": (),
-    f"{_PYNCCL}.pynccl_wrapper:NCCLLibrary": (
-        "ncclCommAbort",
-        "ncclCommInitRank",
-        "ncclGetUniqueId",
-        "ncclRecv",
-        "ncclSend",
-        "unique_id_from_bytes",
-    ),
-    f"{_PYNCCL}.pynccl_wrapper:buffer_type": (),
-    f"{_PYNCCL}.pynccl_wrapper:cudaStream_t": (),
-    f"{_PYNCCL}.pynccl_wrapper:ncclDataTypeEnum": ("from_torch",),
     "torch._C._distributed_c10d:ProcessGroupGloo": ("_Options", "create_device", "recv", "send"),
 }
 

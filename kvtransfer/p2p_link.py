@@ -45,6 +45,10 @@ class Link(Protocol):
     def finish(self) -> None:
         """Returns when all that was queued is done. Raises PairBroken."""
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the thread that uses it is lost in a call that nothing ends."""
+
     def close(self) -> None:
         """Ends the group; a second time is as good. When it returns nothing touches a buffer or a
         block any more; raises PairStuck where that cannot be had."""
@@ -86,6 +90,10 @@ class GlooLink:
 
     def finish(self) -> None:
         """Nothing is queued: every wait has been waited for."""
+
+    @property
+    def is_stuck(self) -> bool:
+        return False  # Gloo's calls have limits of time.
 
     def close(self) -> None:
         self._group = None

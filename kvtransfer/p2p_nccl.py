@@ -6,8 +6,8 @@ GPU has run it yet: its tests have a stand-in for NCCL.
 NCCL waits for ever for a peer that is gone, in its calls and in its kernels, and CUDA for the
 kernels. So the start is made in a thread that can be left behind, and all that follows is watched:
 what makes no progress is aborted, from another thread as NCCL wants it, after which both return.
-NCCL is used through vLLM's bindings and not through torch's `ProcessGroupNCCL`, whose watchdog ends
-the whole process when one peer dies, nor through vLLM's communicator, whose start waits for ever.
+NCCL is not used through torch's `ProcessGroupNCCL`, whose watchdog ends the whole process when one
+peer dies, nor through vLLM's communicator, whose start waits for ever.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
+from kvtransfer.nccl_library import Nccl
 from kvtransfer.p2p_errors import PairError, PairStuck
 from kvtransfer.p2p_link import DECODE_RANK, PREFILL_RANK, Link, Opening, Wait, broken_pairs
 from kvtransfer.p2p_watch import LimitedCalls, Watch
@@ -76,7 +77,7 @@ class NcclLink:
 
     def __init__(
         self,
-        nccl: Any,
+        nccl: Nccl,
         communicator: Any,
         queue: WorkQueue,
         peer: int,
@@ -98,16 +99,20 @@ class NcclLink:
             yield
 
     def send(self, buffer: torch.Tensor) -> Wait:
-        return self._queued(self._nccl.ncclSend, buffer)
+        return self._queued(self._nccl.send, buffer)
 
     def receive(self, buffer: torch.Tensor) -> Wait:
-        return self._queued(self._nccl.ncclRecv, buffer)
+        return self._queued(self._nccl.receive, buffer)
 
     def finish(self) -> None:
         with broken_pairs():
             self._marks.append(self._queue.mark())
             while self._marks:
                 self._await_oldest()
+
+    @property
+    def is_stuck(self) -> bool:
+        return self._watch.overdue_s() > self._end_timeout_s
 
     def close(self) -> None:
         """Raises PairStuck where blocks may still be read or written: NCCL or the device hangs."""
@@ -125,19 +130,10 @@ class NcclLink:
                 time.sleep(_POLL_S)
 
     def _queued(self, call: Callable[..., None], buffer: torch.Tensor) -> Wait:
-        from vllm.distributed.device_communicators import pynccl_wrapper as types
-
         # From here on the watch leaves the communicator alone for its whole time.
         self._watch.progress()
         with broken_pairs():
-            call(
-                types.buffer_type(buffer.data_ptr()),
-                buffer.numel(),
-                types.ncclDataTypeEnum.from_torch(buffer.dtype),
-                self._peer,
-                self._communicator,
-                types.cudaStream_t(self._queue.handle),
-            )
+            call(buffer, self._peer, self._communicator, self._queue.handle)
             self._marks.append(self._queue.mark())
             while len(self._marks) > _MOST_QUEUED:
                 self._await_oldest()
@@ -156,7 +152,7 @@ class NcclLink:
         # Whichever thread is first; in NCCL's hands it may stay for ever.
         if self._abort_once.acquire(blocking=False):
             try:
-                self._nccl.ncclCommAbort(self._communicator)
+                self._nccl.abort(self._communicator)
             finally:
                 self._aborted.set()
 
@@ -178,10 +174,8 @@ class NcclTransport:
         self._starts = LimitedCalls(most_given_up=_MOST_STARTS_GIVEN_UP)
 
     def invite(self, host: str) -> Opening:
-        from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
-
         with broken_pairs():
-            unique_id = bytes(NCCLLibrary().ncclGetUniqueId().internal)
+            unique_id = Nccl().new_unique_id()
         return unique_id, lambda: self._open(unique_id, PREFILL_RANK)
 
     def join(self, host: str, address: bytes) -> Link:
@@ -193,14 +187,10 @@ class NcclTransport:
         )
 
     def _start(self, unique_id: bytes, rank: int) -> NcclLink:
-        from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
-
         with broken_pairs():
-            queue = self._new_queue(self._device)
+            nccl, queue = Nccl(), self._new_queue(self._device)
             with queue.use():
-                nccl = NCCLLibrary()
-                their_id = nccl.unique_id_from_bytes(unique_id)
-                communicator = nccl.ncclCommInitRank(2, their_id, rank)
+                communicator = nccl.join(unique_id, rank, num_ranks=2)
         link = NcclLink(
             nccl,
             communicator,

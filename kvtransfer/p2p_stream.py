@@ -54,6 +54,11 @@ class BlockStream:
             self._link.finish()
         return sum(chunk.num_bytes for chunk in chunks)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the thread that uses it is lost."""
+        return self._link.is_stuck
+
     def close(self) -> None:
         """When it returns no block is read or written any more. Raises PairStuck."""
         self._link.close()

@@ -29,7 +29,7 @@ class Watch:
         self._changed = threading.Condition()
         self._until_s: float | None = None
         self._stopped = False
-        self._gave_up = False
+        self._gave_up_s: float | None = None
         threading.Thread(target=self._run, daemon=True, name="kv-watch").start()
 
     @contextlib.contextmanager
@@ -58,13 +58,20 @@ class Watch:
         with self._changed:
             self._check()
 
+    def overdue_s(self) -> float:
+        """For how long what was given up has gone on all the same; 0 where it has not."""
+        with self._changed:
+            if self._gave_up_s is None or self._until_s is None:
+                return 0.0
+            return time.monotonic() - self._gave_up_s
+
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify()
 
     def _check(self) -> None:
-        if self._gave_up:
+        if self._gave_up_s is not None:
             raise PairTimeout(f"no progress for {self._timeout_s:g} s")
 
     def _run(self) -> None:
@@ -72,10 +79,10 @@ class Watch:
             while not self._stopped:
                 now_s = time.monotonic()
                 if self._until_s is not None and self._until_s <= now_s:
-                    self._gave_up = True
+                    self._gave_up_s = now_s
                     break
                 self._changed.wait(None if self._until_s is None else self._until_s - now_s)
-        if self._gave_up:
+        if self._gave_up_s is not None:
             self._give_up()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import vllm.envs as envs
 from vllm import __version__ as vllm_version
-from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_world_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from kvtransfer.credentials import credentials_of
@@ -34,7 +34,7 @@ from kvtransfer.p2p_link import transport_for
 from kvtransfer.p2p_pages import BlockIds, KVPages
 from kvtransfer.p2p_serve import PairServer
 from kvtransfer.pair_reads import READ_TIMEOUT_S
-from kvtransfer.stats import PairStats
+from kvtransfer.stats import PairStats, WarmedWorker
 from kvtransfer.tls import new_tls
 
 WIRE_VERSION = 1
@@ -139,6 +139,10 @@ class P2pWorker:
                 received.add(outcome.job.request_id)
                 if outcome.error is not None and outcome.job.has_blocks:
                     failed.add(outcome.job.request_id)
+        self._note_warm_ups()
+        for engine_id, client in self._clients.items():
+            if client.is_stuck:
+                raise PairStuck(f"a read of engine {engine_id} does not end: this engine does")
         return KVConnectorTransferResults(
             finished_sending=set(ended.read_or_released | ended.expired),
             finished_recving=received,
@@ -166,7 +170,8 @@ class P2pWorker:
     ) -> tuple[bool, str | None]:
         """Opens the pair with a prefill engine: (done, what keeps the pair apart).
 
-        Returns at once; to be called until it is done. `tp_size` is compared with the layout.
+        Returns at once. Where it is not done yet a step's stats tell the end of it, or a further
+        call. `tp_size` is compared with the layout.
         """
         warm_up = self._warm_ups.get(engine_id)
         if warm_up is None:
@@ -175,9 +180,18 @@ class P2pWorker:
             self._client(remote).submit(WarmUpJob(done=warm_up))
         if not warm_up.done():
             return False, None
-        del self._warm_ups[engine_id]
-        error = warm_up.exception()
-        return True, None if error is None else f"no KV from engine {engine_id}: {error}"
+        return True, self._end_warm_up(engine_id)
+
+    def _end_warm_up(self, engine_id: str) -> str | None:
+        error = self._warm_ups.pop(engine_id).exception()
+        return None if error is None else f"no KV from engine {engine_id}: {error}"
+
+    def _note_warm_ups(self) -> None:
+        ended = [engine_id for engine_id, warm_up in self._warm_ups.items() if warm_up.done()]
+        for engine_id in ended:
+            problem = self._end_warm_up(engine_id)
+            worker = WarmedWorker(rank=get_world_group().rank_in_group, problem=problem)
+            self._stats.record_warmed(engine_id, worker)
 
     def forget(self, engine_id: str) -> None:
         """That prefill engine is gone: what is asked of it already ends as it can."""

@@ -1,7 +1,7 @@
 """What moved between which engines: vLLM's NIXL transfer stats, with a sum for each pair.
 
-Owns the format in which pair sums travel inside vLLM's step stats. Never exports a metric: the
-replica does, from `pair_deltas`.
+Owns the format in which pair sums, and the ends of warm-ups, travel inside vLLM's step stats. Never
+exports a metric: the replica does, from `pair_deltas`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnec
 from kvtransfer.memory_reads import CopyTelemetry
 
 PAIRS_KEY = "pairs"
+WARMED_KEY = "warmed"
 _BYTES, _SECONDS, _TRANSFERS, _FAILURES, _ENDED_LEASES, _COPIES = range(6)
 
 
@@ -30,6 +31,27 @@ class PairDelta:
     """Attempts to read that did not end well; a request has two."""
     num_ended_leases: int
     """Requests whose blocks were read and not used: they may have been another's by then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmedWorker:
+    """What became of a warm-up in one of a decode engine's workers."""
+
+    rank: int
+    """Of the worker, in its engine."""
+    problem: str | None
+
+
+def warmed_workers(
+    kv_connector_stats: Mapping[str, Any] | None,
+) -> tuple[tuple[str, tuple[WarmedWorker, ...]], ...]:
+    """Of `SchedulerStats.kv_connector_stats`: prefill engines, and the workers done with them."""
+    if kv_connector_stats is None:
+        return ()
+    return tuple(
+        (engine_id, tuple(WarmedWorker(rank=rank, problem=problem) for rank, problem in workers))
+        for engine_id, workers in kv_connector_stats.get(WARMED_KEY, {}).items()
+    )
 
 
 def pair_deltas(kv_connector_stats: Mapping[str, Any] | None) -> tuple[PairDelta, ...]:
@@ -63,6 +85,7 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
     def reset(self) -> None:
         super().reset()
         self.data[PAIRS_KEY] = {}
+        self.data[WARMED_KEY] = {}
 
     def record_transfer(self, res: Any) -> None:
         """Adds a finished read; `res` is the telemetry of it (bytes, microseconds), as NIXL's."""
@@ -86,8 +109,14 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
         """Adds a request whose lease had ended when its blocks were there."""
         self._sums(remote_engine_id)[_ENDED_LEASES] += 1
 
+    def record_warmed(self, remote_engine_id: str, worker: WarmedWorker) -> None:
+        """Adds that a worker is done with a warm-up, in a step and not when it was asked."""
+        workers = self.data[WARMED_KEY].setdefault(remote_engine_id, [])
+        workers.append((worker.rank, worker.problem))
+
     def is_empty(self) -> bool:
-        return not self.data[PAIRS_KEY] and bool(super().is_empty())
+        noted = self.data[PAIRS_KEY] or self.data[WARMED_KEY]
+        return not noted and bool(super().is_empty())
 
     def aggregate(self, other: Any) -> "PairStats":
         for key, observed in other.data.items():
@@ -95,6 +124,9 @@ class PairStats(NixlKVConnectorStats):  # type: ignore[misc]
                 for remote_engine_id, sums in observed.items():
                     mine = self._sums(remote_engine_id)
                     mine[:] = [a + b for a, b in zip(mine, sums, strict=True)]
+            elif key == WARMED_KEY:
+                for engine_id, workers in observed.items():
+                    self.data[key].setdefault(engine_id, []).extend(workers)
             else:
                 self.data[key].extend(observed)
         return self

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks import kv_transfer_report as report
-from benchmarks.kv_transfer import measure, seconds_of
 from benchmarks.kv_transfer_chart import write_chart
 from benchmarks.kv_transfer_kernel import vm_read
 from benchmarks.kv_transfer_memory import Case, address_of, cases, new_memory, pieces
-from benchmarks.kv_transfer_report import TARGET_SIZE_BYTES, Cell
+from benchmarks.kv_transfer_report import TARGET_SIZE_BYTES
+from benchmarks.kv_transfer_rounds import Cell, measure, seconds_of
 from benchmarks.kv_transfer_ways import COPY, GLOO, PULL, PUSH, VM_READ
 from benchmarks.machine import Machine
 
@@ -126,7 +126,7 @@ def test_files(tmp_path: Path) -> None:
 def test_every_way_moves_the_right_bytes() -> None:
     """Between two real processes; `measure` compares what arrives."""
     chosen = cases([64 * KIB, 3 * MIB], [64 * KIB, MIB])
-    results = measure("memory", torch.device("cpu"), chosen, num_rounds=1)
+    results = measure("memory", torch.device("cpu"), chosen, num_rounds=1, say=print)
     assert {cell.way for cell in results} == {COPY, VM_READ, PULL, PUSH, GLOO}
     assert len(results) == len(chosen) * 5
     assert all(seconds > 0 for taken in results.values() for seconds in taken)

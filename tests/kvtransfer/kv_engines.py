@@ -18,6 +18,7 @@ from forked import forked_context
 from engine.step_limit import STEP_LIMIT
 from kvtransfer.config import Role, kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials, give_credentials
+from kvtransfer.peers import Peers
 from kvtransfer.stats import PairDelta, pair_deltas
 
 ENGINE_ENV = {
@@ -61,6 +62,9 @@ class Engine:
         self.stats: Any = None
         self.transfers: list[PairDelta] = []
         self.answers: dict[str, Answer] = {}
+        self.peers = Peers(
+            core, is_idle=lambda: all(a.ended.is_set() for a in self.answers.values())
+        )
         self._stepped = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
@@ -151,6 +155,7 @@ class Engine:
             if outputs.scheduler_stats is not None:
                 self.stats = outputs.scheduler_stats
                 self.transfers += pair_deltas(self.stats.kv_connector_stats)
+                self.peers.stepped(self.stats.kv_connector_stats)
                 self._stepped.set()
             for output in outputs.outputs:
                 answer = self.answers[output.request_id]

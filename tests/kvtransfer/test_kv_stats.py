@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from kvtransfer.memory_reads import CopyTelemetry
-from kvtransfer.stats import PairDelta, PairStats, pair_deltas
+from kvtransfer.stats import PairDelta, PairStats, WarmedWorker, pair_deltas, warmed_workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +89,19 @@ def test_sums_survive_the_wire() -> None:
     wired = msgspec.msgpack.decode(msgspec.msgpack.encode(stats.to_dict()))
     assert pair_deltas(wired) == pair_deltas(stats.to_dict())
     assert pair_deltas(None) == ()
+
+
+def test_ends_of_warm_ups_travel_with_a_step() -> None:
+    stats, other = PairStats(), PairStats()
+    assert stats.is_empty()
+    stats.record_warmed("a", WarmedWorker(rank=0, problem=None))
+    assert not stats.is_empty()
+    other.record_warmed("a", WarmedWorker(rank=1, problem="no way"))
+    merged = stats.clone_and_reset().aggregate(other)
+    assert stats.is_empty()
+    arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(merged.to_dict()))
+    assert warmed_workers(arrived) == (
+        ("a", (WarmedWorker(rank=0, problem=None), WarmedWorker(rank=1, problem="no way"))),
+    )
+    assert warmed_workers(None) == ()
+    assert pair_deltas(arrived) == ()

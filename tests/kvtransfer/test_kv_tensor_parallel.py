@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+from typing import Any
 
-from kv_engines import PREFILL_ONLY, running_engines
+import pytest
+from kv_engines import PREFILL_ONLY, handed_over, plain, random_prompt, running_engines
 
 from engine.models import resolve_model
 from kvtransfer.peers import KVPeer, warm_up
@@ -45,3 +47,34 @@ async def test_one_decode_worker_reads_two_of_prefill() -> None:
                 assert first.token_ids + rest.token_ids == expected.token_ids
                 ended = sum(delta.num_ended_leases for delta in decode.transfers) - before
                 assert ended == lease_ends
+
+
+async def test_two_busy_decode_workers_are_called_once_for_a_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both_workers = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    with ReservedPort(HOST) as port:
+        async with running_engines(
+            resolve_model("demo"),
+            ("prefill", {"side_channel_port": port.port}),
+            ("decode", both_workers),
+        ) as (prefill, decode):
+            called: list[str] = []
+            call = decode.core.collective_rpc_async
+
+            async def counted(method: str, **how: Any) -> Any:
+                called.append(method)
+                return await call(method, **how)
+
+            monkeypatch.setattr(decode.core, "collective_rpc_async", counted)
+            peer = KVPeer(engine_id=prefill.engine_id, host=HOST, port=port.port, tp_size=1)
+            writing = await decode.start([5, 6, 7], max_tokens=4000)
+            await decode.until(lambda stats: stats.num_running_reqs == 1, 20)
+            problems = await asyncio.gather(*(decode.peers.warm_up(peer) for _ in range(3)))
+            assert problems == [None] * 3
+            assert not writing.ended.is_set()
+            assert called == ["warm_up_kv_peer"]
+            await decode.core.abort_requests_async([writing.request_id])
+            prompt = random_prompt(300, "both")
+            expected = await plain(decode, prompt, 6)
+            assert await handed_over(prefill, decode, prompt) == expected

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from enum import IntEnum
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from kvtransfer.p2p_errors import PairBroken, PairStuck, PairTimeout
 from kvtransfer.p2p_fetch import PairClient
 from kvtransfer.p2p_nccl import NcclTransport
 from kvtransfer.p2p_worker import P2pWorker
+from kvtransfer.stats import PairStats
 
 CPU = torch.device("cpu")
 SOURCE = Path(__file__).with_name("standin_nccl.c")
@@ -222,16 +222,36 @@ def test_an_abort_that_hangs_is_not_waited_for(pair: Pair, nccl: StandIn) -> Non
     assert not pair.is_given_back()
 
 
-def test_blocks_that_may_still_be_written_end_the_engine(pair: Pair, nccl: StandIn) -> None:
-    nccl.reset()
+@pytest.fixture
+def worker(pair: Pair) -> P2pWorker:
+    """The decode's, without an engine."""
     worker = P2pWorker.__new__(P2pWorker)
     worker._leases, worker._outcomes = pair.prefill.leases, pair.decode.outcomes
-    worker._stats = SimpleNamespace(  # type: ignore[assignment]
-        record_failed_transfer=lambda: None, record_pair_failure=lambda engine_id: None
-    )
+    worker._warm_ups, worker._clients = {}, {"prefill": pair.client}
+    worker._stats = PairStats()
+    return worker
+
+
+def test_blocks_that_may_still_be_written_end_the_engine(
+    pair: Pair, nccl: StandIn, worker: P2pWorker
+) -> None:
     assert pair.fetch() is None
     nccl.do(send=Do.STUCK, receive=Do.STUCK, abort=Do.STUCK)
     pair.ask()
     eventually(lambda: not pair.decode.outcomes.empty())
     with pytest.raises(PairStuck):
         worker.get_transfer_results()
+
+
+def test_a_call_that_nothing_ends_ends_the_engine(
+    pair: Pair, nccl: StandIn, worker: P2pWorker
+) -> None:
+    assert pair.fetch() is None
+    worker.get_transfer_results()
+    nccl.do(send=Do.HANG, receive=Do.HANG, abort=Do.HANG)
+    pair.ask()
+    eventually(lambda: pair.client.is_stuck)
+    with pytest.raises(PairStuck, match="engine prefill does not end"):
+        worker.get_transfer_results()
+    nccl.reset()
+    eventually(lambda: not pair.client.is_stuck)
