@@ -65,7 +65,10 @@ def _model(tokenizer: Any) -> Any:
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=1,
+            # Or each token would be followed by itself.
+            tie_word_embeddings=False,
         ),
+        tie_word_embeddings=False,
         num_query_tokens=NUM_IMAGE_TOKENS,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
@@ -76,6 +79,8 @@ def _model(tokenizer: Any) -> Any:
             # Unit gain, as in the demo model: greedy answers do not hang on rounding.
             drawn = torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5
             weight.data.copy_(drawn)
-    # Words and images are to be told apart as clearly as places in the text.
-    model.language_model.model.decoder.embed_tokens.weight.data.mul_(8.0)
+    # Each token is much told by those before it, and the image by what is in it.
+    for layer in model.language_model.model.decoder.layers:
+        layer.self_attn.out_proj.weight.data.mul_(4.0)
+    model.language_projection.weight.data.mul_(4.0)
     return model
