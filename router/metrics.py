@@ -204,6 +204,16 @@ class PoolMetrics(Collector):  # type: ignore[misc]
             "Engine time of each thing that a step computes, as fitted to this pool's steps.",
             labels=["pool", "term"],
         )
+        transfer = GaugeMetricFamily(
+            "pdserve_kv_read_cost_seconds",
+            "What decode's reads of KV take, as fitted to those that were seen: each, and each GB.",
+            labels=["way", "term"],
+        )
+        for pool in self._pools[:1]:  # The other one shares what is known of transfers.
+            for is_near, read in pool.transfers.measured():
+                way = "within_node" if is_near else "between_nodes"
+                transfer.add_metric([way, "read"], read.fixed_s)
+                transfer.add_metric([way, "gigabyte"], read.per_byte_s * 1e9)
         for pool in self._pools:
             replicas.add_metric([pool.name], len(pool.ledger))
             for term, seconds in _cost_terms(pool.cost):
@@ -215,7 +225,7 @@ class PoolMetrics(Collector):  # type: ignore[misc]
                 running.add_metric(own, replica.load.num_running)
                 waiting.add_metric(own, replica.load.num_waiting)
                 usage.add_metric(own, replica.load.kv_usage_fraction)
-        yield from (replicas, cost, work, sent, running, waiting, usage)
+        yield from (replicas, cost, transfer, work, sent, running, waiting, usage)
 
 
 def _cost_terms(cost: PoolCost) -> Iterator[tuple[str, float]]:

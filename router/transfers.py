@@ -5,7 +5,7 @@ all. A pair that was not seen lately is taken for one of its kind, so that one t
 tried again. Times are arguments.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from router.transfer_fit import Reads, TransferCost, TransferFit
@@ -132,6 +132,11 @@ class Transfers:
         if kind is not None and kind.observed_s >= since_s:
             return kind.cost
         return self._overall.times(WITHIN_NODE) if is_near else self._overall
+
+    def measured(self) -> Iterator[tuple[bool, TransferCost]]:
+        """What reads take within a node (true) and between two, where some were seen."""
+        for is_near, kind in self._kinds.items():
+            yield is_near, kind.cost
 
     def _is_near(self, prefill: str, decode: str) -> bool:
         node_id = self._nodes.get(prefill)

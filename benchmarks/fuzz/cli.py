@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         " requests, whose answers are compared with those they have alone. The last line is JSON;"
         " the exit status is 0 only if there was no status 500, no well-formed request without an"
         " answer, no process ended, no good answer wrong, or slower than ten times its median alone"
-        " and than the cluster's targets allow, and nothing held after each hundred requests. Starting and ending take about two minutes"
-        " more than the run, on a slow machine four.",
+        " and than the cluster's targets allow, and nothing held after each hundred requests."
+        " Starting and ending take about two minutes more than the run, on a slow machine four.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

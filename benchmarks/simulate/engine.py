@@ -260,7 +260,8 @@ class Engine:
         """KV comes over this engine's link, one request after the other."""
         profile, now_s = self.profile, self._agenda.now_s
         num_bytes = request.num_computed * profile.kv_bytes_per_token
-        self._link_free_s = max(self._link_free_s, now_s) + num_bytes / profile.link_bytes_per_s
+        bytes_per_s = request.link_bytes_per_s or profile.link_bytes_per_s
+        self._link_free_s = max(self._link_free_s, now_s) + num_bytes / bytes_per_s
         self._num_incoming += 1
         self._agenda.at(self._link_free_s + profile.link_latency_s, lambda: self._pulled(request))
 

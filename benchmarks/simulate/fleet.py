@@ -23,9 +23,25 @@ from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
 from router.policies import RoutePlan
 from router.second_look import MOST_LOOKS, moves_on
+from router.transfer_fit import Reads
+from router.transfers import Handover
 
 EXPECTED_OUTPUT_TOKENS = 128.0
 """Of an answer, over which a router spreads a prompt that decode reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """Replicas of each pool take turns on them. Within one, KV moves at the profile's rate."""
+
+    num: int
+    bytes_per_s: float
+    """Between two."""
+    seen: bool = True
+    """By routers, which are told what reads take, as in production."""
+
+    def of(self, replica: SimReplica) -> str:
+        return str(replica.index % self.num)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +66,8 @@ class FleetSpec:
     itl_s: float | None = None
     """The target within which decode may read prompts itself, as in production by default; None
     has prefill read them all."""
+    nodes: Nodes | None = None
+    """None for one node, or a network that makes no difference."""
     contention: Contention | None = None
     """Of one prefill and one decode engine on the same cores; None for engines of their own."""
     seed: int = 0
@@ -69,6 +87,8 @@ class Fleet:
         )
         self.num_decoding = 0
         self.num_read_in_decode = 0
+        self.num_near = 0
+        """Handovers within a node."""
         self.routers = [
             SimRouter(each, spec.num_routers, spec.policy, spec.seed)
             for each in range(spec.num_routers)
@@ -251,8 +271,46 @@ class Fleet:
         request.latest_start_ms = None  # decode takes requests as they come
         self.num_decoding += 1
         router = self.routers[request.router_id]
-        replica = router.pick(self.decode, request, self._share_s(request), self.agenda.now_s)
+        replica = router.pick(
+            self.decode,
+            request,
+            self._share_s(request),
+            self.agenda.now_s,
+            handover=self._handover(request),
+        )
+        self._set_out(request, replica)
         replica.engine.submit(request)
+
+    def _handover(self, request: SimRequest) -> Handover | None:
+        source, nodes = self._prefilled_by.get(request.request_id), self.spec.nodes
+        if source is None or nodes is None or not nodes.seen:
+            return None
+        return self.routers[request.router_id].transfers.handover(
+            source.replica_id,
+            num_bytes=request.num_tokens * self.spec.prefill.kv_bytes_per_token,
+            num_steps=EXPECTED_OUTPUT_TOKENS,
+            now_s=self.agenda.now_s,
+        )
+
+    def _set_out(self, request: SimRequest, reader: SimReplica) -> None:
+        """Its KV takes the way between these replicas; routers will know what that took."""
+        source, nodes = self._prefilled_by.get(request.request_id), self.spec.nodes
+        if source is None or nodes is None:
+            return
+        is_near = nodes.of(source) == nodes.of(reader)
+        request.link_bytes_per_s = None if is_near else nodes.bytes_per_s
+        self.num_near += is_near
+        profile = reader.engine.profile
+        num_bytes = request.num_computed * profile.kv_bytes_per_token
+        rate = request.link_bytes_per_s or profile.link_bytes_per_s
+        reads = Reads(num=1, num_bytes=num_bytes, seconds=profile.link_latency_s + num_bytes / rate)
+        for router in self.routers:
+            router.transfers.observe(
+                reads,
+                prefill=source.replica_id,
+                decode=reader.replica_id,
+                now_s=self.agenda.now_s,
+            )
 
     def pulled(self, engine: Engine, request: SimRequest) -> None:
         """EngineListener: decode has the KV, prefill may free it."""
@@ -299,8 +357,10 @@ class Fleet:
 
     def joined(self, pool: SimPool, replica: SimReplica) -> None:
         """PoolWatcher: requests that waited for a replica go to it."""
+        nodes = self.spec.nodes
         for router in self.routers:
             router.ledgers[pool.name].insert(replica.replica_id, self.agenda.now_s)
+            router.transfers.insert(replica.replica_id, nodes.of(replica) if nodes else None)
         self._report(pool, replica)
         held = self._held[pool.name]
         submit = self._route if pool is self.prefill else self._to_decode

@@ -42,6 +42,8 @@ class SimRequest:
     """Of a step that reads a piece of its prompt beside answers; None for any length."""
     latest_start_ms: int | None = None
     """By which engines order prompts; None where they take them as they come."""
+    link_bytes_per_s: float | None = None
+    """Of the way that its KV takes to decode; None for that of the profile."""
     work_s: float = 0.0
     """Its line in its router's ledger for the replica that it is at."""
 

@@ -12,6 +12,7 @@ from benchmarks.simulate.requests import SimRequest
 from router.ledger import Ledger
 from router.policies import POLICIES, RoutePlan
 from router.second_look import looks_again
+from router.transfers import Handover, Transfers
 
 
 class SimRouter:
@@ -23,6 +24,7 @@ class SimRouter:
             "prefill": Ledger(num_routers=num_routers),
             "decode": Ledger(num_routers=num_routers, drains=False),
         }
+        self.transfers = Transfers()
         self.sent_s: dict[str, float] = {}
         """Outstanding work by replica."""
         self.reading_s: dict[str, dict[int, float]] = {}
@@ -39,14 +41,19 @@ class SimRouter:
         now_s: float,
         *,
         deadline_s: float | None = None,
+        handover: Handover | None = None,
     ) -> SimReplica:
         """Picks a ready replica, of which there must be one, and enters the work."""
-        plan = self.plan(pool, work_s, now_s)
+        plan = self.plan(pool, work_s, now_s, handover)
         return self.enter(pool, plan, request, work_s, now_s, deadline_s=deadline_s)
 
-    def plan(self, pool: SimPool, work_s: float, now_s: float) -> RoutePlan:
+    def plan(
+        self, pool: SimPool, work_s: float, now_s: float, handover: Handover | None = None
+    ) -> RoutePlan:
         """The replica for a request; at least one must be ready."""
-        return self._policy(self.ledgers[pool.name].snapshot(now_s, request_s=work_s), self._rng)
+        ledger = self.ledgers[pool.name]
+        snapshot = ledger.snapshot(now_s, request_s=work_s, handover=handover)
+        return self._policy(snapshot, self._rng)
 
     def enter(
         self,
@@ -79,6 +86,7 @@ class SimRouter:
     def forget(self, pool: SimPool, replica: SimReplica) -> None:
         """The replica is gone."""
         self.ledgers[pool.name].remove(replica.replica_id)
+        self.transfers.remove(replica.replica_id)
         self.sent_s.pop(replica.replica_id, None)
         self.reading_s.pop(replica.replica_id, None)
 

@@ -1,8 +1,9 @@
-"""Deploys a config on a Ray cluster of its own whose nodes and GPUs exist by name only.
+"""Deploys configs on a Ray cluster of its own whose nodes and GPUs exist by name only.
 
-`python tests/cluster/fake_nodes.py CONFIG`: two nodes of eight GPUs beside a head without any. The
-deployments are the application's own; stand-ins take the place of what they would run. Prints JSON:
-the replicas that run, by deployment, and the GPUs in use on each node.
+`python tests/cluster/fake_nodes.py CONFIG ...`: one after the other, on two nodes of eight GPUs
+beside a head without any. The deployments are the application's own; stand-ins take the place of
+what they would run. Prints JSON, a line for each: the replicas that run, by deployment, and the
+GPUs in use on each node.
 """
 
 import json
@@ -95,6 +96,9 @@ def gpus_used() -> list[float]:
 
 if __name__ == "__main__":
     with fake_nodes():
-        print(
-            json.dumps(deploy(ServeDeploySchema(**yaml.safe_load(Path(sys.argv[1]).read_text()))))
-        )
+        for path in sys.argv[1:]:
+            schema = ServeDeploySchema(**yaml.safe_load(Path(path).read_text()))
+            print(json.dumps(deploy(schema)), flush=True)
+            serve.delete(schema.applications[0].name)
+            while any(gpus_used()):
+                time.sleep(0.2)

@@ -15,10 +15,11 @@ from forked import forked_context
 from kv_engines import ENGINE_ENV
 from PIL import Image
 from prometheus_client import CollectorRegistry
-from vision_model import IMAGE_SIZE, IMAGE_TOKEN, write_vision_model
+from vision_model import IMAGE_SIZE, KV_BYTES_PER_TOKEN, write_vision_model
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.multimodal.cache import engine_receiver_cache_from_config
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.stats import SchedulerStats
 
 from engine.arguments import engine_args
 from engine.channel import connect
@@ -27,6 +28,7 @@ from engine.replica import EngineReplica
 from kvtransfer.config import Role, kv_transfer_config
 from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer
+from kvtransfer.stats import pair_deltas
 from router.app import send_images_whole
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
@@ -48,11 +50,16 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 NUM_TIMES = 4
 
 
-class NoHooks:
-    """A phase that does nothing of its own."""
+class Hooks:
+    """A phase that tells of its reads, and does nothing else of its own."""
+
+    replica: EngineReplica
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: 0
+
+    def stats_seen(self, stats: SchedulerStats) -> None:
+        self.replica.add_transfers(pair_deltas(stats.kv_connector_stats))
 
 
 class NoChecks:
@@ -85,7 +92,8 @@ class Cluster:
         args = engine_args(model, {**OPTIONS, "kv_transfer_config": transfer})
         host = await EngineHost.start(args, credentials=Credentials(secret=SECRET))
         peer = KVPeer(engine_id=engine_id, host="127.0.0.1", port=1, tp_size=1)
-        served = EngineReplica(host, peer, NoHooks())
+        hooks = Hooks()
+        served = hooks.replica = EngineReplica(host, peer, hooks)
         self.replicas.append(served)
         address = await served.open("127.0.0.1", SECRET)
         replica = Replica(engine_id, pool, on_gone=lambda _: None)
@@ -126,7 +134,7 @@ def bare_vllm(model: str) -> Any:
 
 
 async def answer(llm: AsyncLLM, image: Image.Image, request_id: str) -> list[int]:
-    prompt = f"What is to be seen in this picture, and where was it taken? {IMAGE_TOKEN} It is"
+    prompt = "What is to be seen in this picture, and where was it taken? It is"
     asked = {"prompt": prompt, "multi_modal_data": {"image": image}}
     tokens: list[int] = []
     async for output in llm.generate(asked, GREEDY, request_id):
@@ -157,3 +165,14 @@ async def test_an_image_is_answered_by_engines_that_have_not_seen_it(
                 assert await answer(cluster.llm, picture(color), f"{color}-{index}") == right
         for served in cluster.replicas:
             assert engine_receiver_cache_from_config(served.host.config) is None
+        await told_of_reads(cluster)
+
+
+async def told_of_reads(cluster: Cluster) -> None:
+    """Routers know how large the KV is, and what its reads have taken."""
+    for replica in (*cluster.core.prefill, *cluster.core.decode):
+        assert replica.facts is not None
+        assert replica.facts.kv_bytes_per_token == KV_BYTES_PER_TOKEN
+    async with asyncio.timeout(10):
+        while not list(cluster.core.decode.transfers.measured()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

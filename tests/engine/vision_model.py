@@ -1,7 +1,7 @@
-"""A checkpoint of a model that sees: Llava with random weights, far smaller than any real one.
+"""A checkpoint of a model that sees: BLIP-2 with random weights, far smaller than any real one.
 
-What it answers is noise, but another noise for every image. Its processor is Pillow's alone, so it
-needs no torchvision.
+What it answers is noise, but another noise for every image. Neither vLLM's code of it nor its
+processor needs torchvision.
 """
 
 from pathlib import Path
@@ -9,72 +9,78 @@ from typing import Any
 
 import torch
 from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from engine.demo_model import write_tokenizer
 
 IMAGE_TOKEN = "<image>"
-IMAGE_SIZE, PATCH_SIZE = 56, 14
-"""In pixels: each image is sixteen tokens."""
+NUM_IMAGE_TOKENS = 16
+IMAGE_SIZE, PATCH_SIZE = 28, 14
+NUM_LAYERS, NUM_HEADS, HEAD_DIM = 2, 2, 32
+"""Of its language model."""
+KV_BYTES_PER_TOKEN = NUM_LAYERS * 2 * NUM_HEADS * HEAD_DIM * 4
+"""In float32."""
 
 
 def write_vision_model(folder: Path) -> None:
     write_tokenizer(folder)
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    _model(tokenizer).save_pretrained(folder)
     pixels = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=pixels, crop_size=pixels),
+    # It gives the tokenizer the image's token.
+    processor = Blip2Processor(
+        image_processor=BlipImageProcessorPil(size=pixels),
         tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,
-    ).save_pretrained(folder)
+        num_query_tokens=NUM_IMAGE_TOKENS,
+    )
+    processor.save_pretrained(folder)
+    _model(tokenizer).save_pretrained(folder)
 
 
 def _model(tokenizer: Any) -> Any:
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    hidden = NUM_HEADS * HEAD_DIM
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(
+            **sizes, num_hidden_layers=2, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE
         ),
-        text_config=LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            vocab_size=len(tokenizer),
+        qformer_config=Blip2QFormerConfig(
+            **sizes, num_hidden_layers=2, encoder_hidden_size=32, vocab_size=8
+        ),
+        text_config=OPTConfig(
+            hidden_size=hidden,
+            word_embed_proj_dim=hidden,
+            ffn_dim=2 * hidden,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=NUM_HEADS,
             max_position_embeddings=1024,
+            vocab_size=len(tokenizer),
             bos_token_id=0,
             eos_token_id=1,
+            pad_token_id=1,
+            # Or each token would be followed by itself.
+            tie_word_embeddings=False,
         ),
+        tie_word_embeddings=False,
+        num_query_tokens=NUM_IMAGE_TOKENS,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        vision_feature_layer=-1,
     )
     generator = torch.Generator().manual_seed(0)
-    model = LlavaForConditionalGeneration(config)
+    model: Any = Blip2ForConditionalGeneration(config)
     for weight in model.parameters():
         if weight.dim() > 1:
             # Unit gain, as in the demo model: greedy answers do not hang on rounding.
-            num_inputs = weight[0].numel()
-            drawn = torch.randn(weight.shape, generator=generator) / num_inputs**0.5
+            drawn = torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5
             weight.data.copy_(drawn)
-    # Images are to be seen as clearly as words.
-    model.model.language_model.embed_tokens.weight.data.mul_(8.0)
+    # Each token is much told by those before it, and the image by what is in it.
+    for layer in model.language_model.model.decoder.layers:
+        layer.self_attn.out_proj.weight.data.mul_(4.0)
+    model.language_projection.weight.data.mul_(4.0)
     return model

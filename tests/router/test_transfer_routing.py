@@ -1,11 +1,12 @@
 """Handovers stay within a node where that is sooner, by what replicas have said of their reads."""
 
+import pytest
 from fake_replicas import end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
 from engine.wire import LoadReport, StepOutputs, Transferred
 from router.core_client import ClusterCoreClient
-from router.metrics import RouterMetrics
+from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
@@ -19,13 +20,15 @@ class Cluster:
     """A core client over fake replicas on two nodes: p0, d0 and p1, d1."""
 
     def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         self.core = ClusterCoreClient(
             POLICIES["p2c"],
-            RouterMetrics(CollectorRegistry(), traffic),
+            RouterMetrics(self.registry, traffic),
             RecoveryLimits(max_moves=3, max_wait_s=120.0),
             traffic=traffic,
         )
+        PoolMetrics((self.core.prefill, self.core.decode), self.registry)
         self.num_sent = 0
         for node in ("0", "1"):
             for pool, kind in ((self.core.prefill, "p"), (self.core.decode, "d")):
@@ -59,6 +62,22 @@ class Cluster:
 def busy(replica: Replica, work_s: float) -> None:
     """Others have sent so much there."""
     replica.step_received(StepOutputs([], LoadReport(others_work_s=work_s)))
+
+
+def test_what_reads_take_is_a_metric() -> None:
+    cluster = Cluster()
+    cluster.say_reads()
+    for way, seconds in (("within_node", NEAR_S), ("between_nodes", FAR_S)):
+        terms = {
+            term: cluster.registry.get_sample_value(
+                "pdserve_kv_read_cost_seconds", {"way": way, "term": term}
+            )
+            for term in ("read", "gigabyte")
+        }
+        assert None not in terms.values()
+        assert (terms["read"] or 0.0) + (terms["gigabyte"] or 0.0) / 1000 == pytest.approx(
+            seconds, rel=0.1
+        )
 
 
 async def test_what_is_idle_on_the_node_of_the_kv_gets_it() -> None:

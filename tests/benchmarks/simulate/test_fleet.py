@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.simulate.fleet import Fleet, FleetSpec, feed, run_fixed
+from benchmarks.simulate.fleet import Fleet, FleetSpec, Nodes, feed, run_fixed
 from benchmarks.simulate.lengths import Lognormal, poisson
 from benchmarks.simulate.profiles import LLAMA_8B_H100, OPT_13B_VLLM
 from benchmarks.simulate.requests import Arrival
@@ -154,3 +154,31 @@ def test_a_draining_replica_finishes_what_it_has() -> None:
     assert fleet.decode.num_present == 1
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
     assert not any(each.num_moves for each in fleet.requests)
+
+
+def test_kv_stays_on_its_node_where_the_network_is_slow_and_work_does_not_pile_up() -> None:
+    """Prompts of 2000 tokens are 260 MB: 7 ms within a node, 0.26 s between two."""
+    slow = Nodes(num=2, bytes_per_s=1e9)
+    fleets = {
+        seen: run_fixed(
+            replace(SPEC, num_routers=2, nodes=replace(slow, seen=seen)),
+            made_workload(),
+            num_prefill=4,
+            num_decode=4,
+        )
+        for seen in (False, True)
+    }
+    blind, seeing = fleets[False], fleets[True]
+    assert blind.num_near < 0.7 * len(blind.requests)
+    assert seeing.num_near > 0.9 * len(seeing.requests)
+    tpot_s = {
+        seen: [each.tpot_s or 9.0 for each in fleet.requests] for seen, fleet in fleets.items()
+    }
+    assert sum(tpot_s[True]) < 0.9 * sum(tpot_s[False])
+    assert max(tpot_s[True]) <= max(tpot_s[False])
+
+
+def test_a_network_as_fast_as_a_node_leaves_the_choice_to_work() -> None:
+    fast = Nodes(num=2, bytes_per_s=LLAMA_8B_H100.link_bytes_per_s)
+    fleet = run_fixed(replace(SPEC, nodes=fast), made_workload(), num_prefill=4, num_decode=4)
+    assert 0.4 < fleet.num_near / len(fleet.requests) < 0.7
