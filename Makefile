@@ -25,6 +25,7 @@ check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of fa
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m nodes
 	$(BIN)/python -m benchmarks.chaos --minutes 2 --out build/chaos.md
 
 chaos: setup  ## Kill, stop and starve replicas under load for five minutes, and check every answer
