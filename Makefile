@@ -17,7 +17,7 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for another)
 	@exec $(BIN)/pdserve up $(CONFIG)
 
-test: setup  ## The whole test suite, real engines included
+test: setup  ## The test suite, real engines included
 	$(BIN)/python -m pytest
 
 check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of faults

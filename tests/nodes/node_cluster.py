@@ -4,6 +4,7 @@ Owns all of it from start to end.
 """
 
 import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +14,14 @@ from typing import Literal
 import psutil
 from node_network import Namespace, Network
 from port_table import openings, read_rows
-from ray_nodes import BIN, GCS_PORT, RayNode, head_command, started, worker_command
+from ray_nodes import BIN, ENVIRONMENT, GCS_PORT, RayNode, head_command, started, worker_command
 
 from cluster.health import observe_health
 
 CONFIG = Path(__file__).parent / "cluster.yaml"
 START_TIMEOUT_S = 300.0
 POLL_S = 0.5
+HEALTH_TIMEOUT_S = 5.0
 
 Phase = Literal["prefill", "decode"]
 Name = Literal["head", "prefill", "decode"]
@@ -64,6 +66,7 @@ class NodeCluster(contextlib.ExitStack):
         with (self._folder / "serve.log").open("wb") as log:
             serve = subprocess.Popen(
                 self._nodes["head"].inside(str(BIN / "serve"), "run", address, str(CONFIG)),
+                env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self.callback(serve.wait)
@@ -91,7 +94,7 @@ class NodeCluster(contextlib.ExitStack):
 def _is_ready(url: str, serve: subprocess.Popen[bytes]) -> bool:
     if serve.poll() is not None:
         raise RuntimeError("`serve run` has ended")
-    return observe_health(url, timeout_s=POLL_S).is_open
+    return observe_health(url, timeout_s=HEALTH_TIMEOUT_S).is_open
 
 
 def until(condition: Callable[[], bool], what: str, within_s: float = START_TIMEOUT_S) -> None:

@@ -33,7 +33,8 @@ table inet pdserve {{
     ct state established,related accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
     {allowed}
-    add @refused {{ ip saddr . th dport }}
+    tcp flags & (syn | ack) == syn add @refused {{ ip saddr . tcp dport }}
+    meta l4proto udp add @refused {{ ip saddr . udp dport }}
   }}
 }}
 """
@@ -76,10 +77,9 @@ class Network(contextlib.ExitStack):
     """Owns the bridge and the nodes' namespaces; leaving the context deletes them."""
 
     def __enter__(self) -> "Network":
-        if Path(f"/sys/class/net/{BRIDGE}").exists():  # A run was killed.
-            _run("ip", "link", "del", BRIDGE)
+        _delete_link(BRIDGE)  # A run before this one may have been killed.
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
-        self.callback(_run, "ip", "link", "del", BRIDGE)
+        self.callback(_delete_link, BRIDGE)
         _run("ip", "address", "add", f"{CLIENT}/24", "dev", BRIDGE)
         _run("ip", "link", "set", BRIDGE, "up")
         return self
@@ -87,11 +87,9 @@ class Network(contextlib.ExitStack):
     def add(self, number: int) -> "Namespace":
         """A node with an address of its own."""
         namespace = Namespace(number)
-        if Path(f"/run/netns/{namespace.name}").exists():
-            _run("ip", "netns", "del", namespace.name)
-        _run("ip", "netns", "add", namespace.name)
-        self.callback(_run, "ip", "netns", "del", namespace.name)
-        namespace.join(BRIDGE)
+        namespace.delete()
+        self.callback(namespace.delete)
+        namespace.create(BRIDGE)
         return namespace
 
 
@@ -102,7 +100,14 @@ class Namespace:
         self.name = f"pdserve-{number}"
         self.address = ADDRESS.format(number)
 
-    def join(self, bridge: str) -> None:
+    def delete(self) -> None:
+        # The cable by itself: a namespace outlives its name while connections in it end.
+        _delete_link(self.name)
+        if Path(f"/run/netns/{self.name}").exists():
+            _run("ip", "netns", "del", self.name)
+
+    def create(self, bridge: str) -> None:
+        _run("ip", "netns", "add", self.name)
         veth = ("type", "veth", "peer", "name", "eth0", "netns", self.name)
         _run("ip", "link", "add", self.name, *veth)
         _run("ip", "link", "set", self.name, "master", bridge, "up")
@@ -154,6 +159,11 @@ class Namespace:
         listed = json.loads(_run("ip", "netns", "exec", self.name, *command))["nftables"]
         (found,) = (each["set"] for each in listed if "set" in each)
         return frozenset(Connection(*each["concat"]) for each in found.get("elem", ()))
+
+
+def _delete_link(name: str) -> None:
+    if Path(f"/sys/class/net/{name}").exists():
+        _run("ip", "link", "del", name)
 
 
 def _run(*command: str, told: str | None = None) -> str:

@@ -4,7 +4,7 @@ Owns the reading; the table is README.md's.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,13 @@ from node_network import CLIENT, Connection, Opening
 README = Path(__file__).parents[2] / "README.md"
 _TABLE = re.compile(r"<!-- ports:begin -->\n(.*)<!-- ports:end -->", re.DOTALL)
 _HEADER = 2
-_ANY = "any node"
 _OUTSIDE = ("clients", "Prometheus")
+_NODES = {
+    "any node": ("head", "prefill", "decode"),
+    "router": ("head",),
+    "replica": ("prefill", "decode"),
+}
+"""The nodes that are more than what they are called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +31,16 @@ class Row:
     first_port: int
     last_port: int
 
+    def sources(self, addresses: Mapping[str, str]) -> tuple[str, ...]:
+        """Those of the nodes' addresses, by what the nodes are called; or the client's."""
+        if self.source in _OUTSIDE:
+            return (CLIENT,)
+        return tuple(addresses[name] for name in _nodes(self.source))
+
     def covers(self, connection: Connection, target: str, addresses: Mapping[str, str]) -> bool:
         return (
-            self.target in (target, _ANY)
-            and connection.source in _addresses(self.source, addresses)
+            target in _nodes(self.target)
+            and connection.source in self.sources(addresses)
             and self.first_port <= connection.port <= self.last_port
         )
 
@@ -48,20 +59,14 @@ def _read_row(source: str, target: str, ports: str) -> Row:
     return Row(source=source, target=target, first_port=int(first), last_port=int(last or first))
 
 
-def _addresses(role: str, addresses: Mapping[str, str]) -> Collection[str]:
-    if role in _OUTSIDE:
-        return (CLIENT,)
-    return tuple(addresses.values()) if role == _ANY else (addresses[role],)
+def _nodes(role: str) -> tuple[str, ...]:
+    return _NODES.get(role, (role,))
 
 
 def openings(rows: Sequence[Row], target: str, addresses: Mapping[str, str]) -> list[Opening]:
-    """What the firewall of a node lets in; `addresses` are the nodes' by what they are."""
+    """What the firewall of a node lets in; `addresses` are the nodes' by what they are called."""
     return [
-        Opening(
-            sources=tuple(_addresses(row.source, addresses)),
-            first_port=row.first_port,
-            last_port=row.last_port,
-        )
+        Opening(sources=row.sources(addresses), first_port=row.first_port, last_port=row.last_port)
         for row in rows
-        if row.target in (target, _ANY)
+        if target in _nodes(row.target)
     ]

@@ -5,6 +5,7 @@ Owns a node's processes from start to end: they live in a PID namespace, which e
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ PORTS = (
 OBJECT_STORE_BYTES = 100 * 1024**2
 
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(command_path()),
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
@@ -115,8 +117,12 @@ def started(namespace: Namespace, command: Sequence[str], folder: Path) -> Itera
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+    process = psutil.Process(child.pid)
     try:
-        yield RayNode(namespace=namespace, process=psutil.Process(child.pid), log=log)
+        yield RayNode(namespace=namespace, process=process, log=log)
     finally:
+        # The kernel ends whatever is in the PID namespace with the first process in it.
+        inits = process.children() if child.poll() is None else []
         child.kill()
         child.wait()
+        psutil.wait_procs(inits)
