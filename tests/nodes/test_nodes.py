@@ -36,12 +36,7 @@ POLL_S = 0.5
 LOOK_S = 0.02
 """Much less than a long answer takes."""
 
-MISSING = why_not()
-pytestmark = [
-    pytest.mark.nodes,
-    pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = [pytest.mark.nodes, pytest.mark.asyncio(loop_scope="module")]
 
 
 def body(name: str) -> dict[str, Any]:
@@ -57,6 +52,8 @@ def body(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := why_not():
+        pytest.skip(reason)
     return tmp_path_factory.mktemp("nodes")
 
 
