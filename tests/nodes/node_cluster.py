@@ -51,7 +51,7 @@ class NodeCluster(contextlib.ExitStack):
         self.start_worker("prefill")
         self.start_worker("decode")
         serve = self._serve()
-        until(lambda: _is_ready(self.url, serve), f"the cluster, see {self._folder};")
+        until(lambda: self._is_ready(serve), f"the cluster, see {self._folder};")
 
     def start_worker(self, phase: Phase) -> None:
         """A node for one pool, for the first time or again."""
@@ -87,14 +87,14 @@ class NodeCluster(contextlib.ExitStack):
 
     def await_end(self, name: Name) -> None:
         """Of a node that ends by itself."""
-        node = self._nodes[name].process
-        until(lambda: node.status() == psutil.STATUS_ZOMBIE, f"the end of {name}'s node")
+        until(lambda: self._nodes[name].has_ended, f"the end of {name}'s node")
 
-
-def _is_ready(url: str, serve: subprocess.Popen[bytes]) -> bool:
-    if serve.poll() is not None:
-        raise RuntimeError("`serve run` has ended")
-    return observe_health(url, timeout_s=HEALTH_TIMEOUT_S).is_open
+    def _is_ready(self, serve: subprocess.Popen[bytes]) -> bool:
+        if serve.poll() is not None:
+            raise RuntimeError("`serve run` has ended")
+        if ended := [name for name, node in self._nodes.items() if node.has_ended]:
+            raise RuntimeError(f"the nodes for {', '.join(ended)} have ended")
+        return observe_health(self.url, timeout_s=HEALTH_TIMEOUT_S).is_open
 
 
 def until(condition: Callable[[], bool], what: str, within_s: float = START_TIMEOUT_S) -> None:

@@ -62,6 +62,10 @@ class RayNode:
     """The namespaces' owner; all others descend from it."""
     log: Path
 
+    @property
+    def has_ended(self) -> bool:
+        return self.process.status() == psutil.STATUS_ZOMBIE
+
     def processes(self, name: str) -> list[psutil.Process]:
         """Those whose command line contains `name`."""
         found = []
