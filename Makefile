@@ -17,7 +17,7 @@ $(VENV)/.installed: requirements-cpu.txt pyproject.toml
 serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for another)
 	@exec $(BIN)/pdserve up $(CONFIG)
 
-test: setup  ## The whole test suite, real engines included
+test: setup  ## The test suite, real engines included
 	$(BIN)/python -m pytest
 
 check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of faults
@@ -25,6 +25,7 @@ check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of fa
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m nodes
 	$(BIN)/python -m benchmarks.chaos --minutes 2 --out build/chaos.md
 
 chaos: setup  ## Kill, stop and starve replicas under load for five minutes, and check every answer

@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 RECONNECT_S = 1.0
 WATCH_S = 1.0
 """How often silent replicas are looked for, and pairs tried again that were not ready."""
-SUSPECT_S = 60.0
-"""How long Ray is asked about the node of a replica that was lost: it takes its time to be sure."""
+SUSPECT_S = 180.0
+"""How long Ray is asked about the node of a replica that was lost. To be sure takes it over a
+minute: five checks in a row must fail, of up to 13 s each."""
 ASK_S = 1.0
 """How often."""
 

@@ -19,7 +19,7 @@ from benchmarks.audit import audit
 from engine.models import resolve_model
 from router.sandbox.process import SandboxProcess, zygote_arguments
 
-LAST = ("e2e", "demo", "engine", "kvtransfer")
+LAST = ("e2e", "demo", "engine", "kvtransfer", "nodes")
 """The folders whose tests need the servers, then those whose tests need engines of their own."""
 
 # As on the replicas of a cluster on CPUs (`cluster.app`): else vLLM's first logprobs are compiled,

@@ -66,7 +66,7 @@ class Servers(contextlib.ExitStack):
         """Starts them side by side and waits for neither."""
         with contextlib.ExitStack() as stack:
             # This one first: it sees to the demo model, which both would otherwise do at once.
-            self._plain = stack.enter_context(_plain(self._folder / "plain.log"))
+            self._plain = stack.enter_context(plain_server(self._folder / "plain.log"))
             self._cluster = stack.enter_context(_cluster(self._folder / "cluster.log"))
             self.push(stack.pop_all())
         return self
@@ -96,7 +96,7 @@ def _cluster(log: Path) -> contextlib.AbstractContextManager[Server]:
     return started(command, load_serve_file(CONFIG).url, env, log)
 
 
-def _plain(log: Path) -> contextlib.AbstractContextManager[Server]:
+def plain_server(log: Path) -> contextlib.AbstractContextManager[Server]:
     (port,) = pick_free([None])
     command = plain_command(
         MODEL,

@@ -1,0 +1,72 @@
+"""README.md's table of ports between nodes, read for firewalls.
+
+Owns the reading; the table is README.md's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from node_network import CLIENT, Connection, Opening
+
+README = Path(__file__).parents[2] / "README.md"
+_TABLE = re.compile(r"<!-- ports:begin -->\n(.*)<!-- ports:end -->", re.DOTALL)
+_HEADER = 2
+_OUTSIDE = ("clients", "Prometheus")
+_NODES = {
+    "any node": ("head", "prefill", "decode"),
+    "router": ("head",),
+    "replica": ("prefill", "decode"),
+}
+"""The nodes that are more than what they are called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Who connects to whom, at which ports; both sides in README.md's words."""
+
+    source: str
+    target: str
+    first_port: int
+    last_port: int
+
+    def sources(self, addresses: Mapping[str, str]) -> tuple[str, ...]:
+        """Those of the nodes' addresses, by what the nodes are called; or the client's."""
+        if self.source in _OUTSIDE:
+            return (CLIENT,)
+        return tuple(addresses[name] for name in _nodes(self.source))
+
+    def covers(self, connection: Connection, target: str, addresses: Mapping[str, str]) -> bool:
+        return (
+            target in _nodes(self.target)
+            and connection.source in self.sources(addresses)
+            and self.first_port <= connection.port <= self.last_port
+        )
+
+
+def read_rows() -> list[Row]:
+    """The table's. Raises ValueError where there is none."""
+    found = _TABLE.search(README.read_text())
+    if found is None:
+        raise ValueError(f"{README} has no table of ports")
+    lines = found.group(1).splitlines()[_HEADER:]
+    return [_read_row(*(cell.strip() for cell in line.split("|")[1:4])) for line in lines]
+
+
+def _read_row(source: str, target: str, ports: str) -> Row:
+    first, _, last = ports.partition("-")
+    return Row(source=source, target=target, first_port=int(first), last_port=int(last or first))
+
+
+def _nodes(role: str) -> tuple[str, ...]:
+    return _NODES.get(role, (role,))
+
+
+def openings(rows: Sequence[Row], target: str, addresses: Mapping[str, str]) -> list[Opening]:
+    """What the firewall of a node lets in; `addresses` are the nodes' by what they are called."""
+    return [
+        Opening(sources=row.sources(addresses), first_port=row.first_port, last_port=row.last_port)
+        for row in rows
+        if target in _nodes(row.target)
+    ]
