@@ -29,7 +29,8 @@ from engine.internals import PINS
 from engine.wire import FrameReader, Kind, pack_frame
 
 _ADDRESS = "pdserve_outlet"
-"""Set on the engine's configuration, with which it reaches the engine core."""
+"""Set on a part of the engine's configuration, with which it reaches the engine core; of the whole
+vLLM makes copies (see `kvtransfer.credentials`)."""
 
 _SMALL_BYTES = 64 * 1024
 _MAX_WAITING = 16
@@ -45,7 +46,7 @@ class Outlet:
         super().__init__(*args, **kwargs)
         self._outlet: socket.socket | None = None
         self._outlet_encoder = MsgpackEncoder()
-        if address := getattr(self.vllm_config, _ADDRESS, None):
+        if address := getattr(self.vllm_config.scheduler_config, _ADDRESS, None):
             self._outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._outlet.connect(address)
 
@@ -89,7 +90,7 @@ class Inlet(asyncio.Protocol):
         address = f"\0pdserve-{os.getpid()}-{secrets.token_hex(8)}"
         self._listener.bind(address)
         self._listener.listen(_MAX_WAITING)
-        setattr(config, _ADDRESS, address)
+        setattr(config.scheduler_config, _ADDRESS, address)
 
     async def open(self, core: AsyncMPClient) -> None:
         """Lets the engine core in; it has connected when it was started.

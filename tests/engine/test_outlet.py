@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import socket
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -9,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config.utils import replace
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.outputs import LogprobsTensors
 
+from engine.arguments import engine_args
 from engine.errors import EngineInternalsChanged, ProtocolError
+from engine.models import resolve_model
 from engine.outlet import Inlet, Outlet
 from engine.wire import Kind, pack_frame
+from kvtransfer.credentials import Credentials, credentials_of, give_credentials
 
 
 class Scheduler:
@@ -54,7 +59,7 @@ Ends = tuple[Inlet, Sending, Core]
 
 @pytest.fixture
 async def ends() -> AsyncIterator[Ends]:
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet, core = Inlet(config), Core()
     sending = Sending(config)
     await inlet.open(as_client(core))
@@ -138,7 +143,10 @@ async def test_a_step_that_says_nothing_wakes_nobody(ends: Ends) -> None:
 
 def test_without_an_inlet_vllm_passes_the_steps_on() -> None:
     steps = {0: step("r")}
-    assert Sending(SimpleNamespace()).update_from_output(None, steps) is steps
+    assert (
+        Sending(SimpleNamespace(scheduler_config=SimpleNamespace())).update_from_output(None, steps)
+        is steps
+    )
 
 
 async def test_an_engine_whose_replica_is_gone_ends(ends: Ends) -> None:
@@ -150,10 +158,10 @@ async def test_an_engine_whose_replica_is_gone_ends(ends: Ends) -> None:
 
 
 async def test_bytes_that_are_no_step_reach_who_waits_for_one() -> None:
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet, core = Inlet(config), Core()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.connect(config.pdserve_outlet)
+        other.connect(config.scheduler_config.pdserve_outlet)
         await inlet.open(as_client(core))
         other.sendall(b"".join(pack_frame(Kind.STEP, [b"no step"])))
         assert isinstance(await core.next(), Exception)
@@ -161,7 +169,7 @@ async def test_bytes_that_are_no_step_reach_who_waits_for_one() -> None:
 
 
 async def test_another_user_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet = Inlet(config)
     sending = Sending(config)
     nobody = os.getuid() + 1
@@ -172,7 +180,19 @@ async def test_another_user_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_client_that_keeps_its_steps_elsewhere_is_refused_by_name() -> None:
-    inlet = Inlet(SimpleNamespace())
+    inlet = Inlet(SimpleNamespace(scheduler_config=SimpleNamespace()))
     with pytest.raises(EngineInternalsChanged, match="outputs_queue"):
         await inlet.open(as_client(object()))
+    inlet.close()
+
+
+def test_vllm_can_copy_the_configuration() -> None:
+    """As it does for draft models, and pickle it."""
+    config = engine_args(resolve_model("demo"), {"max_model_len": 256}).create_engine_config()
+    give_credentials(config, Credentials(secret="secret"))
+    inlet = Inlet(config)
+    replace(config, load_config=config.load_config)
+    sent = pickle.loads(pickle.dumps(config))
+    assert credentials_of(sent).secret == "secret"
+    assert sent.scheduler_config.pdserve_outlet == config.scheduler_config.pdserve_outlet
     inlet.close()
