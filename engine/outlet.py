@@ -33,7 +33,8 @@ from engine.internals import PINS
 from engine.wire import FrameReader, Kind, pack_frame
 
 _ADDRESS = "pdserve_outlet"
-"""Set on the engine's configuration, with which it reaches the engine core."""
+"""Set on a part of the engine's configuration, with which it reaches the engine core; of the whole
+vLLM makes copies (see `kvtransfer.credentials`)."""
 
 _SMALL_BYTES = 64 * 1024
 _MAX_WAITING = 16
@@ -53,7 +54,7 @@ class Outlet:
         super().__init__(*args, **kwargs)
         self._outlet: socket.socket | None = None
         self._outlet_encoder = MsgpackEncoder()
-        if address := getattr(self.vllm_config, _ADDRESS, None):
+        if address := getattr(self.vllm_config.scheduler_config, _ADDRESS, None):
             self._outlet = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._outlet.connect(address)
 
@@ -97,7 +98,7 @@ class Inlet(asyncio.Protocol):
         address = f"\0pdserve-{os.getpid()}-{secrets.token_hex(8)}"
         self._listener.bind(address)
         self._listener.listen(_MAX_WAITING)
-        setattr(config, _ADDRESS, address)
+        setattr(config.scheduler_config, _ADDRESS, address)
         self._is_closed = False
         self._num_strangers = 0
         self._engine_core: Future[socket.socket] = Future()

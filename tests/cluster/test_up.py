@@ -140,10 +140,13 @@ def test_a_kill_ends_what_was_started_too(tmp_path: Path) -> None:
 
 
 # In place of Ray's commands: what it leaves running, and nothing that ever gets ready.
+# As Ray's, it ends when what it has started runs: a fork has its parent's name at first.
 RAY = """\
 #!/bin/sh
-"$(dirname "$0")/raylet" 1000 &
-"$(dirname "$0")/gcs_server" 1000 &
+for name in raylet gcs_server; do
+    "$(dirname "$0")/$name" 1000 &
+    until [ "$(cat /proc/$!/comm)" = "$name" ]; do :; done
+done
 """
 SERVE = """\
 #!/bin/sh

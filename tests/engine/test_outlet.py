@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import socket
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -9,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config.utils import replace
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.outputs import LogprobsTensors
 
 from engine import outlet
+from engine.arguments import engine_args
 from engine.errors import EngineInternalsChanged, ProtocolError
+from engine.models import resolve_model
 from engine.outlet import Inlet, Outlet
 from engine.wire import Kind, pack_frame
+from kvtransfer.credentials import Credentials, credentials_of, give_credentials
 
 
 class Scheduler:
@@ -55,7 +60,7 @@ Ends = tuple[Inlet, Sending, Core]
 
 @pytest.fixture
 async def ends() -> AsyncIterator[Ends]:
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet, core = Inlet(config), Core()
     sending = Sending(config)
     await inlet.open(as_client(core))
@@ -139,7 +144,10 @@ async def test_a_step_that_says_nothing_wakes_nobody(ends: Ends) -> None:
 
 def test_without_an_inlet_vllm_passes_the_steps_on() -> None:
     steps = {0: step("r")}
-    assert Sending(SimpleNamespace()).update_from_output(None, steps) is steps
+    assert (
+        Sending(SimpleNamespace(scheduler_config=SimpleNamespace())).update_from_output(None, steps)
+        is steps
+    )
 
 
 async def test_an_engine_whose_replica_is_gone_ends(ends: Ends) -> None:
@@ -151,10 +159,10 @@ async def test_an_engine_whose_replica_is_gone_ends(ends: Ends) -> None:
 
 
 async def test_bytes_that_are_no_step_reach_who_waits_for_one() -> None:
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet, core = Inlet(config), Core()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.connect(config.pdserve_outlet)
+        other.connect(config.scheduler_config.pdserve_outlet)
         await inlet.open(as_client(core))
         other.sendall(b"".join(pack_frame(Kind.STEP, [b"no step"])))
         assert isinstance(await core.next(), Exception)
@@ -165,7 +173,7 @@ async def test_another_user_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> No
     nobody = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: nobody)
     monkeypatch.setattr(outlet, "_PATIENCE_S", 0.2)
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet, sending = Inlet(config), Sending(config)
     with pytest.raises(ProtocolError, match="the engine core has not connected, and 1 of other"):
         await inlet.open(as_client(Core()))
@@ -179,13 +187,13 @@ async def test_other_users_do_not_keep_the_engine_core_out(monkeypatch: pytest.M
     num_others = 20 * outlet._MAX_WAITING
     users = [os.getuid() + 1] * num_others
     monkeypatch.setattr(outlet, "_user_of", lambda _: users.pop() if users else os.getuid())
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet, core = Inlet(config), Core()
 
     def connect() -> list[socket.socket]:
         others = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(num_others)]
         for other in others:
-            other.connect(config.pdserve_outlet)
+            other.connect(config.scheduler_config.pdserve_outlet)
         return others
 
     # None of these waits for the replica to be done with its start.
@@ -202,7 +210,7 @@ async def test_other_users_do_not_keep_the_engine_core_out(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("has_connected", [False, True])
 async def test_an_inlet_of_an_engine_that_did_not_start_leaves_nothing(has_connected: bool) -> None:
-    config = SimpleNamespace()
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
     inlet = Inlet(config)
     sending = Sending(config) if has_connected else None
     if sending is not None:
@@ -212,13 +220,25 @@ async def test_an_inlet_of_an_engine_that_did_not_start_leaves_nothing(has_conne
     assert not inlet._accepting.is_alive()
     late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with late, pytest.raises(ConnectionRefusedError):
-        late.connect(config.pdserve_outlet)
+        late.connect(config.scheduler_config.pdserve_outlet)
     if sending is not None:
         sending.shutdown()
 
 
 async def test_a_client_that_keeps_its_steps_elsewhere_is_refused_by_name() -> None:
-    inlet = Inlet(SimpleNamespace())
+    inlet = Inlet(SimpleNamespace(scheduler_config=SimpleNamespace()))
     with pytest.raises(EngineInternalsChanged, match="outputs_queue"):
         await inlet.open(as_client(object()))
+    inlet.close()
+
+
+def test_vllm_can_copy_the_configuration() -> None:
+    """As it does for draft models, and pickle it."""
+    config = engine_args(resolve_model("demo"), {"max_model_len": 256}).create_engine_config()
+    give_credentials(config, Credentials(secret="secret"))
+    inlet = Inlet(config)
+    replace(config, load_config=config.load_config)
+    sent = pickle.loads(pickle.dumps(config))
+    assert credentials_of(sent).secret == "secret"
+    assert sent.scheduler_config.pdserve_outlet == config.scheduler_config.pdserve_outlet
     inlet.close()
