@@ -85,7 +85,7 @@ def test_prompts_are_put_back_that_come_too_late_behind_those_before_them() -> N
         waiting.add_request(each)
     reading = Waiting(0, 1500, now_s - 3.0, num_computed_tokens=1000, is_prefill_chunk=True)
     scheduler = SimpleNamespace(
-        _sample=SimpleNamespace(seconds=1.0, num_prefill_tokens=1000, num_decodes=0),
+        _sample=SimpleNamespace(seconds=1.0, num_prefill_tokens=1000, num_tokens=1000),
         max_num_scheduled_tokens=1000,
         running=[reading],
         waiting=waiting,
