@@ -37,6 +37,7 @@ def check_engine_options(config: ClusterConfig, *, whole: bool = False) -> None:
         for section, options in sections.items():
             _check_section(section, options)
         _check_together(config)
+        _check_drafts(config)
         if whole:
             from cluster.engine_config import check_whole_engines
 
@@ -56,6 +57,15 @@ def _check_together(config: ClusterConfig) -> None:
     for name in POOLS:
         check_together(f"{name}.engine", config.pool_engine(name))
     check_frontend(config.router.frontend, config.pool_engine("decode"))
+
+
+def _check_drafts(config: ClusterConfig) -> None:
+    for name in POOLS:
+        if not config.pool(name).gpus and config.pool_engine(name).get("speculative_config"):
+            raise ConfigError(
+                f"{name}.engine.speculative_config: is for pools on GPUs; vLLM's build for CPUs "
+                "ends with the first sampled request that it checks a draft for"
+            )
 
 
 @contextlib.contextmanager

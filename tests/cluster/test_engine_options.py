@@ -157,17 +157,26 @@ def test_a_pool_is_named_with_its_option() -> None:
         pytest.param({"structured_outputs_config": {"backend": "xgrammar"}}, id="structured"),
         pytest.param({"reasoning_parser": "qwen3"}, id="reasoning-parser"),
         pytest.param({"speculative_config": None}, id="no-draft"),
-        pytest.param({"speculative_config": DRAFT}, id="draft"),
-        pytest.param(
-            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}, id="ngram"
-        ),
-        pytest.param(
-            {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}, id="mtp"
-        ),
     ],
 )
 def test_an_option_that_vllm_would_take(options: dict[str, Any]) -> None:
     assert refusal({"engine": options}) is None
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        pytest.param(DRAFT, id="eagle"),
+        pytest.param({"method": "ngram", "num_speculative_tokens": 3}, id="ngram"),
+        pytest.param({"method": "mtp", "num_speculative_tokens": 1}, id="mtp"),
+    ],
+)
+def test_drafts_are_for_gpus(draft: dict[str, Any]) -> None:
+    on_gpus = {"prefill": {"gpus": 1}, "decode": {"gpus": 1}}
+    assert refusal({"engine": {"speculative_config": draft}, **on_gpus}) is None
+    line = refusal({"engine": {"speculative_config": draft}})
+    assert line is not None
+    assert line.startswith("prefill.engine.speculative_config: is for pools on GPUs")
 
 
 def test_a_parser_of_a_plugin_is_known(tmp_path: Path) -> None:
