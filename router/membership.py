@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from engine.channel import connect
@@ -39,6 +40,17 @@ FOR_GOOD = {Fault.ENGINE_STALLED, Fault.ENGINE_ENDED, Fault.NODE_GONE}
 """After these a replica does not come back: another is started in its place, under another id."""
 UNEXPLAINED = {Fault.CONNECTION_LOST, Fault.REPLICA_SILENT}
 """Its node may be gone."""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A node that may be gone."""
+
+    until_s: float
+    """How long Ray is asked."""
+    lost: dict[str, str]
+    """The pools of the replicas that were lost there and have not come back, by id. Serve may have
+    given them up before Ray gives up their node."""
 
 
 class Membership:
@@ -70,8 +82,8 @@ class Membership:
         """Replicas that do not come back, for as long as Serve lists them."""
         self._told: dict[str, str] = {}
         """What was last logged of a replica that cannot join yet."""
-        self._suspects: dict[str, float] = {}
-        """Nodes that Ray is asked about, and until when."""
+        self._suspects: dict[str, _Suspect] = {}
+        """Nodes that Ray is asked about."""
         self._asking: asyncio.Task[None] | None = None
         self._watching = asyncio.create_task(self._watch())
 
@@ -147,6 +159,8 @@ class Membership:
                 )
                 await self._warm_ups.join(replica)
                 self._told.pop(replica.replica_id, None)
+                for suspect in self._suspects.values():
+                    suspect.lost.pop(replica.replica_id, None)
                 return
             except Exception as error:
                 # Whatever keeps this one away, the others must still be reached: try again.
@@ -167,7 +181,7 @@ class Membership:
         self._engine_ends.observe(replica)
         fault, now_s = replica.fault, time.monotonic()
         if fault in UNEXPLAINED and replica.node_id is not None:
-            self._suspect(replica.node_id, now_s)
+            self._suspect(replica.node_id, replica, now_s)
         listed = self._listed[replica.pool.name].get(replica.replica_id)
         if listed is None or fault in FOR_GOOD:
             if listed is not None:
@@ -197,8 +211,11 @@ class Membership:
 
     # Nodes.
 
-    def _suspect(self, node_id: str, now_s: float) -> None:
-        self._suspects[node_id] = now_s + SUSPECT_S
+    def _suspect(self, node_id: str, replica: Replica, now_s: float) -> None:
+        suspect = self._suspects.setdefault(node_id, _Suspect(until_s=0.0, lost={}))
+        suspect.until_s = now_s + SUSPECT_S
+        if replica.has_joined:
+            suspect.lost[replica.replica_id] = replica.pool.name
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
 
@@ -214,22 +231,27 @@ class Membership:
             for node_id in dead:
                 self._node_gone(node_id)
             now_s = time.monotonic()
-            self._suspects = {key: until for key, until in self._suspects.items() if until > now_s}
+            self._suspects = {
+                node_id: suspect
+                for node_id, suspect in self._suspects.items()
+                if suspect.until_s > now_s
+            }
             await asyncio.sleep(ASK_S)
 
     def _node_gone(self, node_id: str) -> None:
         """Ends what is on a dead node at once, instead of waiting for the silence of each."""
-        self._suspects.pop(node_id, None)
+        suspect = self._suspects.pop(node_id, None)
         reason = f"its node {node_id} is dead"
         on_node = [replica for replica in self._replicas() if replica.node_id == node_id]
         for replica in on_node:
             replica.is_node_dead = True
             assert replica.end is not None
             replica.end.close(reason)
-        connected = {replica.replica_id for replica in on_node}
+        lost = dict(suspect.lost) if suspect is not None else {}
         for replica_id, (pool, listed) in self._wanted().items():
             if listed.node_id == node_id:
                 self._given_up.add(replica_id)
-                if replica_id not in connected:
-                    self._engine_ends.add_fault(pool.name, replica_id, Fault.NODE_GONE, reason)
+                lost[replica_id] = pool.name
+        for replica_id in lost.keys() - {replica.replica_id for replica in on_node}:
+            self._engine_ends.add_fault(lost[replica_id], replica_id, Fault.NODE_GONE, reason)
         self._reconcile()

@@ -449,6 +449,35 @@ async def test_a_dead_node_takes_all_that_was_on_it_at_once(cluster: Cluster) ->
     assert threading.current_thread() not in cluster.asked_in, "asking may block"
 
 
+async def test_a_node_is_gone_though_serve_has_given_up_its_replica_before(
+    cluster: Cluster,
+) -> None:
+    await cluster.start(FakeReplica("d0", "n0"), FakeReplica("d1", "n1"))
+    cluster.replicas["d1"].close()
+    await until(lambda: cluster.joined() == {"d0"})
+    cluster.list_("d0")
+    num_asked = len(cluster.asked_in)
+    await until(lambda: len(cluster.asked_in) > num_asked + 1)
+    cluster.dead.add("n1")
+    await until(lambda: cluster.faults() == {"connection_lost": 1, "node_gone": 1})
+    assert cluster.ends.last_fault is not None
+    assert cluster.ends.last_fault.replica_id == "d1"
+
+
+async def test_who_has_come_back_is_not_lost_with_its_node(cluster: Cluster) -> None:
+    """It leaves in an orderly way before its node dies."""
+    d = FakeReplica("d0", "n1")
+    await cluster.start(d, FakeReplica("d1", "n1"))
+    d.cut()
+    await until(lambda: d.num_connections == 2 and cluster.joined() == {"d0", "d1"})
+    cluster.list_("d1")
+    d.close()
+    await until(lambda: cluster.joined() == {"d1"})
+    cluster.dead.add("n1")
+    await until(lambda: cluster.joined() == set())
+    assert cluster.faults() == {"connection_lost": 1, "node_gone": 1}
+
+
 async def test_ray_may_fail_to_say_which_nodes_are_dead(cluster: Cluster) -> None:
     await cluster.start(FakeReplica("d0", "n1"))
     cluster.dead.add("n1")
