@@ -182,8 +182,17 @@ class Injector:
         if not pids:
             return None
         self._hit.add(victim.pid)
-        tasks.create_task(_lift_pressure(self._node.memory.press(pids)))
+        tasks.create_task(self._lift_pressure(self._node.memory.press(pids), victim.pid))
         return f"{pool}, replica {victim.pid} of {len(pids)} processes"
+
+    async def _lift_pressure(self, pressure: MemoryPressure, victim_pid: int) -> None:
+        try:
+            while not pressure.is_over:  # noqa: ASYNC110  the kernel sets no event
+                await asyncio.sleep(_PRESSURE_POLL_S)
+        finally:
+            pressure.lift()
+            # The kernel may have ended the ballast, and the replica lives on.
+            self._hit.discard(victim_pid)
 
     def _kill_router(self, tasks: asyncio.TaskGroup, rng: random.Random) -> str | None:
         victim = rng.choice(self._routers.live)
@@ -212,14 +221,6 @@ class Injector:
 async def _lift(link: Link) -> None:
     await asyncio.sleep(BLACK_HOLE_S)
     link.close()
-
-
-async def _lift_pressure(pressure: MemoryPressure) -> None:
-    try:
-        while not pressure.is_over:  # noqa: ASYNC110  the kernel sets no event
-            await asyncio.sleep(_PRESSURE_POLL_S)
-    finally:
-        pressure.lift()
 
 
 async def _later(after_s: float, undo: Callable[[], None]) -> None:
