@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -54,11 +54,15 @@ def with_parent(
     config: Path, started: contextlib.ExitStack, *arguments: str
 ) -> tuple[psutil.Process, psutil.Process]:
     """HAProxy and the process that has started it."""
+    return start_telling([sys.executable, "-c", PARENT, *COMMAND, str(config), *arguments], started)
+
+
+def start_telling(
+    command: Sequence[str], started: contextlib.ExitStack, *, executable: str | None = None
+) -> tuple[psutil.Process, psutil.Process]:
+    """The process whose id a command tells in its first line, and the command's own."""
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, *COMMAND, str(config), *arguments],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
+        command, executable=executable, env=environment(), stdout=subprocess.PIPE, text=True
     )
     started.enter_context(parent)
     started.callback(parent.kill)
@@ -211,18 +215,8 @@ def test_it_says_who_holds_its_port(
 
 def under_the_name_of_ray(config: Path, started: contextlib.ExitStack) -> psutil.Process:
     """An HAProxy whose parent is called as Serve's keeper of it is."""
-    parent = subprocess.Popen(
-        ["ray::HAProxyManager", "-c", f'"$@" {config} & echo $!; wait', "sh", *COMMAND],
-        executable="/bin/sh",
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    started.enter_context(parent)
-    started.callback(parent.kill)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    started.callback(kill, child)
+    command = ["ray::HAProxyManager", "-c", f'"$@" {config} & echo $!; wait', "sh", *COMMAND]
+    child, _ = start_telling(command, started, executable="/bin/sh")
     return child
 
 

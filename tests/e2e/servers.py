@@ -47,12 +47,17 @@ class Server:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Its processes, direct or not, whose command line contains `name`."""
-        found = []
-        for process in self.process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return descendants(self.process, name)
+
+
+def descendants(leader: psutil.Process, name: str) -> list[psutil.Process]:
+    """All that a process has started, directly or not, whose command line contains `name`."""
+    found = []
+    for process in leader.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 class Servers(contextlib.ExitStack):

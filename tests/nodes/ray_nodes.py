@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 from node_network import Namespace
+from servers import descendants
 
 from cluster.haproxy import command_path
 from cluster.ports import LOCALHOST
@@ -68,12 +69,7 @@ class RayNode:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Those whose command line contains `name`."""
-        found = []
-        for process in self.process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return descendants(self.process, name)
 
     def inside(self, *command: str) -> list[str]:
         """What runs a command on this node."""
