@@ -78,7 +78,7 @@ def build(args: Mapping[str, Any]) -> Application:
         frontend=FrontendSettings(
             model=config.model,
             served_name=config.public_name,
-            options=config.pool_engine("decode"),
+            options=_front_end_options(config),
             frontend=config.router.frontend,
             limits=RequestLimits(
                 max_body_bytes=int(config.router.max_body_mib * 2**20),
@@ -173,6 +173,13 @@ def _size(config: ClusterConfig, name: Pool | Literal["router"]) -> dict[str, An
             ),
         )
     return {"autoscaling_config": scaling}
+
+
+def _front_end_options(config: ClusterConfig) -> dict[str, Any]:
+    """Decode's, which answers; what cannot be asked beside drafts is refused where either has."""
+    options = config.pool_engine("decode")
+    drafts = config.pool_engine("prefill").get("speculative_config")
+    return options if drafts is None else {"speculative_config": drafts, **options}
 
 
 def _places(section: PoolConfig | RouterConfig) -> dict[str, Any]:

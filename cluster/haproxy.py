@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,10 @@ def changed(config: str) -> str:
 def _ray() -> psutil.Process:
     """The process of this node's Ray; outside of Ray, the parent."""
     above = psutil.Process().parents()
-    return next((each for each in above if each.name() == "raylet"), above[0])
+    raylet = next((each for each in above if each.name() == "raylet"), None)
+    if raylet is None and (not above or above[0].pid == 1):
+        sys.exit("pdserve-haproxy: who has started it has ended")
+    return raylet or above[0]
 
 
 def left_by_another(config: Path) -> list[psutil.Process]:
@@ -199,8 +203,14 @@ def take_over(config: str, before: Sequence[psutil.Process]) -> list[str]:
     """Arguments by which HAProxy takes the others' ports, and has them finish their answers."""
     if not before:
         return []
-    sockets = _SOCKET.findall(config)[:1]
+    sockets = [each for each in _SOCKET.findall(config)[:1] if _is_served(each)]
     return ["-sf", *(str(each.pid) for each in before), *(["-x", *sockets] if sockets else [])]
+
+
+def _is_served(path: str) -> bool:
+    """Whether somebody answers at a Unix socket: where nobody does, `-x` ends the new HAProxy."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def port_problem(config: str, *, ours: Collection[psutil.Process] = ()) -> str | None:

@@ -178,7 +178,7 @@ class EngineServer:
             await self.host.check(self.settings.stall_timeout_s)
         except Exception as error:
             if isinstance(error, EngineStalled):
-                # Whatever made it hang: its requests are not taken for having killed it.
+                # So that routers name it right: once is nobody's fault (`router.faults`).
                 self.replica.say_leaving("stalled")
             self.replica.close(f"unhealthy: {error}")
             raise

@@ -78,7 +78,7 @@ class PairReads(Generic[Read]):
     @property
     def has_room(self) -> bool:
         """Whether one more read may begin, of whatever size."""
-        return sum(self._num_bytes.values()) < self._limits.bytes_at_once
+        return self._bytes_under_way < self._limits.bytes_at_once
 
     @property
     def answer_timeout_s(self) -> float:
@@ -87,7 +87,17 @@ class PairReads(Generic[Read]):
         if self._moved_bytes:
             measured = self._moved_in_s / self._moved_bytes
             seconds_per_byte = min(seconds_per_byte, _MARGIN * measured)
-        return self._limits.timeout_s + sum(self._num_bytes.values()) * seconds_per_byte
+        return self._limits.timeout_s + self._bytes_under_way * seconds_per_byte
+
+    @property
+    def _lost_after_s(self) -> float:
+        """In which something has arrived even where the network is not what it was."""
+        slowest_s = self._bytes_under_way / _SLOWEST_BYTES_PER_S
+        return _LOST_AFTER * (self._limits.timeout_s + slowest_s)
+
+    @property
+    def _bytes_under_way(self) -> int:
+        return sum(self._num_bytes.values())
 
     def began(self, request_id: str, num_bytes: int, now_s: float) -> None:
         """A read was posted, or a further part of it."""
@@ -121,7 +131,7 @@ class PairReads(Generic[Read]):
     def judge(self, now_s: float) -> Silence:
         if self.is_idle:
             return Silence.NONE
-        if now_s - self._moved_s > _LOST_AFTER * self.answer_timeout_s:
+        if now_s - self._moved_s > self._lost_after_s:
             return Silence.GONE
         if self._asked_s is not None:
             silent_s = now_s - max(self._asked_s, self._moved_s)

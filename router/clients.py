@@ -34,8 +34,11 @@ class KnowsClient:
 
 def client_of(scope: Scope, *, has_keys: bool) -> str:
     """A name for whoever has sent a request; equal for all requests that may be one client's."""
-    headers = dict(scope["headers"])  # the last of a name
+    headers = scope["headers"]
     host, *_ = scope.get("client") or ("",)
-    address = headers.get(_ADDRESS, host.encode())
-    key = headers.get(b"authorization", b"") if has_keys else b""
-    return f"{address!r} {key!r}"
+    address = dict(headers).get(_ADDRESS, host.encode())  # the last of its name: HAProxy's
+    if not has_keys:
+        return f"{address!r}"
+    # As `NeedsKey` reads it: of the first, what comes behind the scheme.
+    authorization = next((value for name, value in headers if name == b"authorization"), b"")
+    return f"{address!r} {authorization.partition(b' ')[2]!r}"

@@ -63,7 +63,10 @@ class _Failed:
 
 @dataclass(slots=True)
 class _Check:
+    """One client's, of one constraint. Its answer may come from another client's."""
+
     task: "asyncio.Task[Passed | _Failed]"
+    answer: "asyncio.Future[Passed | _Failed]"
     num_waiting: int = 0
 
 
@@ -101,19 +104,41 @@ class GrammarCheck:
             self._keep(_key(payload), msgspec.structs.replace(verdict, grammar=None))
 
     async def _shared(self, key: bytes, work: Work, payload: str) -> Passed | _Failed:
-        """One check for all of a client's that are the same, for as long as one of them waits."""
+        """One check for all of a client's that are the same, for as long as one of them waits; the
+        first that has ended answers for all clients."""
         own = (CLIENT.get(), key)
         if (check := self._checking.get(own)) is None:
-            check = _Check(asyncio.create_task(self._check(work, payload)))
-            self._checking[own] = check
+            check = self._begin(own, work, payload)
         check.num_waiting += 1
         try:
-            return await asyncio.shield(check.task)
+            return await asyncio.shield(check.answer)
         finally:
             check.num_waiting -= 1
             if not check.num_waiting:
                 check.task.cancel()
-                self._checking.pop(own, None)
+                check.answer.cancel()
+                if self._checking.get(own) is check:
+                    del self._checking[own]
+
+    def _begin(self, own: tuple[str, bytes], work: Work, payload: str) -> _Check:
+        answer = asyncio.get_running_loop().create_future()
+        check = _Check(asyncio.create_task(self._check(work, payload)), answer)
+        self._checking[own] = check
+
+        def ended(task: "asyncio.Task[Passed | _Failed]") -> None:
+            if task.cancelled():
+                return
+            if (error := task.exception()) is not None:
+                # Of this client's turn, say: others' checks go on.
+                if not answer.done():
+                    answer.set_exception(error)
+                return
+            for (_, key), each in self._checking.items():
+                if key == own[1] and not each.answer.done():
+                    each.answer.set_result(task.result())
+
+        check.task.add_done_callback(ended)
+        return check
 
     async def _check(self, work: Work, payload: str) -> Passed | _Failed:
         verdict: Passed | _Failed

@@ -16,6 +16,8 @@ MAX_HEADERS = 512
 MAX_HEADER_BYTES = 96 * 1024
 """Of all names and values; HAProxy takes somewhat more: see cluster.haproxy."""
 RETRY_AFTER_S = 1
+SMALL_BODY_BYTES = 64 * 1024
+"""So much of each is always taken: large ones of a few clients keep no chat out."""
 MAX_DRAINED = 16
 """How many times the limit of a body is read and dropped before the connection is closed."""
 
@@ -93,13 +95,12 @@ class BodyLimit:
             async with asyncio.timeout(self._limits.receive_timeout_s):
                 return await self._read(receive, num_declared, received)
         except TimeoutError:
-            return self._too_slow()
+            return received.refusal or self._too_slow()
 
     async def _read(
         self, receive: Receive, num_declared: int, received: "_Received"
     ) -> Refusal | None:
         """Reads to the end of the body, which it keeps where it is not refused."""
-        refusal = None
         num_bytes, more = 0, True
         # Most clients read an answer only once they have sent their body: let them.
         while more and num_bytes <= MAX_DRAINED * self._limits.max_body_bytes:
@@ -109,20 +110,23 @@ class BodyLimit:
             chunk = message.get("body", b"")
             num_bytes += len(chunk)
             more = message.get("more_body", False)
-            refusal = refusal or self._is_too_much(max(num_bytes, num_declared), chunk)
-            if refusal is None:
+            received.refusal = received.refusal or self._is_too_much(
+                max(num_bytes, num_declared), chunk
+            )
+            if received.refusal is None:
                 received.body += chunk
                 self._hold(received, num_bytes)
             else:
                 received.body.clear()
                 self._hold(received, 0)
-        return refusal
+        return received.refusal
 
     def _is_too_much(self, num_bytes: int, chunk: bytes) -> Refusal | None:
         """Why a body of so many bytes is refused when this part of it comes."""
         if num_bytes > self._limits.max_body_bytes:
             return self._too_large()
-        if self._num_held + len(chunk) > self._limits.max_bodies_bytes:
+        is_small = num_bytes <= SMALL_BODY_BYTES
+        if not is_small and self._num_held + len(chunk) > self._limits.max_bodies_bytes:
             return self._too_many()
         return None
 
@@ -167,6 +171,8 @@ class _Received:
     body: bytearray = field(default_factory=bytearray)
     num_held: int = 0
     """What it has in the count of all, also when it has been handed on."""
+    refusal: Refusal | None = None
+    """Why the rest is read and dropped."""
 
 
 class _Gone(Exception):

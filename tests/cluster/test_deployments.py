@@ -27,3 +27,12 @@ def test_vllm_takes_no_gpu_in_a_router() -> None:
         for name, options in told.items()
     }
     assert devices == {"router": "cpu", "prefill": None, "decode": None}
+
+
+def test_routers_know_of_drafts_in_either_pool() -> None:
+    drafts = {"method": "ngram", "num_speculative_tokens": 3}
+    for name in ("prefill", "decode"):
+        pools = {each: {"gpus": 1} for each in ("prefill", "decode")}
+        pools[name] = {"gpus": 1, "engine": {"speculative_config": drafts}}  # type: ignore[dict-item]
+        settings = build(pools)._bound_deployment.init_args[0]
+        assert settings.frontend.options["speculative_config"] == drafts

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from haproxy_config import haproxy_api, haproxy_of_serve
 
-from cluster.haproxy import port_problem
+from cluster.haproxy import port_problem, take_over
 from cluster.ports import LOCALHOST, is_free, listeners, pick_free
 
 COMMAND = [sys.executable, "-c", "from cluster.haproxy import main; main()", "-db", "-f"]
@@ -246,3 +246,14 @@ async def test_serve_knows_its_processes_by_their_file(
     await listening(proxy, ports[0])
     assert haproxy_api(tmp_path, ports)._is_our_haproxy(proxy.pid)
     assert config.read_text().count("option http-buffer-request") == 1
+
+
+def test_ports_are_asked_for_only_where_somebody_answers(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    config = f"global\n    stats socket {path} mode 666 level admin\n"
+    before = [psutil.Process()]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert take_over(config, before) == ["-sf", str(os.getpid()), "-x", str(path)]
+    assert take_over(config, before) == ["-sf", str(os.getpid())]

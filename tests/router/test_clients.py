@@ -25,7 +25,9 @@ KEY = (b"authorization", b"Bearer k")
             scope(VIA), scope((VIA[0], b"2.2.2.2"), VIA), False, True, id="its-own-word-first"
         ),
         pytest.param(scope(VIA, KEY), scope(VIA), False, True, id="invented-key"),
-        pytest.param(scope(VIA, KEY), scope(VIA, (KEY[0], b"x")), True, False, id="other-key"),
+        pytest.param(scope(VIA, KEY), scope(VIA, (KEY[0], b"Bearer x")), True, False, id="other"),
+        pytest.param(scope(VIA, KEY), scope(VIA, KEY, (KEY[0], b"x")), True, True, id="one-more"),
+        pytest.param(scope(VIA, KEY), scope(VIA, (KEY[0], b"bEARER k")), True, True, id="case"),
     ],
 )
 def test_who_is_one_client(one: Any, other: Any, has_keys: bool, are_one: bool) -> None:
@@ -41,4 +43,4 @@ async def test_the_app_does_not_see_the_header() -> None:
 
     nobody: Any = None
     await KnowsClient(app, has_keys=False)(scope(KEY, VIA), nobody, nobody)
-    assert seen == [([KEY], "b'1.1.1.1' b''")]
+    assert seen == [([KEY], "b'1.1.1.1'")]

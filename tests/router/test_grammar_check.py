@@ -204,6 +204,33 @@ async def test_many_who_ask_the_same_ask_once_also_if_the_first_goes(counting: C
     assert not check._checking
 
 
+class Slowly:
+    """A sandbox with a turn for each client; "a"'s comes first."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def run(self, work: Work, payload: bytes) -> bytes:
+        if CLIENT.get() == "a":
+            await self.may_end.wait()
+            return b'{"backend": "xgrammar", "was_auto": true}'
+        await asyncio.Event().wait()
+        raise AssertionError("its turn never comes")
+
+
+async def test_the_first_answer_is_everybodys() -> None:
+    slowly = Slowly()
+    check = GrammarCheck(slowly)
+    asking = []
+    for client in "abcd":
+        CLIENT.set(client)
+        asking.append(asyncio.create_task(check.apply(constraint(json=OBJECT))))
+    await asyncio.sleep(0)
+    slowly.may_end.set()
+    await asyncio.wait_for(asyncio.gather(*asking), 10)
+    assert not check._checking
+
+
 async def test_nobody_waits_in_anothers_line(counting: Counting) -> None:
     check = GrammarCheck(counting)
     counting.may_go.clear()
