@@ -160,6 +160,9 @@ def main() -> None:
             if problem := port_problem(config, ours=before):
                 sys.exit(f"pdserve-haproxy: {problem}")
             arguments += take_over(config, before)
+    if os.getpgrp() != os.getpid():
+        # Ray ends the process group of an actor that has died: the next one is to take over.
+        os.setpgid(0, 0)
     binary = get_haproxy_binary()
     os.execv(binary, [binary, "-dS", *arguments])
 

@@ -19,8 +19,10 @@ from cluster.haproxy import port_problem, take_over
 from cluster.ports import LOCALHOST, is_free, listeners, pick_free
 
 COMMAND = [sys.executable, "-c", "from cluster.haproxy import main; main()", "-db", "-f"]
+# As Ray's workers, it has a process group of its own.
 PARENT = """\
-import subprocess, sys
+import os, subprocess, sys
+os.setpgid(0, 0)
 child = subprocess.Popen(sys.argv[1:])
 print(child.pid, flush=True)
 child.wait()
@@ -110,6 +112,9 @@ async def test_it_outlives_its_keeper_and_the_next_one_takes_over(
     assert keeper.parent() == raylet
     keeper.kill()
     await ended(keeper)
+    with contextlib.suppress(ProcessLookupError):  # nobody is left in it
+        os.killpg(keeper.pid, signal.SIGTERM)  # as Ray does with the group of a worker that died
+    assert os.getpgid(first.pid) == first.pid
     second = await next_proxy(raylet, config)
     await listening(second, ports[0])
     await ended(first)
