@@ -25,7 +25,9 @@ def official(cluster: Server) -> openai.AsyncOpenAI:
 
 async def test_official_client_completes(official: openai.AsyncOpenAI) -> None:
     async with official:
-        answer = await official.completions.create(model=MODEL, prompt=PROMPT, max_tokens=5)
+        answer = await official.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=5, extra_body={"ignore_eos": True}
+        )
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 5
     assert answer.choices[0].finish_reason == "length"
@@ -38,6 +40,7 @@ async def test_official_client_streams_chat(official: openai.AsyncOpenAI) -> Non
             messages=[{"role": "user", "content": "What is this?"}],
             max_tokens=8,
             stream=True,
+            extra_body={"ignore_eos": True},
         )
         choices = [choice async for chunk in stream for choice in chunk.choices]
     assert "".join(choice.delta.content or "" for choice in choices)
@@ -52,7 +55,9 @@ async def test_official_client_raises_bad_request(official: openai.AsyncOpenAI) 
 
 async def test_metrics(client: httpx.AsyncClient, official: openai.AsyncOpenAI) -> None:
     async with official:
-        await official.completions.create(model=MODEL, prompt=PROMPT, max_tokens=5)
+        await official.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=5, extra_body={"ignore_eos": True}
+        )
     samples = await scrape(client, str(official.base_url).removesuffix("/v1/"))
     counts = {sample.name: sample.value for sample in samples if not sample.labels}
     for name in ("ttft", "itl", "handover"):
