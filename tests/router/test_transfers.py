@@ -52,6 +52,20 @@ def test_a_read_that_stalled_counts_for_little() -> None:
     assert cost.seconds(10 * MB) == pytest.approx(SLOW.seconds(10 * MB), rel=0.35)
 
 
+@pytest.mark.parametrize("change", [0.1, 10.0])
+@pytest.mark.parametrize("spread", [0, 1.5])
+def test_a_way_that_gets_slow_or_fast_is_noticed_soon(change: float, spread: float) -> None:
+    rng = random.Random(0)
+    fit = TransferFit()
+    now = SLOW.times(change)
+    for number in range(140):
+        true = SLOW if number < 100 else now
+        size = 10 ** (7 + rng.uniform(-spread, spread))
+        cost = fit.observe(reads(true, size, noise=rng.uniform(0.8, 1.25)), TransferCost())
+    for num_bytes in (10 ** (7 - spread), 10 ** (7 + spread)):
+        assert cost.seconds(num_bytes) == pytest.approx(now.seconds(num_bytes), rel=0.35)
+
+
 def test_no_cost_is_ever_negative() -> None:
     rng = random.Random(1)
     for _ in range(200):
