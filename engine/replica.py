@@ -19,6 +19,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from engine.channel import STALL_TIMEOUT_S, RouterEnd, listen
 from engine.exit_cause import EngineExit
 from engine.host import EngineHost
+from engine.outstanding import OutstandingWork
 from engine.steps import StepSample, step_sample
 from engine.wire import (
     AddRequest,
@@ -65,9 +66,9 @@ class _Running:
 
 @dataclass(slots=True)
 class _Load:
-    """The replica's own view of its load; `work_s` by router, to tell each of the others' work."""
+    """The replica's own view of its load."""
 
-    work_s: dict[RouterEnd, float] = field(default_factory=lambda: defaultdict(float))
+    outstanding: OutstandingWork[RouterEnd] = field(default_factory=OutstandingWork)
     num_running: int = 0
     num_waiting: int = 0
     kv_usage_fraction: float = 0.0
@@ -80,7 +81,7 @@ class _Load:
         self, router: RouterEnd, oldest_work_s: float, *, has_suspect: bool
     ) -> LoadReport:
         return LoadReport(
-            others_work_s=max(0.0, sum(self.work_s.values()) - self.work_s.get(router, 0.0)),
+            others_work_s=self.outstanding.others_s(router),
             progress_s=min(time.monotonic() - self.since_s, oldest_work_s),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
@@ -214,7 +215,7 @@ class EngineReplica:
         if not self._running:
             self._load.since_s = time.monotonic()
         self._running[request.request_id] = _Running(router, add.work_s)
-        self._load.work_s[router] += add.work_s
+        self._load.outstanding.add(router, add.work_s)
         self._load_changed = True
         if add.is_suspect:
             self._suspect_id = request.request_id
@@ -264,7 +265,7 @@ class EngineReplica:
         return Holdings(
             request_ids=[key for key, each in self._running.items() if each.router is router],
             num_requests=len(self._running),
-            work_s=sum(self._load.work_s.values()),
+            work_s=self._load.outstanding.total_s,
             num_in_engine=self._load.num_running + self._load.num_waiting,
             num_kept=self._hooks.num_kept(),
             kv_usage_fraction=self._load.kv_usage_fraction,
@@ -276,7 +277,7 @@ class EngineReplica:
         logger.info("router %s left, %d requests aborted", router.router_id, len(mine))
         self.abort(router, mine)
         self._hooks.router_gone(router)
-        self._load.work_s.pop(router, None)
+        self._load.outstanding.forget(router)
 
     def _send(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -290,7 +291,7 @@ class EngineReplica:
             return False
         if request_id == self._suspect_id:
             self._suspect_id = None
-        self._load.work_s[running.router] -= running.work_s
+        self._load.outstanding.settle(running.router, running.work_s)
         if was_done or request_id == oldest:
             # One that leaves from behind says nothing of how far the oldest is.
             self._load.since_s = time.monotonic()

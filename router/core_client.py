@@ -29,10 +29,10 @@ from router.admission import bad_request, rejected, too_many, unavailable
 from router.answers import NOTE, Refusal, note_failure, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
-from router.errors import CannotBeSent, NoReplica
+from router.errors import CannotBeSent
 from router.faults import FAILURES, HANGS, Fault
 from router.handoff import Route, plan_handoff
-from router.lanes import latest_start_ms
+from router.lanes import due_s, latest_start_ms
 from router.metrics import COMPLETE, RouterMetrics
 from router.pairs import Pairs
 from router.phases import RequestPhase
@@ -47,7 +47,7 @@ from router.request import (
     decode_request,
     prefill_request,
 )
-from router.second_look import MOST_LOOKS, looks_again, moves_on
+from router.second_look import MOST_LOOKS, looks_again
 from router.settings import Targets
 from router.traffic import TrafficMeter
 from router.transfers import Transfers
@@ -101,7 +101,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             pairs=self.pairs,
             num_routers=num_routers,
             expected_output_tokens=metrics.expected_output_tokens,
-            handover_s=lambda: metrics.handover_s,
+            handover_s=lambda _: metrics.handover_s,
         )
         self.limits = limits
         self._metrics = metrics
@@ -297,7 +297,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             ttft_s=self._targets.admission.ttft_s,
             client_priority=request.priority,
         )
-        due_in_s = request.priority / 1000 + reader.request_s - time.time()
+        due_in_s = due_s(request.priority, prefill_s=reader.request_s) - time.time()
         replica = self.prefill[reader.replica_id]
         asks_load = self._looks_again and state.num_looks < MOST_LOOKS
         replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
@@ -427,7 +427,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _look_again(self, state: RequestState, replica: Replica) -> list[EngineCoreOutput]:
         state.num_looks += 1
-        better = self._better(state, replica)
+        better = self._placer.better(state, state.plan, here_s=replica.work_s)
         if better is None:
             self.prefill.prefixes.add(replica.replica_id, state.chain)
             return []
@@ -435,19 +435,6 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self._withdraw(state)
         state.prefill = None
         return self._send(state, better)
-
-    def _better(self, state: RequestState, replica: Replica) -> Placement | None:
-        """A way that is worth leaving a prefill replica for, which has not begun yet."""
-        try:
-            placement = self._placer.place(state, state.plan)
-        except NoReplica:
-            return None
-        is_better = moves_on(
-            here_s=replica.work_s,
-            there_s=placement.ttft_s,
-            request_s=placement.reader.request_s,
-        )
-        return placement if is_better else None
 
     def _opened(self, replica: Replica) -> None:
         if replica.pool is not self.decode:

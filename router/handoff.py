@@ -6,8 +6,11 @@ that has output tokens already (`engine.resume`), so whatever an answer's state 
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vllm import SamplingParams
+if TYPE_CHECKING:
+    # The simulator routes with this, and needs no vLLM.
+    from vllm import SamplingParams
 
 
 class Route(enum.Enum):
@@ -26,7 +29,7 @@ class HandoffPlan:
 
 
 def plan_handoff(
-    params: SamplingParams,
+    params: "SamplingParams",
     *,
     num_output_tokens: int = 0,
     has_prefill: bool = True,
@@ -60,5 +63,5 @@ def plan_handoff(
     return HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
 
 
-def _wants_prompt_logprobs(params: SamplingParams) -> bool:
+def _wants_prompt_logprobs(params: "SamplingParams") -> bool:
     return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None

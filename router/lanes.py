@@ -26,3 +26,9 @@ def latest_start_ms(
     """
     deadline_s = arrival_s + max(ttft_s, STRETCH * prefill_s)
     return round(1000 * (deadline_s - prefill_s + CLIENT_STEP_S * client_priority))
+
+
+def due_s(latest_start_ms: int, *, prefill_s: float) -> float:
+    """When a prompt that starts at the latest has been read, on the same clock. From then on it
+    gives way to others (`router.ledger`)."""
+    return latest_start_ms / 1000 + prefill_s

@@ -15,6 +15,7 @@ from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 from router.cost_fit import PoolCost
 from router.handoff import Route
 from router.phases import RequestPhase
+from router.placement import EXPECTED_OUTPUT_TOKENS
 from router.policies import RoutePlan
 from router.pool import Pool
 from router.request import RequestState
@@ -83,7 +84,7 @@ class RouterMetrics:
         self._inflight = Gauge(
             "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
-        self._mean_output_tokens = 128.0
+        self._mean_output_tokens = float(EXPECTED_OUTPUT_TOKENS)
         self._mean_handover_s = 0.01
 
     def expected_output_tokens(self, max_tokens: int | None) -> int:

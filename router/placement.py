@@ -1,19 +1,39 @@
-"""Where a request goes next: what the pools predict, put before the plans that decide.
+"""Where a request goes next: what the pools predict, put before the plans that decide. Pure.
 
 Owns no state: the pools own what they know. Never sends anything.
 """
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from typing import Protocol
 
 from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
+from router.errors import NoReplica
 from router.handoff import HandoffPlan, Route
 from router.local_prefill import DecodeReader, plan_local_prefill
 from router.pairs import Pairs
+from router.planner import PlannedReplica, PoolPlanner
 from router.policies import RoutePlan
-from router.pool import Pool, Replica
-from router.request import RequestState
+from router.second_look import moves_on
 from router.settings import Targets
+
+EXPECTED_OUTPUT_TOKENS = 128
+"""Of an answer, before any was seen."""
+
+
+class PlacedRequest(Protocol):
+    """What placement needs of a request."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer so far."""
+
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+    def blocks(self, block_size: int) -> list[int]:
+        """Hashes of the blocks of its tokens: see router.prefixes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +51,33 @@ class Placement:
     """Where decode reads the prompt in pieces: how long a step may take that reads one."""
 
 
+class NewRequest(PlacedRequest, Protocol):
+    """What admission needs of a request."""
+
+    @property
+    def num_ahead(self) -> int:
+        """Requests without a first token when it came."""
+
+
 class Placer:
     """Plans ways over two pools."""
 
     def __init__(
         self,
-        prefill: Pool,
-        decode: Pool,
+        prefill: PoolPlanner,
+        decode: PoolPlanner,
         targets: Targets,
         *,
         pairs: Pairs,
         num_routers: int,
         expected_output_tokens: Callable[[int | None], int],
-        handover_s: Callable[[], float],
+        handover_s: Callable[[int], float],
     ) -> None:
+        """
+        Args:
+            expected_output_tokens: of an answer that has so many at most.
+            handover_s: from prefill to decode's first token, of a prompt of so many tokens.
+        """
         self._prefill = prefill
         self._decode = decode
         self._targets = targets
@@ -58,7 +91,7 @@ class Placer:
         """Whether a prefill replica may get work that a decode replica can go on with."""
         return self._prefill.ledger.has_open(self._stranded())
 
-    def place(self, state: RequestState, plan: HandoffPlan) -> Placement:
+    def place(self, state: PlacedRequest, plan: HandoffPlan) -> Placement:
         """A way that follows `plan`, or that has decode read the prompt where that is better.
 
         Raises:
@@ -80,7 +113,7 @@ class Placer:
             local = plan_local_prefill(
                 self._decode_reader(own_reader),
                 prefill_s=reader.finish_s,
-                handover_s=self._handover_s(),
+                handover_s=self._handover_s(num_tokens),
                 ttft_s=self._targets.admission.ttft_s,
                 itl_s=self._targets.admission.itl_s,
             )
@@ -96,7 +129,23 @@ class Placer:
             plan=plan, reader=reader, ttft_s=reader.finish_s, prefill_s=reader.request_s
         )
 
-    def place_apart(self, state: RequestState, occupied: Set[str]) -> Placement | None:
+    def better(self, state: PlacedRequest, plan: HandoffPlan, *, here_s: float) -> Placement | None:
+        """A way that is worth leaving a prefill replica for, which has not begun yet.
+
+        `here_s`: until it is read there, as the replica has just said.
+        """
+        try:
+            placement = self.place(state, plan)
+        except NoReplica:
+            return None
+        is_better = moves_on(
+            here_s=here_s,
+            there_s=placement.ttft_s,
+            request_s=placement.reader.request_s,
+        )
+        return placement if is_better else None
+
+    def place_apart(self, state: PlacedRequest, occupied: Set[str]) -> Placement | None:
         """A decode replica for a suspect, which does the whole request; None while there is none.
 
         Never one of `occupied`, nor one with another router's suspect. Of the others the one with
@@ -134,7 +183,9 @@ class Placer:
             prefill_s=reader.request_s,
         )
 
-    def decode_replica(self, state: RequestState, prefill: Replica, work_s: float) -> str | None:
+    def decode_replica(
+        self, state: PlacedRequest, prefill: PlannedReplica, work_s: float
+    ) -> str | None:
         """The decode replica that goes on with what a prefill replica has read.
 
         None where no open one can read there: then the prompt must be read anew.
@@ -142,20 +193,27 @@ class Placer:
         barred = self._pairs.barred(prefill.replica_id)
         if not self._decode.ledger.has_open(barred):
             return None
-        num_output = self._expected_output_tokens(state.params.max_tokens)
+        num_output = self._expected_output_tokens(state.max_tokens)
         plan = self._decode.plan_handover(
-            prefill,
+            prefill.replica_id,
             work_s,
-            num_tokens=state.num_tokens,
+            num_bytes=self._rank_bytes(prefill, state.num_tokens),
             num_steps=max(1, num_output - state.num_output_tokens),
             barred=barred,
         )
         return plan.replica_id
 
+    def _rank_bytes(self, prefill: PlannedReplica, num_tokens: int) -> float | None:
+        """Of so much KV, what each rank reads; None where that is not known."""
+        if prefill.kv_bytes_per_token is None or (reader := next(iter(self._decode), None)) is None:
+            return None
+        # All ranks of the side that has more of them read at once, each its part.
+        return num_tokens * prefill.kv_bytes_per_token / max(prefill.num_ranks, reader.num_ranks)
+
     def _stranded(self) -> Set[str]:
         return self._pairs.stranded(self._decode.ledger.open_ids)
 
-    def admission(self, state: RequestState, placement: Placement | None) -> AdmissionPlan:
+    def admission(self, state: NewRequest, placement: Placement | None) -> AdmissionPlan:
         """Whether a new request is taken, now that its way is known; None while there is none."""
         limits = self._targets.admission
         ttft_s = itl_s = 0.0
@@ -165,15 +223,15 @@ class Placer:
         expected = Expectation(ttft_s=ttft_s, itl_s=itl_s, num_queued=state.num_ahead)
         return plan_admission(expected, limits)
 
-    def decode_share_s(self, state: RequestState) -> float:
+    def decode_share_s(self, state: PlacedRequest) -> float:
         """What a request adds to each decode step that it is part of, on average."""
-        num_output = self._expected_output_tokens(state.params.max_tokens)
+        num_output = self._expected_output_tokens(state.max_tokens)
         cost = self._decode.cost.decode
         return cost.share_s(num_context_tokens=state.num_tokens + num_output / 2)
 
-    def local_share_s(self, state: RequestState, placement: Placement) -> float:
+    def local_share_s(self, state: PlacedRequest, placement: Placement) -> float:
         """The same where decode reads the prompt too: once, spread over the steps of its stay."""
-        num_output = self._expected_output_tokens(state.params.max_tokens)
+        num_output = self._expected_output_tokens(state.max_tokens)
         return self.decode_share_s(state) + placement.reader.request_s / num_output
 
     def _decode_reader(self, reader: RoutePlan) -> DecodeReader:
@@ -188,7 +246,7 @@ class Placer:
             is_cached=reader.num_cached_tokens > 0,
         )
 
-    def _outlook(self, state: RequestState) -> DecodeOutlook:
+    def _outlook(self, state: PlacedRequest) -> DecodeOutlook:
         ledger = self._decode.ledger
         return DecodeOutlook(
             cost=self._decode.cost.decode,
@@ -197,5 +255,5 @@ class Placer:
             # Those of other routers are taken to be as many as ours.
             num_arriving=self._prefill.ledger.num_outstanding * self._num_routers,
             share_s=self.decode_share_s(state),
-            num_output_tokens=self._expected_output_tokens(state.params.max_tokens),
+            num_output_tokens=self._expected_output_tokens(state.max_tokens),
         )

@@ -1,6 +1,6 @@
 """The live replicas of one pool as this router sees them: their connections, load, cache, cost.
 
-Owns the connections to the pool's replicas and the ledger of what was sent to them. What a request
+Owns the connections to the pool's replicas; where requests go is `router.planner`'s. What a request
 is, and what becomes of it when its replica goes, is the business of the core client.
 """
 
@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -31,14 +31,14 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer
-from router.cost_fit import CostFit, PoolCost, StepShape
-from router.errors import CannotBeSent, NoReplica
+from router.cost_fit import StepShape
+from router.errors import CannotBeSent
 from router.faults import Fault, fault_of
-from router.ledger import Ledger
-from router.policies import Policy, RoutePlan
-from router.prefixes import PrefixIndex, index_block_size
+from router.planner import PoolPlanner
+from router.policies import Policy
+from router.prefixes import index_block_size
 from router.transfer_fit import Reads
-from router.transfers import Handover, Transfers
+from router.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,16 @@ class Replica:
     @property
     def reading_s(self) -> float:
         return sum(self.reading.values())
+
+    @property
+    def kv_bytes_per_token(self) -> float | None:
+        """None where it is not known."""
+        return self.facts.kv_bytes_per_token if self.facts is not None else None
+
+    @property
+    def num_ranks(self) -> int:
+        """Of its engine: each has a part of the KV."""
+        return self.facts.kv.tp_size if self.facts is not None else 1
 
     def set_listed(self, is_listed: bool) -> None:
         """Serve lists it, or does no longer."""
@@ -272,7 +282,7 @@ class Replica:
         self.on_gone(self)
 
 
-class Pool:
+class Pool(PoolPlanner):
     """The connected replicas of one phase, and what this router knows of their work."""
 
     def __init__(
@@ -285,19 +295,18 @@ class Pool:
         transfers: Transfers | None = None,
     ) -> None:
         """`transfers`: shared with the other pool."""
-        self.name = name
+        super().__init__(
+            name,
+            policy,
+            random.Random(),
+            time.monotonic,
+            num_routers=num_routers,
+            transfers=transfers,
+        )
         self.events = events
-        self.transfers = transfers or Transfers()
-        self.ledger = Ledger(num_routers=num_routers, drains=name == "prefill")
-        self.prefixes = PrefixIndex()
-        self.block_size = 0
-        """Tokens of a block of `prefixes`; 0 before the first replica."""
         self.num_dropped_tokens = 0
         """At the end of each prompt that a replica hands over; all of one pool are alike."""
-        self._fit = CostFit()
-        self._policy = policy
         self._replicas: dict[str, Replica] = {}
-        self._rng = random.Random()
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
@@ -305,24 +314,13 @@ class Pool:
     def __contains__(self, replica: Replica) -> bool:
         return self._replicas.get(replica.replica_id) is replica
 
-    @property
-    def cost(self) -> PoolCost:
-        """The cost model, as fitted so far."""
-        return self._fit.cost
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a replica may get new work."""
-        return len(self.ledger) > 0
-
     def insert(self, replica: Replica) -> None:
         """A replica joins. Raises ChannelClosed where its connection has ended."""
         if replica.closed_because is not None:
             raise ChannelClosed(replica.closed_because)
         self._replicas[replica.replica_id] = replica
         replica.has_joined = True
-        self.ledger.insert(replica.replica_id, time.monotonic())
-        self.transfers.insert(replica.replica_id, replica.node_id)
+        self.joined(replica.replica_id, replica.node_id)
         if replica.facts is not None:
             self.num_dropped_tokens = replica.facts.num_dropped_tokens
             self.block_size = index_block_size(replica.facts.block_size)
@@ -338,9 +336,7 @@ class Pool:
     def remove(self, replica: Replica, reason: str) -> None:
         if self._replicas.get(replica.replica_id) is replica:
             del self._replicas[replica.replica_id]
-            self.ledger.remove(replica.replica_id)
-            self.prefixes.remove(replica.replica_id)
-            self.transfers.remove(replica.replica_id)
+            self.left(replica.replica_id)
             logger.warning("%s replica %s left: %s", self.name, replica.replica_id, reason)
             self.events.gone(replica, reason)
 
@@ -371,87 +367,9 @@ class Pool:
             )
             self._fit.observe(shape, step.seconds)
 
-    def plan(
-        self,
-        request_s: float,
-        cached: Mapping[str, tuple[int, float]] | None = None,
-        *,
-        barred: Set[str] = frozenset(),
-        handover: Handover | None = None,
-    ) -> RoutePlan:
-        """The replica for a request, by the configured policy; arguments as in `Ledger.snapshot`.
-
-        Raises:
-            NoReplica: none may get new work, or only some that are `barred`.
-        """
-        if not self.ledger.has_open(barred):
-            raise NoReplica(self.name)
-        snapshot = self.ledger.snapshot(
-            time.monotonic(),
-            request_s=request_s,
-            cached=cached,
-            barred=barred,
-            handover=handover,
-        )
-        return self._policy(snapshot, self._rng)
-
-    def plan_handover(
-        self,
-        prefill: Replica,
-        request_s: float,
-        *,
-        num_tokens: int,
-        num_steps: int,
-        barred: Set[str] = frozenset(),
-    ) -> RoutePlan:
-        """The replica for what another pool's replica has read. Raises NoReplica as `plan` does.
-
-        `num_steps`: of the answer, which spreads over them what its KV takes to come.
-        """
-        return self.plan(
-            request_s,
-            barred=barred,
-            handover=self._handover(prefill, num_tokens=num_tokens, num_steps=num_steps),
-        )
-
-    def _handover(self, prefill: Replica, *, num_tokens: int, num_steps: int) -> Handover | None:
-        source, reader = prefill.facts, next((each.facts for each in self), None)
-        if source is None or reader is None or source.kv_bytes_per_token is None:
-            return None
-        # All ranks of the side that has more of them read at once, each its part.
-        num_ranks = max(source.kv.tp_size, reader.kv.tp_size)
-        return self.transfers.handover(
-            prefill.replica_id,
-            num_bytes=num_tokens * source.kv_bytes_per_token / num_ranks,
-            num_steps=num_steps,
-            now_s=time.monotonic(),
-        )
-
     def __getitem__(self, replica_id: str) -> Replica:
         return self._replicas[replica_id]
 
     def get(self, replica_id: str) -> Replica | None:
         """The replica, if it is connected."""
         return self._replicas.get(replica_id)
-
-    def num_cached(self, chain: Sequence[int], num_tokens: int) -> dict[str, int]:
-        """Tokens of a prompt that replicas are thought to have, the last one never among them.
-
-        Without regard to `prefixes.trust`.
-        """
-        hits = self.prefixes.lookup(chain) if chain else {}
-        most = num_tokens - 1
-        return {key: min(most, blocks * self.block_size) for key, blocks in hits.items()}
-
-    def plan_prefill(
-        self, chain: Sequence[int], num_tokens: int, *, barred: Set[str] = frozenset()
-    ) -> RoutePlan:
-        """The replica for a prompt that is to be read. Raises NoReplica as `plan` does."""
-        cost, trust = self.cost.prefill, self.prefixes.trust
-        cached: dict[str, tuple[int, float]] = {}
-        for replica_id, num_cached in self.num_cached(chain, num_tokens).items():
-            num_uncached = num_tokens - int(trust * num_cached)
-            seconds = cost.seconds(num_uncached=num_uncached, num_tokens=num_tokens)
-            cached[replica_id] = (num_cached, seconds)
-        request_s = cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
-        return self.plan(request_s, cached, barred=barred)

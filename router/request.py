@@ -112,6 +112,11 @@ class RequestState:
         return self.request.sampling_params
 
     @property
+    def max_tokens(self) -> int | None:
+        limit: int | None = self.params.max_tokens
+        return limit
+
+    @property
     def replica(self) -> Replica | None:
         """The replica that works on it now."""
         if self.phase is RequestPhase.WAITING:
