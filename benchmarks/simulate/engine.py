@@ -41,11 +41,8 @@ class Engine:
         self.is_alive = True
         self.waiting: deque[SimRequest] = deque()
         """For KV, by latest start, then in order of arrival."""
-        self.gaps: list[tuple[int, float]] | None = None
-        """Inter-token latencies as (tokens, seconds), where somebody set a list and empties it."""
         self.on_busy_changed: Callable[[], None] | None = None
         """Told when it begins after it had nothing to do, and when it has nothing to do again."""
-        self.busy_s = 0.0
         self.kv_used = 0
         self._agenda = agenda
         self._listener = listener
@@ -57,7 +54,6 @@ class Engine:
         self._context = 0
         self._num_incoming = 0
         self._num_joined = 0
-        self._stalled_s = 0.0
         self._doing: DecodeRun | PromptIteration | None = None
         self._event = 0
         self._end_s = 0.0
@@ -89,7 +85,7 @@ class Engine:
     @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens that are not computed yet."""
-        in_queue = sum(max(each.num_tokens - each.num_cached, 0) for each in self.waiting)
+        in_queue = sum(each.num_tokens for each in self.waiting)
         return in_queue + sum(each.num_tokens - each.num_computed for each in self._prefilling)
 
     @property
@@ -100,7 +96,7 @@ class Engine:
         left_s = self._began_s - self._agenda.now_s if is_reading else 0.0
         for request in (*self.waiting, *self._prefilling):
             num_tokens = request.num_tokens
-            uncached = num_tokens - max(request.num_computed, request.num_cached)
+            uncached = num_tokens - request.num_computed
             left_s += cost.seconds(num_uncached=uncached, num_tokens=num_tokens)
         return left_s
 
@@ -145,7 +141,7 @@ class Engine:
             request.num_generated = request.arrival.output_tokens - (end_step - self._step)
             left.append(request)
         for each in left:
-            each.num_computed = each.num_cached = 0
+            each.num_computed = 0
         self.waiting.clear()
         self._prefilling.clear()
         self._joining.clear()
@@ -180,7 +176,7 @@ class Engine:
             return
         doing, self._doing = self._doing, None
         if isinstance(doing, DecodeRun):
-            self._end_run(doing)
+            self._advance(doing.num_steps)
         elif doing is not None:
             self._end_iteration(doing)
         if self._doing is None and self.is_alive:
@@ -233,7 +229,6 @@ class Engine:
             if request.num_computed:
                 self._pull(request)
             else:
-                request.num_computed = min(request.num_cached, request.num_tokens - 1)
                 _queue(self._prefilling, request)
                 self._put_back_late_prompts()
 
@@ -299,10 +294,6 @@ class Engine:
         else:
             length_s += prefill.base_s
         length_s *= self._slowdown
-        if steps_batch:
-            self._note_gap(batch, length_s)
-        elif self._running:
-            self._stalled_s += length_s
         self._doing = PromptIteration(chunks, steps_batch)
         self._last_step = LastStep(
             seconds=length_s,
@@ -310,7 +301,6 @@ class Engine:
             is_full=num_tokens + batch >= profile.max_batched_tokens,
         )
         self._began_s = self._agenda.now_s
-        self.busy_s += length_s
         self._plan_end(self._agenda.now_s + length_s)
 
     def _prompt_tokens_of_a_step(self, batch: int) -> int:
@@ -415,25 +405,12 @@ class Engine:
         self._doing = run
         self._plan_end(run.start_s + run.length_s(run.num_steps))
 
-    def _end_run(self, run: DecodeRun) -> None:
-        length_s = run.length_s(run.num_steps)
-        self.busy_s += length_s
-        if self._stalled_s:
-            self._note_gap(run.batch, self._stalled_s)
-            self._stalled_s = 0.0
-        self._note_gap(run.batch * run.num_steps, length_s / run.num_steps)
-        self._advance(run.num_steps)
-
     def _settle_run(self) -> None:
         """Counts the steps that a run has got through."""
         if isinstance(self._doing, DecodeRun):
             run = self._doing
             elapsed_s = self._agenda.now_s - run.start_s
             self._step += max(run.steps_begun(elapsed_s) - 1, 0)
-
-    def _note_gap(self, num_tokens: int, gap_s: float) -> None:
-        if self.gaps is not None:
-            self.gaps.append((num_tokens, gap_s))
 
     def _advance(self, num_steps: int) -> None:
         """The running batch has made `num_steps` steps; ends what is complete."""
@@ -466,7 +443,7 @@ class Engine:
             self._running.pop()
             heapq.heapify(self._running)
             self._leave(request, request.arrival.output_tokens - (end_step - self._step))
-            request.num_computed = request.num_cached = 0
+            request.num_computed = 0
             request.num_preempted += 1
             self.waiting.appendleft(request)
 

@@ -1,8 +1,8 @@
 """The simulated cluster: requests go through routers, a prefill pool and a decode pool.
 
-Owns the pools, the routers, and the requests between engines. Decides nothing: routing is
-`router.policies`, the pools' sizes are set from outside. With `decode` None, one pool of engines
-does both phases, as a plain vLLM server would.
+Owns the pools, the routers, and the requests between engines. Decides nothing: where requests go is
+`router.placement`'s business, as in production, and the pools' sizes are set from outside. With
+`decode` None, one pool of engines does both phases, as a plain vLLM server would.
 """
 
 from collections import deque
@@ -16,18 +16,16 @@ from benchmarks.simulate.history import History, Observation
 from benchmarks.simulate.pools import ReplicaState, SimPool, SimReplica
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import Arrival, SimRequest
-from benchmarks.simulate.routing import SimRouter, report_load
+from benchmarks.simulate.routing import SPLIT, WHOLE, SimRouter
 from benchmarks.simulate.shared_cores import Contention, share_cores
-from router.lanes import latest_start_ms
-from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
+from router.admit import AdmissionLimits
+from router.handoff import Route
+from router.lanes import due_s, latest_start_ms
 from router.phases import RequestPhase
-from router.policies import RoutePlan
-from router.second_look import MOST_LOOKS, moves_on
+from router.placement import EXPECTED_OUTPUT_TOKENS, Placement
+from router.second_look import MOST_LOOKS
+from router.settings import Targets
 from router.transfer_fit import Reads
-from router.transfers import Handover
-
-EXPECTED_OUTPUT_TOKENS = 128.0
-"""Of an answer, over which a router spreads a prompt that decode reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +70,19 @@ class FleetSpec:
     """Of one prefill and one decode engine on the same cores; None for engines of their own."""
     seed: int = 0
 
+    @property
+    def targets(self) -> Targets:
+        """What routers go by."""
+        if self.ttft_s is None or self.itl_s is None or self.decode is None:
+            return Targets()
+        limits = AdmissionLimits(ttft_s=self.ttft_s, itl_s=self.itl_s)
+        return Targets(admission=limits, local_prefill=True)
+
+    def until_decode_s(self, num_tokens: int) -> float:
+        """From a first token in prefill to decode having the KV of so many tokens."""
+        decode = self.decode or self.prefill
+        return self.handover_s + decode.transfer_s(num_tokens)
+
 
 class Fleet:
     """One run. An `EngineListener` and a `PoolWatcher`."""
@@ -90,7 +101,19 @@ class Fleet:
         self.num_near = 0
         """Handovers within a node."""
         self.routers = [
-            SimRouter(each, spec.num_routers, spec.policy, spec.seed)
+            SimRouter(
+                each,
+                (self.prefill, self.decode or self.prefill),
+                lambda: self.agenda.now_s,
+                policy=spec.policy,
+                num_routers=spec.num_routers,
+                targets=spec.targets,
+                until_decode_s=spec.until_decode_s,
+                kv_bytes_per_token=(
+                    spec.prefill.kv_bytes_per_token if spec.nodes and spec.nodes.seen else None
+                ),
+                seed=spec.seed,
+            )
             for each in range(spec.num_routers)
         ]
         self._held: dict[str, deque[SimRequest]] = {"prefill": deque(), "decode": deque()}
@@ -109,10 +132,7 @@ class Fleet:
     @property
     def prefill_backlog_s(self) -> float:
         """Predicted engine seconds of prompts that routers sent or hold."""
-        replicas = self.prefill.present
-        sent_s = sum(
-            router.sent_s.get(each.replica_id, 0.0) for router in self.routers for each in replicas
-        )
+        sent_s = sum(each.outstanding.total_s for each in self.prefill.present)
         return sent_s + sum(self._prefill_s(each) for each in self._held["prefill"])
 
     def submit(self, arrival: Arrival) -> None:
@@ -156,76 +176,58 @@ class Fleet:
             request.phase = RequestPhase.WAITING
             self._held["prefill"].append(request)
             return
-        router, now_s = self.routers[request.router_id], self.agenda.now_s
-        work_s = self._prefill_s(request)
-        plan = self._look_again(router, router.plan(self.prefill, work_s, now_s), work_s)
-        local = self._read_in_decode(request, plan.finish_s)
+        router = self.routers[request.router_id]
+        placement = self._place(router, request)
         if not request.num_moves:
-            asks_prefill = local is None or local.relieves_prefill
-            self.history.prefill_s.add(now_s, work_s if asks_prefill else 0.0)
-        if local is not None:
-            return
-        request.latest_start_ms = request.step_limit_s = due_s = None
+            self.history.prefill_s.add(self.agenda.now_s, placement.prefill_s)
+        if placement.plan.route is Route.DECODE_ONLY:
+            self._read_in_decode(router, request, placement)
+        else:
+            self._read_in_prefill(router, request, placement)
+
+    def _place(self, router: SimRouter, request: SimRequest) -> Placement:
+        """Its way, once replicas have said what they have: as in production but for the round trip
+        that each answer takes."""
+        plan = SPLIT if router.decode.is_open else WHOLE
+        placement = router.placer.place(request, plan)
+        for _ in range(MOST_LOOKS if router.looks_again else 0):
+            if placement.plan.route is Route.DECODE_ONLY:
+                break
+            replica_id = placement.reader.replica_id
+            router.prefill.hear(replica_id)
+            here_s = router.prefill.ledger.work_s(replica_id) + placement.reader.request_s
+            better = router.placer.better(request, plan, here_s=here_s)
+            if better is None:
+                break
+            placement = better
+        return placement
+
+    def _read_in_prefill(
+        self, router: SimRouter, request: SimRequest, placement: Placement
+    ) -> None:
+        prefill_s = placement.reader.request_s
+        request.latest_start_ms = request.step_limit_s = read_by_s = None
         if self.spec.ttft_s is not None:
             request.latest_start_ms = latest_start_ms(
-                arrival_s=request.arrival.arrival_s, prefill_s=work_s, ttft_s=self.spec.ttft_s
+                arrival_s=request.arrival.arrival_s, prefill_s=prefill_s, ttft_s=self.spec.ttft_s
             )
-            due_s = request.latest_start_ms / 1000 + work_s
-        replica = router.enter(self.prefill, plan, request, work_s, now_s, deadline_s=due_s)
-        self.send_to_prefill(request, replica)
+            read_by_s = due_s(request.latest_start_ms, prefill_s=prefill_s)
+        replica_id = placement.reader.replica_id
+        router.prefill.add(request, replica_id, prefill_s, due_s=read_by_s)
+        self.send_to_prefill(request, self.prefill.by_id[replica_id])
 
-    def _look_again(self, router: SimRouter, plan: RoutePlan, work_s: float) -> RoutePlan:
-        """Where a prompt goes once replicas have said what they have, as in production but for the
-        round trip that each answer takes."""
-        now_s, ledger = self.agenda.now_s, router.ledgers[self.prefill.name]
-        for _ in range(MOST_LOOKS if router.looks_again else 0):
-            replica = self.prefill.by_id[plan.replica_id]
-            report_load(self.routers, router, self.prefill, replica, now_s)
-            here_s = ledger.work_s(plan.replica_id) + work_s
-            better = router.plan(self.prefill, work_s, now_s)
-            if not moves_on(here_s=here_s, there_s=better.finish_s, request_s=work_s):
-                break
-            plan = better
-        return plan
-
-    def _read_in_decode(self, request: SimRequest, prefill_s: float) -> LocalPlan | None:
-        """Has decode read the prompt where that is better, as production's routers do."""
-        decode, ttft_s, itl_s = self.decode, self.spec.ttft_s, self.spec.itl_s
-        if ttft_s is None or itl_s is None or decode is None or not decode.ready:
-            return None
-        router, now_s = self.routers[request.router_id], self.agenda.now_s
-        cost = decode.profile.prefill
-        request_s = cost.seconds(num_uncached=request.num_tokens, num_tokens=request.num_tokens)
-        plan = router.plan(decode, request_s, now_s)
-        reading_s = router.reading_s.setdefault(plan.replica_id, {})
-        engine = decode.by_id[plan.replica_id].engine
-        local = plan_local_prefill(
-            DecodeReader(
-                base_s=decode.profile.overhead_s + decode.profile.decode[0].cost.base_s,
-                answers_s=plan.wait_s,
-                reading_s=sum(reading_s.values()),
-                request_s=request_s,
-                kv_usage_fraction=engine.kv_usage_fraction,
-                has_room=not engine.waiting,
-                is_cached=False,
-            ),
-            prefill_s=prefill_s,
-            handover_s=self.spec.handover_s + decode.profile.transfer_s(request.num_tokens),
-            ttft_s=ttft_s,
-            itl_s=itl_s,
-        )
-        if local is None:
-            return None
-        reading_s[request.request_id] = request_s
+    def _read_in_decode(self, router: SimRouter, request: SimRequest, placement: Placement) -> None:
+        assert self.decode is not None
+        replica_id, request_s = placement.reader.replica_id, placement.reader.request_s
         request.phase = RequestPhase.DECODING
-        request.step_limit_s, request.latest_start_ms = local.step_limit_s, None
+        request.step_limit_s, request.latest_start_ms = placement.step_limit_s, None
         request.hands_over = False
         self.num_decoding += 1
         self.num_read_in_decode += 1
         share_s = self._share_s(request) + request_s / EXPECTED_OUTPUT_TOKENS
-        replica = router.enter(decode, plan, request, share_s, now_s)
-        replica.engine.submit(request)
-        return local
+        router.decode.reading.setdefault(replica_id, {})[request.request_id] = request_s
+        router.decode.add(request, replica_id, share_s)
+        self.decode.by_id[replica_id].engine.submit(request)
 
     def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
         """The request's prompt is to be read there."""
@@ -242,9 +244,9 @@ class Fleet:
         if replica is not None and replica.engine is engine:
             router = self.routers[request.router_id]
             if self.decode is not None or not request.num_left:
-                router.settle(self.prefill, replica, request)
+                router.prefill.settle(request, replica.replica_id)
             if self.spec.reports_with_outputs:
-                report_load(self.routers, router, self.prefill, replica, self.agenda.now_s)
+                router.prefill.hear(replica.replica_id)
             if not request.num_left:
                 del self._prefilled_by[request.request_id]
                 self._end(request, self.prefill, replica)
@@ -256,7 +258,8 @@ class Fleet:
         else:  # read by decode, or computed anew where it had been preempted
             assert self.decode is not None
             reader = self.decode.by_engine[id(engine)].replica_id
-            self.routers[request.router_id].reading_s.get(reader, {}).pop(request.request_id, None)
+            reading = self.routers[request.router_id].decode.reading
+            reading.get(reader, {}).pop(request.request_id, None)
             if not request.num_left:
                 self.finished(engine, request)
 
@@ -271,26 +274,14 @@ class Fleet:
         request.latest_start_ms = None  # decode takes requests as they come
         self.num_decoding += 1
         router = self.routers[request.router_id]
-        replica = router.pick(
-            self.decode,
-            request,
-            self._share_s(request),
-            self.agenda.now_s,
-            handover=self._handover(request),
-        )
+        source = router.prefill[self._prefilled_by[request.request_id].replica_id]
+        share_s = self._share_s(request)
+        replica_id = router.placer.decode_replica(request, source, share_s)
+        assert replica_id is not None, "one is ready"
+        router.decode.add(request, replica_id, share_s)
+        replica = self.decode.by_id[replica_id]
         self._set_out(request, replica)
         replica.engine.submit(request)
-
-    def _handover(self, request: SimRequest) -> Handover | None:
-        source, nodes = self._prefilled_by.get(request.request_id), self.spec.nodes
-        if source is None or nodes is None or not nodes.seen:
-            return None
-        return self.routers[request.router_id].transfers.handover(
-            source.replica_id,
-            num_bytes=request.num_tokens * self.spec.prefill.kv_bytes_per_token,
-            num_steps=EXPECTED_OUTPUT_TOKENS,
-            now_s=self.agenda.now_s,
-        )
 
     def _set_out(self, request: SimRequest, reader: SimReplica) -> None:
         """Its KV takes the way between these replicas; routers will know what that took."""
@@ -323,7 +314,7 @@ class Fleet:
         pool = self.decode or self.prefill
         replica = pool.by_engine[id(engine)]
         self._prefilled_by.pop(request.request_id, None)
-        self.routers[request.router_id].settle(pool, replica, request)
+        self.routers[request.router_id].of(pool).settle(request, replica.replica_id)
         self._end(request, pool, replica)
 
     def _end(self, request: SimRequest, pool: SimPool, replica: SimReplica) -> None:
@@ -346,9 +337,8 @@ class Fleet:
 
     def _prefill_s(self, request: SimRequest) -> float:
         num_tokens = request.num_tokens
-        return self.spec.prefill.prefill.seconds(
-            num_uncached=num_tokens - request.num_cached, num_tokens=num_tokens
-        )
+        cost = self.spec.prefill.prefill
+        return cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
 
     # What replicas and routers tell each other.
 
@@ -359,8 +349,7 @@ class Fleet:
         """PoolWatcher: requests that waited for a replica go to it."""
         nodes = self.spec.nodes
         for router in self.routers:
-            router.ledgers[pool.name].insert(replica.replica_id, self.agenda.now_s)
-            router.transfers.insert(replica.replica_id, nodes.of(replica) if nodes else None)
+            router.of(pool).joined(replica.replica_id, nodes.of(replica) if nodes else None)
         self._report(pool, replica)
         held = self._held[pool.name]
         submit = self._route if pool is self.prefill else self._to_decode
@@ -370,12 +359,12 @@ class Fleet:
     def closed(self, pool: SimPool, replica: SimReplica) -> None:
         """PoolWatcher."""
         for router in self.routers:
-            router.ledgers[pool.name].close(replica.replica_id)
+            router.of(pool).ledger.close(replica.replica_id)
 
     def gone(self, pool: SimPool, replica: SimReplica) -> None:
         """PoolWatcher."""
         for router in self.routers:
-            router.forget(pool, replica)
+            router.of(pool).left(replica.replica_id)
 
     def _report(self, pool: SimPool, replica: SimReplica) -> None:
         """Reports to all routers, now and every period; each router at its own time."""
@@ -389,7 +378,7 @@ class Fleet:
 
     def _report_to(self, router: SimRouter, pool: SimPool, replica: SimReplica) -> None:
         if replica.state is ReplicaState.READY:
-            report_load(self.routers, router, pool, replica, self.agenda.now_s)
+            router.of(pool).hear(replica.replica_id)
 
 
 def run_fixed(

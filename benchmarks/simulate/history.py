@@ -40,8 +40,6 @@ class History:
 
     prompt_tokens: Series = field(default_factory=Series)
     """By arrival."""
-    uncached_tokens: Series = field(default_factory=Series)
-    """By arrival at prefill: what its replica had to compute."""
     prefill_s: Series = field(default_factory=Series)
     """By arrival at a router: predicted engine seconds of what prefill is to read, or would be."""
     output_tokens: Series = field(default_factory=Series)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from benchmarks.simulate.demand import MeanShape, decode_requests_per_s
 from benchmarks.simulate.profiles import LLAMA_8B_H100
 from benchmarks.simulate.progress import with_progress
-from benchmarks.simulate.routing import SimRouter
 from router.ledger import Ledger
 from router.policies import POLICIES
 
@@ -61,10 +60,9 @@ def measure_scale(*, num_replicas: int, num_routers: int, seconds: float) -> Sca
     requests_per_s = LOAD * min(prefill * per_prefill, decode * per_decode)
     outstanding = round(requests_per_s / num_routers * OUTPUT_TOKENS * ITL_S)
     tracemalloc.start()
-    router = _filled(prefill, decode, num_routers, outstanding)
+    ledger, _prefill = _filled(prefill, decode, num_routers, outstanding)
     state_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    ledger = router.ledgers["decode"]
     rng, policy = random.Random(0), POLICIES["p2c"]
 
     def decide(turn: int) -> None:
@@ -127,16 +125,20 @@ def _shape() -> MeanShape:
     return MeanShape(prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS, prefill_s=prefill_s)
 
 
-def _filled(prefill: int, decode: int, num_routers: int, outstanding: int) -> SimRouter:
-    router = SimRouter(0, num_routers, "p2c", seed=0)
-    for name, count in (("prefill", prefill), ("decode", decode)):
-        ledger: Ledger = router.ledgers[name]
+def _filled(
+    num_prefill: int, num_decode: int, num_routers: int, outstanding: int
+) -> tuple[Ledger, Ledger]:
+    """One router's ledgers of decode, with so many requests, and of prefill."""
+    decode, prefill = Ledger(num_routers=num_routers, drains=False), Ledger(num_routers=num_routers)
+    for name, ledger, count in (
+        ("decode", decode, num_decode),
+        ("prefill", prefill, num_prefill),
+    ):
         for index in range(count):
             ledger.insert(_replica_id(name, index), 0.0)
     for request in range(outstanding):
-        replica_id = _replica_id("decode", request % decode)
-        router.ledgers["decode"].add(replica_id, str(request), 1e-4, now_s=0.0)
-    return router
+        decode.add(_replica_id("decode", request % num_decode), str(request), 1e-4, now_s=0.0)
+    return decode, prefill
 
 
 def _replica_id(pool: str, index: int) -> str:

@@ -1,13 +1,14 @@
 """Pools of simulated replicas: starting, ready, draining, gone, and the GPU seconds they took."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.simulate.agenda import Agenda
 from benchmarks.simulate.engine import Engine, EngineListener
 from benchmarks.simulate.history import PoolView
 from benchmarks.simulate.profiles import EngineProfile
+from engine.outstanding import OutstandingWork
 
 
 class ReplicaState(enum.Enum):
@@ -27,6 +28,8 @@ class SimReplica:
     started_s: float
     state: ReplicaState = ReplicaState.STARTING
     gone_s: float | None = None
+    outstanding: OutstandingWork[int] = field(default_factory=OutstandingWork)
+    """By router."""
 
 
 class PoolWatcher(Protocol):

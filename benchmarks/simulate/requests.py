@@ -26,8 +26,6 @@ class SimRequest:
     request_id: int
     phase: RequestPhase = RequestPhase.RECEIVED
     router_id: int = 0
-    num_cached: int = 0
-    """Prompt tokens that its engine need not compute."""
     num_computed: int = 0
     """Tokens whose KV its engine holds."""
     num_generated: int = 0
@@ -51,6 +49,19 @@ class SimRequest:
     def num_tokens(self) -> int:
         """Of prompt and answer so far."""
         return self.arrival.prompt_tokens + self.num_generated
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.num_generated
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Nobody knows how long an answer gets."""
+        return None
+
+    def blocks(self, block_size: int) -> list[int]:
+        """None: engines keep no prefixes."""
+        return []
 
     @property
     def num_left(self) -> int:
