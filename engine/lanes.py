@@ -15,7 +15,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request
 
-from engine.lateness import LastStep, put_back
+from engine.lateness import LastStep, put_back_late_prompts
 
 LEAST_SHARE = 4
 """A prompt always gets one part in so many of a step's tokens if it is in the batch."""
@@ -66,8 +66,7 @@ class Lanes:
         return limits if limit is None else [*limits, limit]
 
     def _put_back_late_prompts(self: Any) -> None:
-        """Of those that the next step may begin: the late ones come first of all that wait."""
-        sample, now_s = self._sample, time.monotonic()
+        sample = self._sample
         num_step_tokens = self.max_num_scheduled_tokens
         last = LastStep()
         if sample is not None:
@@ -76,33 +75,17 @@ class Lanes:
                 num_prefill_tokens=sample.num_prefill_tokens,
                 is_full=sample.num_tokens >= num_step_tokens,
             )
-        reading = [
-            (request.priority, request.num_tokens - request.num_computed_tokens)
-            for request in self.running
-            if request.is_prefill_chunk
-        ]
-        in_time, num_in_time = [], 0
-        while self.waiting and num_in_time < num_step_tokens:
-            first = self.waiting.peek_request()
-            if first.num_computed_tokens or first.num_output_tokens:
-                break
-            later_ms = put_back(
-                first.priority,
-                first.num_tokens,
-                num_ahead=num_in_time + sum(n for each, n in reading if each <= first.priority),
-                arrival_s=first.arrival_time,
-                now_s=now_s,
-                last=last,
-            )
-            self.waiting.pop_request()
-            if later_ms is None:
-                in_time.append(first)
-                num_in_time += first.num_tokens
-            else:
-                first.priority = later_ms
-                self.waiting.add_request(first)
-        for request in in_time:
-            self.waiting.add_request(request)
+        put_back_late_prompts(
+            self.waiting,
+            reading=[
+                (request.priority, request.num_tokens - request.num_computed_tokens)
+                for request in self.running
+                if request.is_prefill_chunk
+            ],
+            num_step_tokens=num_step_tokens,
+            now_s=time.monotonic(),
+            last=last,
+        )
 
     def _limit_for_long_prompts(self: Any) -> int | None:
         reading = [request.priority for request in self.running if request.is_prefill_chunk]

@@ -6,7 +6,9 @@ So what is late gives way to what is not, for a while.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 PUT_BACK_S = 180.0
 """By which the latest start of a late prompt becomes later: about as long as a replica takes to
@@ -52,6 +54,72 @@ def put_back(
     if not is_late or has_been or latest_start_ms < 1000 * arrival_s:
         return None
     return latest_start_ms + round(1000 * PUT_BACK_S)
+
+
+class WaitingPrompt(Protocol):
+    """As much of vLLM's requests as this needs."""
+
+    priority: int
+    """The latest start."""
+
+    @property
+    def arrival_time(self) -> float: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_computed_tokens(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+
+
+PromptT = TypeVar("PromptT", bound=WaitingPrompt)
+
+
+class WaitingQueue(Protocol[PromptT]):
+    """As much of vLLM's queues as this needs, in order of priority."""
+
+    def __len__(self) -> int: ...
+    def peek_request(self) -> PromptT: ...
+    def pop_request(self) -> PromptT: ...
+    def add_request(self, request: PromptT) -> None: ...
+
+
+def put_back_late_prompts(
+    waiting: WaitingQueue[PromptT],
+    *,
+    reading: Iterable[tuple[int, int]],
+    num_step_tokens: int,
+    now_s: float,
+    last: LastStep,
+) -> None:
+    """Puts back those that the next step may begin and that are late: they come first of all.
+
+    Args:
+        reading: of each prompt that is being read, its latest start and what is left of it.
+    """
+    reading = list(reading)
+    in_time, num_in_time = [], 0
+    while waiting and num_in_time < num_step_tokens:
+        first = waiting.peek_request()
+        if first.num_computed_tokens or first.num_output_tokens:
+            break
+        later_ms = put_back(
+            first.priority,
+            first.num_tokens,
+            num_ahead=num_in_time + sum(num for each, num in reading if each <= first.priority),
+            arrival_s=first.arrival_time,
+            now_s=now_s,
+            last=last,
+        )
+        waiting.pop_request()
+        if later_ms is None:
+            in_time.append(first)
+            num_in_time += first.num_tokens
+        else:
+            first.priority = later_ms
+            waiting.add_request(first)
+    for request in in_time:
+        waiting.add_request(request)
 
 
 def _others_s(num_tokens: int, num_ahead: int, last: LastStep) -> float:

@@ -8,7 +8,7 @@ is `profiles`' business.
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from benchmarks.simulate.agenda import Agenda
 from benchmarks.simulate.iterations import DecodeRun, PromptIteration
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import SimRequest
-from engine.lateness import LastStep, put_back
+from engine.lateness import LastStep, put_back_late_prompts
 from engine.step_limit import LEAST_PIECE
 
 
@@ -39,14 +39,14 @@ class Engine:
     def __init__(self, agenda: Agenda, profile: EngineProfile, listener: EngineListener) -> None:
         self.profile = profile
         self.is_alive = True
-        self.waiting: deque[SimRequest] = deque()
-        """For KV, by latest start, then in order of arrival."""
+        self.waiting = _InOrder()
+        """For KV."""
         self.on_busy_changed: Callable[[], None] | None = None
         """Told when it begins after it had nothing to do, and when it has nothing to do again."""
         self.kv_used = 0
         self._agenda = agenda
         self._listener = listener
-        self._prefilling: deque[SimRequest] = deque()
+        self._prefilling = _InOrder()
         self._joining: list[SimRequest] = []
         self._running: list[tuple[int, int, SimRequest]] = []
         """A heap by the step that ends the request."""
@@ -86,7 +86,9 @@ class Engine:
     def num_waiting_tokens(self) -> int:
         """Prompt tokens that are not computed yet."""
         in_queue = sum(each.num_tokens for each in self.waiting)
-        return in_queue + sum(each.num_tokens - each.num_computed for each in self._prefilling)
+        return in_queue + sum(
+            each.num_tokens - each.num_computed_tokens for each in self._prefilling
+        )
 
     @property
     def prefill_left_s(self) -> float:
@@ -96,7 +98,7 @@ class Engine:
         left_s = self._began_s - self._agenda.now_s if is_reading else 0.0
         for request in (*self.waiting, *self._prefilling):
             num_tokens = request.num_tokens
-            uncached = num_tokens - request.num_computed
+            uncached = num_tokens - request.num_computed_tokens
             left_s += cost.seconds(num_uncached=uncached, num_tokens=num_tokens)
         return left_s
 
@@ -112,7 +114,7 @@ class Engine:
         """Takes a request: to be prefilled, or with all but its last token's KV to be pulled."""
         if not self.num_requests:
             self._oldest_since_s = self._agenda.now_s
-        _queue(self.waiting, request)
+        self.waiting.add_request(request)
         self._look()
 
     def release(self, num_tokens: int) -> None:
@@ -138,10 +140,10 @@ class Engine:
         self._event += 1
         left = [*self.waiting, *self._prefilling, *self._joining]
         for end_step, _, request in self._running:
-            request.num_generated = request.arrival.output_tokens - (end_step - self._step)
+            request.num_output_tokens = request.arrival.output_tokens - (end_step - self._step)
             left.append(request)
         for each in left:
-            each.num_computed = 0
+            each.num_computed_tokens = 0
         self.waiting.clear()
         self._prefilling.clear()
         self._joining.clear()
@@ -202,7 +204,9 @@ class Engine:
         if not self.waiting or self.num_running >= self.profile.max_num_seqs:
             return False
         request = self.waiting[0]
-        return self._fits(request) and (request.num_computed > 0 or self._has_tokens_for(request))
+        return self._fits(request) and (
+            request.num_computed_tokens > 0 or self._has_tokens_for(request)
+        )
 
     def _has_tokens_for(self, request: SimRequest) -> bool:
         """Whether the next step gets to its prompt: until then it waits without KV."""
@@ -211,7 +215,7 @@ class Engine:
     def _num_tokens_before(self, request: SimRequest) -> int:
         """Of the prompts that it reads, as far as they go before this one."""
         return sum(
-            each.num_tokens - each.num_computed
+            each.num_tokens - each.num_computed_tokens
             for each in self._prefilling
             if _order(each) <= _order(request)
         )
@@ -226,35 +230,30 @@ class Engine:
         while self._may_admit():
             request = self.waiting.popleft()
             self.kv_used += request.num_tokens
-            if request.num_computed:
+            if request.num_computed_tokens:
                 self._pull(request)
             else:
-                _queue(self._prefilling, request)
+                self._prefilling.add_request(request)
                 self._put_back_late_prompts()
 
     def _put_back_late_prompts(self) -> None:
-        """As engine.lanes does: until the first that is in time."""
-        while self.waiting:
-            first = self.waiting[0]
-            if first.latest_start_ms is None or first.num_generated:
-                return
-            later_ms = put_back(
-                first.latest_start_ms,
-                first.num_tokens,
-                num_ahead=self._num_tokens_before(first),
-                arrival_s=first.arrival.arrival_s,
+        """Of those with a latest start, one by one as they are about to begin."""
+        if self.waiting and self.waiting[0].priority:
+            put_back_late_prompts(
+                self.waiting,
+                reading=[
+                    (each.priority, each.num_tokens - each.num_computed_tokens)
+                    for each in self._prefilling
+                ],
+                num_step_tokens=1,
                 now_s=self._agenda.now_s,
                 last=self._last_step,
             )
-            if later_ms is None:
-                return
-            first.latest_start_ms = later_ms
-            _queue(self.waiting, self.waiting.popleft())
 
     def _pull(self, request: SimRequest) -> None:
         """KV comes over this engine's link, one request after the other."""
         profile, now_s = self.profile, self._agenda.now_s
-        num_bytes = request.num_computed * profile.kv_bytes_per_token
+        num_bytes = request.num_computed_tokens * profile.kv_bytes_per_token
         bytes_per_s = request.link_bytes_per_s or profile.link_bytes_per_s
         self._link_free_s = max(self._link_free_s, now_s) + num_bytes / bytes_per_s
         self._num_incoming += 1
@@ -315,7 +314,7 @@ class Engine:
         profile, cost = self.profile, self.profile.prefill
         answers_s = profile.step_s(batch, self._context) + profile.prefill_overhead_s
         token_s = profile.overhead_per_token_s + cost.per_token_s
-        token_s += 2 * cost.per_token_squared_s * self._prefilling[0].num_computed
+        token_s += 2 * cost.per_token_squared_s * self._prefilling[0].num_computed_tokens
         fitting = int((min(limits) - answers_s) / token_s)
         return max(min(fitting, most), min(LEAST_PIECE, most))
 
@@ -326,12 +325,12 @@ class Engine:
         chunks: list[tuple[SimRequest, int]] = []
         num_tokens = squares = 0
         for request in self._prefilling:
-            chunk = min(request.num_tokens - request.num_computed, budget - num_tokens)
+            chunk = min(request.num_tokens - request.num_computed_tokens, budget - num_tokens)
             if chunk <= 0:
                 break
             chunks.append((request, chunk))
             num_tokens += chunk
-            squares += (request.num_computed + chunk) ** 2 - request.num_computed**2
+            squares += (request.num_computed_tokens + chunk) ** 2 - request.num_computed_tokens**2
         return chunks, num_tokens, squares
 
     def _pick_whole(self, budget: int) -> tuple[list[tuple[SimRequest, int]], int, int]:
@@ -340,7 +339,7 @@ class Engine:
         max_paddings = self.profile.max_paddings
         num_tokens = squares = longest = 0
         for request in self._prefilling:
-            length = request.num_tokens - request.num_computed
+            length = request.num_tokens - request.num_computed_tokens
             longest_then = max(longest, length)
             padded = (len(chunks) + 1) * longest_then
             wasted = padded - num_tokens - length
@@ -352,7 +351,7 @@ class Engine:
                 break
             chunks.append((request, length))
             num_tokens += length
-            squares += request.num_tokens**2 - request.num_computed**2
+            squares += request.num_tokens**2 - request.num_computed_tokens**2
             longest = longest_then
         if max_paddings is not None:
             num_tokens, squares = len(chunks) * longest, len(chunks) * longest**2
@@ -363,8 +362,8 @@ class Engine:
             self._advance(1)
         done = []
         for request, chunk in iteration.chunks:
-            request.num_computed += chunk
-            if request.num_computed >= request.num_tokens:
+            request.num_computed_tokens += chunk
+            if request.num_computed_tokens >= request.num_tokens:
                 self._prefilling.popleft()
                 self._oldest_since_s = self._agenda.now_s
                 done.append(request)
@@ -373,7 +372,7 @@ class Engine:
 
     def _first_token(self, request: SimRequest) -> None:
         num_held = request.num_tokens
-        request.num_generated += 1
+        request.num_output_tokens += 1
         if request.first_token_s is None:
             request.first_token_s = self._agenda.now_s
         if not request.num_left:
@@ -425,8 +424,8 @@ class Engine:
             request.ended_s = self._agenda.now_s
             self._listener.finished(self, request)
 
-    def _leave(self, request: SimRequest, num_generated: int) -> None:
-        request.num_generated = num_generated
+    def _leave(self, request: SimRequest, num_output_tokens: int) -> None:
+        request.num_output_tokens = num_output_tokens
         self._context -= request.num_tokens
         self.kv_used -= request.num_tokens
 
@@ -443,18 +442,26 @@ class Engine:
             self._running.pop()
             heapq.heapify(self._running)
             self._leave(request, request.arrival.output_tokens - (end_step - self._step))
-            request.num_computed = 0
+            request.num_computed_tokens = 0
             request.num_preempted += 1
             self.waiting.appendleft(request)
 
 
-def _queue(queue: MutableSequence[SimRequest], request: SimRequest) -> None:
-    """Those without a latest start are in the order they came in."""
-    insort(queue, request, key=_order)
+class _InOrder(deque[SimRequest]):
+    """By latest start, then by arrival; those without one as they come. A `WaitingQueue`."""
+
+    def peek_request(self) -> SimRequest:
+        return self[0]
+
+    def pop_request(self) -> SimRequest:
+        return self.popleft()
+
+    def add_request(self, request: SimRequest) -> None:
+        insort(self, request, key=_order)
 
 
-def _order(request: SimRequest) -> int:
-    return request.latest_start_ms or 0
+def _order(request: SimRequest) -> tuple[int, float]:
+    return request.priority, request.arrival_time if request.priority else 0.0
 
 
 @dataclass(slots=True)

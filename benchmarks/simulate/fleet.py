@@ -206,12 +206,12 @@ class Fleet:
         self, router: SimRouter, request: SimRequest, placement: Placement
     ) -> None:
         prefill_s = placement.reader.request_s
-        request.latest_start_ms = request.step_limit_s = read_by_s = None
+        request.step_limit_s = read_by_s = None
         if self.spec.ttft_s is not None:
-            request.latest_start_ms = latest_start_ms(
+            request.priority = latest_start_ms(
                 arrival_s=request.arrival.arrival_s, prefill_s=prefill_s, ttft_s=self.spec.ttft_s
             )
-            read_by_s = due_s(request.latest_start_ms, prefill_s=prefill_s)
+            read_by_s = due_s(request.priority, prefill_s=prefill_s)
         replica_id = placement.reader.replica_id
         router.prefill.add(request, replica_id, prefill_s, due_s=read_by_s)
         self.send_to_prefill(request, self.prefill.by_id[replica_id])
@@ -220,7 +220,7 @@ class Fleet:
         assert self.decode is not None
         replica_id, request_s = placement.reader.replica_id, placement.reader.request_s
         request.phase = RequestPhase.DECODING
-        request.step_limit_s, request.latest_start_ms = placement.step_limit_s, None
+        request.step_limit_s, request.priority = placement.step_limit_s, 0
         request.hands_over = False
         self.num_decoding += 1
         self.num_read_in_decode += 1
@@ -239,7 +239,7 @@ class Fleet:
     def prefilled(self, engine: Engine, request: SimRequest) -> None:
         """EngineListener: the first token is out, or the first after a move or preemption."""
         replica = self._prefilled_by.get(request.request_id)
-        if request.num_generated == 1:
+        if request.num_output_tokens == 1:
             self.history.first_token(request)
         if replica is not None and replica.engine is engine:
             router = self.routers[request.router_id]
@@ -271,7 +271,7 @@ class Fleet:
             return
         request.phase = RequestPhase.TRANSFERRING
         request.hands_over = False
-        request.latest_start_ms = None  # decode takes requests as they come
+        request.priority = 0  # decode takes requests as they come
         self.num_decoding += 1
         router = self.routers[request.router_id]
         source = router.prefill[self._prefilled_by[request.request_id].replica_id]
@@ -292,7 +292,7 @@ class Fleet:
         request.link_bytes_per_s = None if is_near else nodes.bytes_per_s
         self.num_near += is_near
         profile = reader.engine.profile
-        num_bytes = request.num_computed * profile.kv_bytes_per_token
+        num_bytes = request.num_computed_tokens * profile.kv_bytes_per_token
         rate = request.link_bytes_per_s or profile.link_bytes_per_s
         reads = Reads(num=1, num_bytes=num_bytes, seconds=profile.link_latency_s + num_bytes / rate)
         for router in self.routers:
@@ -326,7 +326,7 @@ class Fleet:
     def _release_source(self, request: SimRequest) -> None:
         source = self._prefilled_by.pop(request.request_id, None)
         if source is not None and source.engine.is_alive:
-            source.engine.release(request.num_computed)
+            source.engine.release(request.num_computed_tokens)
             self.prefill.drained(source)
 
     def _share_s(self, request: SimRequest) -> float:

@@ -26,9 +26,9 @@ class SimRequest:
     request_id: int
     phase: RequestPhase = RequestPhase.RECEIVED
     router_id: int = 0
-    num_computed: int = 0
+    num_computed_tokens: int = 0
     """Tokens whose KV its engine holds."""
-    num_generated: int = 0
+    num_output_tokens: int = 0
     """As of when it last changed hands."""
     hands_over: bool = False
     """Prefill only: its engine keeps its KV until another has pulled it."""
@@ -38,21 +38,22 @@ class SimRequest:
     num_preempted: int = 0
     step_limit_s: float | None = None
     """Of a step that reads a piece of its prompt beside answers; None for any length."""
-    latest_start_ms: int | None = None
-    """By which engines order prompts; None where they take them as they come."""
+    priority: int = 0
+    """Its latest start, in ms, where engines order prompts by it; 0 where they take them as they
+    come."""
     link_bytes_per_s: float | None = None
     """Of the way that its KV takes to decode; None for that of the profile."""
     work_s: float = 0.0
     """Its line in its router's ledger for the replica that it is at."""
 
     @property
-    def num_tokens(self) -> int:
-        """Of prompt and answer so far."""
-        return self.arrival.prompt_tokens + self.num_generated
+    def arrival_time(self) -> float:
+        return self.arrival.arrival_s
 
     @property
-    def num_output_tokens(self) -> int:
-        return self.num_generated
+    def num_tokens(self) -> int:
+        """Of prompt and answer so far."""
+        return self.arrival.prompt_tokens + self.num_output_tokens
 
     @property
     def max_tokens(self) -> int | None:
@@ -65,7 +66,7 @@ class SimRequest:
 
     @property
     def num_left(self) -> int:
-        return self.arrival.output_tokens - self.num_generated
+        return self.arrival.output_tokens - self.num_output_tokens
 
     @property
     def ttft_s(self) -> float | None:

@@ -120,7 +120,7 @@ def test_steps_in_closed_form_are_the_sum_of_steps() -> None:
     agenda, engine, _ = made()
     requests = [request(number, prompt=100 + number, output=20 + number) for number in range(5)]
     for each in requests:
-        each.num_generated, each.num_computed = 1, each.arrival.prompt_tokens
+        each.num_output_tokens, each.num_computed_tokens = 1, each.arrival.prompt_tokens
         each.first_token_s = 0.0
     for each in requests:
         engine.submit(each)
@@ -151,7 +151,7 @@ def test_kv_runs_out_and_the_last_to_join_is_computed_anew() -> None:
     engine.submit(second)
     agenda.run_until(100.0)
     assert (first.num_preempted, second.num_preempted) == (0, 1)
-    assert first.num_generated == second.num_generated == 100
+    assert first.num_output_tokens == second.num_output_tokens == 100
     assert engine.kv_used == 0
     assert [what for what, _ in listener.said].count("finished") == 2
 
@@ -163,7 +163,7 @@ def test_kv_that_is_kept_for_decode_is_free_once_it_was_pulled() -> None:
     engine.submit(handed)
     agenda.run_until(1.0)
     assert engine.kv_used == 100
-    engine.release(handed.num_computed)
+    engine.release(handed.num_computed_tokens)
     assert engine.kv_used == 0
 
 
@@ -175,8 +175,8 @@ def test_an_engine_that_dies_gives_back_its_requests_with_their_tokens() -> None
     agenda.run_until(1.0)
     left = engine.fail()
     assert {each.request_id for each in left} == {0, 1}
-    assert 1 < running.num_generated < 1000
-    assert running.num_computed == waiting.num_computed == 0
+    assert 1 < running.num_output_tokens < 1000
+    assert running.num_computed_tokens == waiting.num_computed_tokens == 0
     agenda.run_until(100.0)
     assert ("finished", 0) not in listener.said
 
@@ -200,7 +200,7 @@ def test_prompts_wait_in_order_of_their_latest_start() -> None:
     agenda, engine, listener = made()
     for request_id, latest_start_ms in ((0, 100), (1, 9000), (2, 8000)):
         waiting = request(request_id, 1000, 1)
-        waiting.latest_start_ms = latest_start_ms
+        waiting.priority = latest_start_ms
         engine.submit(waiting)
     agenda.run_until(10.0)
     assert [each for _, each in listener.said] == [0, 2, 1]
@@ -211,7 +211,7 @@ def test_late_prompts_give_way_and_still_get_their_turn() -> None:
     # Each takes 0.11 s; the first is read while the second's time runs out.
     for request_id, latest_start_ms in ((0, 10), (1, 50), (2, 150), (3, 5000)):
         waiting = request(request_id, 1000, 1)
-        waiting.latest_start_ms = latest_start_ms
+        waiting.priority = latest_start_ms
         engine.submit(waiting)
     agenda.run_until(10.0)
     assert [each for _, each in listener.said] == [0, 2, 3, 1]

@@ -34,7 +34,7 @@ def test_every_request_ends_with_every_policy(policy: str, num_routers: int) -> 
     spec = replace(SPEC, policy=policy, num_routers=num_routers)
     fleet = run_fixed(spec, made_workload(), num_prefill=3, num_decode=2)
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
-    assert all(each.num_generated == each.arrival.output_tokens for each in fleet.requests)
+    assert all(each.num_output_tokens == each.arrival.output_tokens for each in fleet.requests)
     assert fleet.num_ongoing == fleet.num_decoding == 0
     assert fleet.prefill_backlog_s == pytest.approx(0.0, abs=1e-6)
     assert all(each.engine.kv_used == 0 for pool in fleet.pools for each in pool.replicas)
