@@ -5,27 +5,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.simulate.compare import (
+from benchmarks.simulate.model.profiles import LLAMA_8B_H100, PROFILES
+from benchmarks.simulate.model.requests import Slo
+from benchmarks.simulate.studies.compare import (
     CompareOptions,
     compare,
     format_tables,
 )
-from benchmarks.simulate.internet_scale import format_scale, measure_scale
-from benchmarks.simulate.live import CONFIG, DURATION_S, measure_live
-from benchmarks.simulate.live_record import (
+from benchmarks.simulate.studies.internet_scale import format_scale, measure_scale
+from benchmarks.simulate.studies.live import CONFIG, DURATION_S, measure_live
+from benchmarks.simulate.studies.live_record import (
     LiveRecordError,
     compare_loads,
     format_points,
     write_record,
 )
-from benchmarks.simulate.profiles import LLAMA_8B_H100, PROFILES
-from benchmarks.simulate.requests import Slo
-from benchmarks.simulate.rise import format_rise, measure_rise
-from benchmarks.simulate.routing_study import format_study, study_routing
-from benchmarks.simulate.scenarios import SCENARIOS
-from benchmarks.simulate.sizing import WorkloadTooLargeError, format_plan, plan_fleet
-from benchmarks.simulate.traces import TraceError, multiply, read_trace
-from benchmarks.simulate.validate import validate
+from benchmarks.simulate.studies.routing import format_study, study_routing
+from benchmarks.simulate.studies.sizing import WorkloadTooLargeError, format_plan, plan_fleet
+from benchmarks.simulate.studies.step_load import format_rise, measure_rise
+from benchmarks.simulate.studies.validate import validate
+from benchmarks.simulate.workloads.scenarios import SCENARIOS
+from benchmarks.simulate.workloads.traces import TraceError, multiply, read_trace
 from benchmarks.systems import SystemFailedError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Who decides the pools' sizes in a simulation: ours, baselines, and those who know the future."""

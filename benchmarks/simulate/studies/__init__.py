@@ -1,0 +1,1 @@
+"""The questions that the simulator answers, a module each; `benchmarks.simulate.cli` asks them."""
