@@ -1,9 +1,12 @@
 """How much work one replica has, by who has sent it. Pure.
 
-A router knows what it sent itself: what it is told is what the others have sent.
+A router knows what it sent itself. What it is told, and how often, is here.
 """
 
 from typing import Generic, TypeVar
+
+LOAD_INTERVAL_S = 0.25
+"""How often routers that get no outputs hear of a changed load."""
 
 SenderT = TypeVar("SenderT")
 

@@ -19,7 +19,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from engine.channel import STALL_TIMEOUT_S, RouterEnd, listen
 from engine.exit_cause import EngineExit
 from engine.host import EngineHost
-from engine.outstanding import OutstandingWork
+from engine.outstanding import LOAD_INTERVAL_S, OutstandingWork
 from engine.steps import StepSample, step_sample
 from engine.wire import (
     AddRequest,
@@ -38,9 +38,6 @@ from kvtransfer.stats import PairDelta
 from kvtransfer.tls import Tls
 
 logger = logging.getLogger(__name__)
-
-LOAD_INTERVAL_S = 0.25
-"""How often routers that get no outputs hear of a changed load."""
 
 SIGN_OF_LIFE_S = 1.0
 """How often they hear from this replica if nothing has changed."""

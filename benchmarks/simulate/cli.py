@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from benchmarks.simulate.studies.live_record import (
 )
 from benchmarks.simulate.studies.routing import format_study, study_routing
 from benchmarks.simulate.studies.sizing import WorkloadTooLargeError, format_plan, plan_fleet
-from benchmarks.simulate.studies.step_load import format_rise, measure_rise
+from benchmarks.simulate.studies.step_load import format_step_load, measure_step_load
 from benchmarks.simulate.studies.validate import validate
 from benchmarks.simulate.workloads.scenarios import SCENARIOS
 from benchmarks.simulate.workloads.traces import TraceError, multiply, read_trace
@@ -130,8 +131,8 @@ def _routers(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rise(options: argparse.Namespace) -> int:
-    print(format_rise(measure_rise(_compare_options(options))), end="")
+def _step_load(options: argparse.Namespace) -> int:
+    print(format_step_load(measure_step_load(_compare_options(options))), end="")
     return 0
 
 
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_live(commands)
     _add_compare(commands)
-    _add_rise(commands)
+    _add_step_load(commands)
     _add_plan(commands)
     _add_routers(commands)
     _add_scale(commands)
@@ -201,12 +202,15 @@ def _add_compare(commands: "_Commands") -> None:
     comparing.set_defaults(run=_compare)
 
 
-def _add_rise(commands: "_Commands") -> None:
+def _add_step_load(commands: "_Commands") -> None:
     rising = _command(
-        commands, "rise", "what a rise that nobody announces costs without foresight; some minutes"
+        commands,
+        "step-load",
+        "what a rise that nobody announces costs without foresight; some minutes",
+        aliases=("rise",),
     )
     _add_compare_options(rising)
-    rising.set_defaults(run=_rise)
+    rising.set_defaults(run=_step_load)
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -270,7 +274,13 @@ def _add_slo(parser: argparse.ArgumentParser, note: str) -> None:
     )
 
 
-def _command(commands: "_Commands", name: str, text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: "_Commands", name: str, text: str, *, aliases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     return commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name,
+        aliases=aliases,
+        help=text,
+        description=text,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

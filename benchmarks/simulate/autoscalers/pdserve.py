@@ -55,7 +55,7 @@ class _Reader:
         return list(zip(series.times_s[start:], series.values[start:], strict=True))
 
 
-class OurAutoscaler:
+class PdserveAutoscaler:
     """Owns the plan's state and the readers of what routers would report."""
 
     def __init__(

@@ -68,7 +68,7 @@ class Witness:
         self.slo = slo
         self._fleet = fleet
         self._seconds: list[_Second] = []
-        fleet.agenda.at(0.0, self._look)
+        fleet.events.at(0.0, self._look)
 
     def _look(self) -> None:
         decode = self._fleet.decode
@@ -80,7 +80,7 @@ class Witness:
                 decode.view(0).num_starting if decode else 0,
             )
         )
-        self._fleet.agenda.after(PERIOD_S, self._look)
+        self._fleet.events.after(PERIOD_S, self._look)
 
     def causes(self, requests: Sequence[SimRequest]) -> Causes:
         """The shares among `requests`, which are in order of arrival."""

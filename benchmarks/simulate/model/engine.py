@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.simulate.model.event_queue import Agenda
+from benchmarks.simulate.model.event_queue import EventQueue
 from benchmarks.simulate.model.iterations import DecodeRun, PromptIteration
 from benchmarks.simulate.model.profiles import EngineProfile
 from benchmarks.simulate.model.requests import SimRequest
@@ -36,7 +36,9 @@ class EngineListener(Protocol):
 class Engine:
     """Owns its queue, its batch and its KV."""
 
-    def __init__(self, agenda: Agenda, profile: EngineProfile, listener: EngineListener) -> None:
+    def __init__(
+        self, events: EventQueue, profile: EngineProfile, listener: EngineListener
+    ) -> None:
         self.profile = profile
         self.is_alive = True
         self.waiting = _InOrder()
@@ -44,7 +46,7 @@ class Engine:
         self.on_busy_changed: Callable[[], None] | None = None
         """Told when it begins after it had nothing to do, and when it has nothing to do again."""
         self.kv_used = 0
-        self._agenda = agenda
+        self._events = events
         self._listener = listener
         self._prefilling = _InOrder()
         self._joining: list[SimRequest] = []
@@ -95,7 +97,7 @@ class Engine:
         """True seconds of the prompts that it has, less what it has read of them."""
         cost = self.profile.prefill
         is_reading = isinstance(self._doing, PromptIteration)
-        left_s = self._began_s - self._agenda.now_s if is_reading else 0.0
+        left_s = self._began_s - self._events.now_s if is_reading else 0.0
         for request in (*self.waiting, *self._prefilling):
             num_tokens = request.num_tokens
             uncached = num_tokens - request.num_computed_tokens
@@ -108,12 +110,12 @@ class Engine:
         oldest = next(iter(self._prefilling), None) or next(iter(self.waiting), None)
         if oldest is None:
             return 0.0
-        return min(self._agenda.now_s - self._oldest_since_s, oldest.work_s)
+        return min(self._events.now_s - self._oldest_since_s, oldest.work_s)
 
     def submit(self, request: SimRequest) -> None:
         """Takes a request: to be prefilled, or with all but its last token's KV to be pulled."""
         if not self.num_requests:
-            self._oldest_since_s = self._agenda.now_s
+            self._oldest_since_s = self._events.now_s
         self.waiting.add_request(request)
         self._look()
 
@@ -129,8 +131,8 @@ class Engine:
         if isinstance(self._doing, DecodeRun):
             self._cut_short(self._doing)
         elif self._doing is not None:
-            left_s = self._end_s - self._agenda.now_s
-            self._plan_end(self._agenda.now_s + left_s * factor / self._slowdown)
+            left_s = self._end_s - self._events.now_s
+            self._plan_end(self._events.now_s + left_s * factor / self._slowdown)
         self._slowdown = factor
 
     def fail(self) -> list[SimRequest]:
@@ -162,7 +164,7 @@ class Engine:
             self._cut_short(self._doing)
 
     def _cut_short(self, run: DecodeRun) -> None:
-        num_steps = run.steps_begun(self._agenda.now_s - run.start_s)
+        num_steps = run.steps_begun(self._events.now_s - run.start_s)
         if num_steps < run.num_steps:
             run.num_steps = num_steps
             self._plan_end(run.start_s + run.length_s(num_steps))
@@ -170,7 +172,7 @@ class Engine:
     def _plan_end(self, time_s: float) -> None:
         self._event += 1
         self._end_s = time_s
-        self._agenda.at(time_s, _Ending(self, self._event).run)
+        self._events.at(time_s, _Ending(self, self._event).run)
 
     def ended(self, event: int) -> None:
         """What was under way is over, unless it was cut short."""
@@ -246,18 +248,18 @@ class Engine:
                     for each in self._prefilling
                 ],
                 num_step_tokens=1,
-                now_s=self._agenda.now_s,
+                now_s=self._events.now_s,
                 last=self._last_step,
             )
 
     def _pull(self, request: SimRequest) -> None:
         """KV comes over this engine's link, one request after the other."""
-        profile, now_s = self.profile, self._agenda.now_s
+        profile, now_s = self.profile, self._events.now_s
         num_bytes = request.num_computed_tokens * profile.kv_bytes_per_token
         bytes_per_s = request.link_bytes_per_s or profile.link_bytes_per_s
         self._link_free_s = max(self._link_free_s, now_s) + num_bytes / bytes_per_s
         self._num_incoming += 1
-        self._agenda.at(self._link_free_s + profile.link_latency_s, lambda: self._pulled(request))
+        self._events.at(self._link_free_s + profile.link_latency_s, lambda: self._pulled(request))
 
     def _pulled(self, request: SimRequest) -> None:
         if not self.is_alive:
@@ -299,8 +301,8 @@ class Engine:
             num_prefill_tokens=num_tokens,
             is_full=num_tokens + batch >= profile.max_batched_tokens,
         )
-        self._began_s = self._agenda.now_s
-        self._plan_end(self._agenda.now_s + length_s)
+        self._began_s = self._events.now_s
+        self._plan_end(self._events.now_s + length_s)
 
     def _prompt_tokens_of_a_step(self, batch: int) -> int:
         """As many as fit, or as the strictest limit on a step leaves beside the answers.
@@ -365,7 +367,7 @@ class Engine:
             request.num_computed_tokens += chunk
             if request.num_computed_tokens >= request.num_tokens:
                 self._prefilling.popleft()
-                self._oldest_since_s = self._agenda.now_s
+                self._oldest_since_s = self._events.now_s
                 done.append(request)
         for request in done:
             self._first_token(request)
@@ -374,9 +376,9 @@ class Engine:
         num_held = request.num_tokens
         request.num_output_tokens += 1
         if request.first_token_s is None:
-            request.first_token_s = self._agenda.now_s
+            request.first_token_s = self._events.now_s
         if not request.num_left:
-            request.ended_s = self._agenda.now_s
+            request.ended_s = self._events.now_s
             self.kv_used -= num_held
         elif not request.hands_over:
             self.kv_used += 1
@@ -391,7 +393,7 @@ class Engine:
         batch = len(self._running)
         cost = self.profile.decode_cost(batch)
         run = DecodeRun(
-            start_s=self._agenda.now_s,
+            start_s=self._events.now_s,
             num_steps=self._running[0][0] - self._step,
             fixed_s=self.profile.step_s(batch, 0) * self._slowdown,
             per_context_token_s=cost.per_context_token_s * self._slowdown,
@@ -408,7 +410,7 @@ class Engine:
         """Counts the steps that a run has got through."""
         if isinstance(self._doing, DecodeRun):
             run = self._doing
-            elapsed_s = self._agenda.now_s - run.start_s
+            elapsed_s = self._events.now_s - run.start_s
             self._step += max(run.steps_begun(elapsed_s) - 1, 0)
 
     def _advance(self, num_steps: int) -> None:
@@ -421,7 +423,7 @@ class Engine:
         while running and running[0][0] <= self._step:
             request = heapq.heappop(running)[2]
             self._leave(request, request.arrival.output_tokens)
-            request.ended_s = self._agenda.now_s
+            request.ended_s = self._events.now_s
             self._listener.finished(self, request)
 
     def _leave(self, request: SimRequest, num_output_tokens: int) -> None:

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable
 
 
-class Agenda:
+class EventQueue:
     """Owns the simulated clock. Actions of one time run in the order they were put in."""
 
     __slots__ = ("_heap", "_num_put", "now_s")

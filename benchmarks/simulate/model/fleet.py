@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.simulate.model.engine import Engine
-from benchmarks.simulate.model.event_queue import Agenda
+from benchmarks.simulate.model.event_queue import EventQueue
 from benchmarks.simulate.model.history import History, Observation
 from benchmarks.simulate.model.pools import ReplicaState, SimPool, SimReplica
 from benchmarks.simulate.model.profiles import EngineProfile
@@ -87,14 +87,14 @@ class FleetSpec:
 class Fleet:
     """One run. An `EngineListener` and a `PoolWatcher`."""
 
-    def __init__(self, spec: FleetSpec, agenda: Agenda | None = None) -> None:
+    def __init__(self, spec: FleetSpec, events: EventQueue | None = None) -> None:
         self.spec = spec
-        self.agenda = agenda or Agenda()
+        self.events = events or EventQueue()
         self.history = History()
         self.requests: list[SimRequest] = []
-        self.prefill = SimPool("prefill", self.agenda, spec.prefill, self, self)
+        self.prefill = SimPool("prefill", self.events, spec.prefill, self, self)
         self.decode = (
-            SimPool("decode", self.agenda, spec.decode, self, self) if spec.decode else None
+            SimPool("decode", self.events, spec.decode, self, self) if spec.decode else None
         )
         self.num_decoding = 0
         self.num_read_in_decode = 0
@@ -104,7 +104,7 @@ class Fleet:
             SimRouter(
                 each,
                 (self.prefill, self.decode or self.prefill),
-                lambda: self.agenda.now_s,
+                lambda: self.events.now_s,
                 policy=spec.policy,
                 num_routers=spec.num_routers,
                 targets=spec.targets,
@@ -141,7 +141,7 @@ class Fleet:
         request.router_id = request.request_id % self.spec.num_routers
         self.requests.append(request)
         self.history.arrived(arrival)
-        self.agenda.after(self.spec.edge_s, lambda: self._route(request))
+        self.events.after(self.spec.edge_s, lambda: self._route(request))
 
     def fail(self, replica: SimReplica) -> None:
         """A replica dies: what it had starts again elsewhere, after the tokens it got so far."""
@@ -160,7 +160,7 @@ class Fleet:
         prefill = self.prefill.view(len(self._held["prefill"]))
         decode = self.decode.view(len(self._held["decode"])) if self.decode else prefill
         return Observation(
-            now_s=self.agenda.now_s,
+            now_s=self.events.now_s,
             prefill=prefill,
             decode=decode,
             history=self.history,
@@ -179,7 +179,7 @@ class Fleet:
         router = self.routers[request.router_id]
         placement = self._place(router, request)
         if not request.num_moves:
-            self.history.prefill_s.add(self.agenda.now_s, placement.prefill_s)
+            self.history.prefill_s.add(self.events.now_s, placement.prefill_s)
         if placement.plan.route is Route.DECODE_ONLY:
             self._read_in_decode(router, request, placement)
         else:
@@ -251,7 +251,7 @@ class Fleet:
                 del self._prefilled_by[request.request_id]
                 self._end(request, self.prefill, replica)
             elif self.decode is not None:
-                self.agenda.after(self.spec.handover_s, lambda: self._to_decode(request))
+                self.events.after(self.spec.handover_s, lambda: self._to_decode(request))
             else:
                 request.phase = RequestPhase.DECODING
                 self.num_decoding += 1
@@ -300,7 +300,7 @@ class Fleet:
                 reads,
                 prefill=source.replica_id,
                 decode=reader.replica_id,
-                now_s=self.agenda.now_s,
+                now_s=self.events.now_s,
             )
 
     def pulled(self, engine: Engine, request: SimRequest) -> None:
@@ -373,8 +373,8 @@ class Fleet:
         period_s = self.spec.report_period_s
         for router in self.routers:
             offset_s = period_s * (router.router_id + 1) / len(self.routers)
-            self.agenda.after(offset_s, partial(self._report_to, router, pool, replica))
-        self.agenda.after(period_s, lambda: self._report(pool, replica))
+            self.events.after(offset_s, partial(self._report_to, router, pool, replica))
+        self.events.after(period_s, lambda: self._report(pool, replica))
 
     def _report_to(self, router: SimRouter, pool: SimPool, replica: SimReplica) -> None:
         if replica.state is ReplicaState.READY:
@@ -401,18 +401,18 @@ def run_fixed(
         (prefill,), (decode,) = fleet.prefill.present, fleet.decode.present
         share_cores(prefill.engine, decode.engine, spec.contention)
     feed(fleet, workload)
-    fleet.agenda.run_until(workload[-1].arrival_s + drain_s)
+    fleet.events.run_until(workload[-1].arrival_s + drain_s)
     return fleet
 
 
 def feed(fleet: Fleet, workload: Sequence[Arrival]) -> None:
-    """Has each request arrive at its time; one at a time is on the agenda."""
+    """Has each request arrive at its time; one at a time is in the queue."""
     upcoming = iter(workload)
 
     def next_one() -> None:
         arrival = next(upcoming, None)
         if arrival is not None:
-            fleet.agenda.at(arrival.arrival_s, lambda: arrive(arrival))
+            fleet.events.at(arrival.arrival_s, lambda: arrive(arrival))
 
     def arrive(arrival: Arrival) -> None:
         fleet.submit(arrival)

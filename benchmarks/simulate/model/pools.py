@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.simulate.model.engine import Engine, EngineListener
-from benchmarks.simulate.model.event_queue import Agenda
+from benchmarks.simulate.model.event_queue import EventQueue
 from benchmarks.simulate.model.history import PoolView
 from benchmarks.simulate.model.profiles import EngineProfile
 from engine.outstanding import OutstandingWork
@@ -51,7 +51,7 @@ class SimPool:
     def __init__(
         self,
         name: str,
-        agenda: Agenda,
+        events: EventQueue,
         profile: EngineProfile,
         listener: EngineListener,
         watcher: "PoolWatcher",
@@ -64,7 +64,7 @@ class SimPool:
         self.by_id: dict[str, SimReplica] = {}
         self.by_engine: dict[int, SimReplica] = {}
         self.num_scalings = 0
-        self._agenda = agenda
+        self._events = events
         self._listener = listener
         self._watcher = watcher
         self._present: list[SimReplica] = []
@@ -81,9 +81,9 @@ class SimPool:
 
     def start(self, *, is_ready: bool = False) -> SimReplica:
         """Starts a replica, which takes the profile's time, or none where `is_ready`."""
-        engine = Engine(self._agenda, self.profile, self._listener)
+        engine = Engine(self._events, self.profile, self._listener)
         index = len(self.replicas)
-        replica = SimReplica(f"{self.name}-{index:05d}", index, engine, self._agenda.now_s)
+        replica = SimReplica(f"{self.name}-{index:05d}", index, engine, self._events.now_s)
         self.replicas.append(replica)
         self._present.append(replica)
         self.by_id[replica.replica_id] = replica
@@ -91,7 +91,7 @@ class SimPool:
         if is_ready:
             self._make_ready(replica)
         else:
-            self._agenda.after(self.profile.start_s, lambda: self._make_ready(replica))
+            self._events.after(self.profile.start_s, lambda: self._make_ready(replica))
         return replica
 
     def scale_to(self, num_replicas: int) -> None:
@@ -121,7 +121,7 @@ class SimPool:
             self._remove(replica)
 
     def gpu_seconds(self) -> float:
-        now_s = self._agenda.now_s
+        now_s = self._events.now_s
         present_s = sum(now_s - each.started_s for each in self._present)
         return self._gone_gpu_s + present_s * self.profile.gpus
 
@@ -157,7 +157,7 @@ class SimPool:
     def _remove(self, replica: SimReplica) -> None:
         was_ready = replica.state is ReplicaState.READY
         replica.state = ReplicaState.GONE
-        replica.gone_s = self._agenda.now_s
+        replica.gone_s = self._events.now_s
         self._present.remove(replica)
         self._gone_gpu_s += (replica.gone_s - replica.started_s) * self.profile.gpus
         if was_ready:

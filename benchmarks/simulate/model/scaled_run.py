@@ -112,28 +112,28 @@ def run_scaled(
         size = within_budget(autoscaler.plan(fleet.observe()), spec, gpu_budget)
         fleet.prefill.scale_to(size.prefill)
         decode.scale_to(size.decode)
-        fleet.agenda.after(autoscaler.period_s, scale)
+        fleet.events.after(autoscaler.period_s, scale)
 
     def sample() -> None:
         samples.append(
             Sample(
-                time_s=fleet.agenda.now_s,
+                time_s=fleet.events.now_s,
                 num_prefill=fleet.prefill.num_present,
                 num_decode=decode.num_present,
                 num_ongoing=fleet.num_ongoing,
             )
         )
-        fleet.agenda.after(SAMPLE_PERIOD_S, sample)
+        fleet.events.after(SAMPLE_PERIOD_S, sample)
 
-    fleet.agenda.at(0.0, scale)
-    fleet.agenda.at(0.0, sample)
+    fleet.events.at(0.0, scale)
+    fleet.events.at(0.0, sample)
     feed(fleet, workload)
     end_s = workload[-1].arrival_s
-    fleet.agenda.run_until(measured_from_s)
+    fleet.events.run_until(measured_from_s)
     gpu_s_before, num_scalings_before = spent()
-    fleet.agenda.run_until(end_s)
+    fleet.events.run_until(end_s)
     gpu_s, num_scalings = spent()
-    fleet.agenda.run_until(end_s + DRAIN_S)
+    fleet.events.run_until(end_s + DRAIN_S)
     return _outcome(
         [each for each in fleet.requests if each.arrival.arrival_s >= measured_from_s],
         witness,

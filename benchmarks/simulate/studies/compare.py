@@ -20,7 +20,7 @@ from benchmarks.simulate.autoscalers.foresight import (
     measure_reach,
 )
 from benchmarks.simulate.autoscalers.oracle import find_schedule
-from benchmarks.simulate.autoscalers.pdserve import OurAutoscaler
+from benchmarks.simulate.autoscalers.pdserve import PdserveAutoscaler
 from benchmarks.simulate.model.causes import Causes
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.profiles import EngineProfile
@@ -32,7 +32,7 @@ from benchmarks.simulate.workloads.demand import mean_gpus, mean_shape, reachabl
 from benchmarks.simulate.workloads.scenarios import SCENARIOS, make_scenario
 from benchmarks.simulate.workloads.traces import SPREAD_S, multiply, read_trace
 
-OURS, ORACLE = "pdserve", "oracle"
+PDSERVE, ORACLE = "pdserve", "oracle"
 FIXED = "fixed-at-peak"
 """The oracle's largest pools, kept all the time: what never scaling costs."""
 WARM_UP_S = 600.0
@@ -97,7 +97,7 @@ class Workload:
 def _make(name: str, spec: FleetSpec, workload: Workload, budget: int) -> Autoscaler:
     slo, arrivals = workload.slo, workload.arrivals
     makers: dict[str, Callable[[], Autoscaler]] = {
-        OURS: lambda: OurAutoscaler(spec, slo, gpu_budget=budget),
+        PDSERVE: lambda: PdserveAutoscaler(spec, slo, gpu_budget=budget),
         "ray-serve": RayServe,
         "llm-d": lambda: LlmD(slo),
         "dynamo": lambda: Dynamo(spec, slo),
@@ -106,7 +106,7 @@ def _make(name: str, spec: FleetSpec, workload: Workload, budget: int) -> Autosc
     return makers[name]()
 
 
-RIVALS = ("ray-serve", "llm-d", "dynamo", "heteroscale")
+BASELINES = ("ray-serve", "llm-d", "dynamo", "heteroscale")
 
 
 def load_workload(source: str, options: CompareOptions) -> Workload:
@@ -158,7 +158,7 @@ def compare_workload(source: str, options: CompareOptions) -> Comparison:
         measured_from_s=workload.measured_from_s,
     )
     autoscalers: dict[str, Autoscaler] = {
-        **{each: _make(each, spec, workload, budget) for each in (OURS, *RIVALS)},
+        **{each: _make(each, spec, workload, budget) for each in (PDSERVE, *BASELINES)},
         FIXED: Fixed(FleetSize(max(schedule.prefill), max(schedule.decode))),
     }
     first = FleetSize(oracle.samples[0].num_prefill, oracle.samples[0].num_decode)

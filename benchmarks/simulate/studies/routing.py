@@ -15,6 +15,7 @@ from benchmarks.simulate.model.profiles import LLAMA_8B_H100, LLAMA_70B_H100, En
 from benchmarks.simulate.model.requests import Arrival, SimRequest
 from benchmarks.simulate.studies.progress import with_progress
 from benchmarks.simulate.workloads.lengths import Lognormal
+from engine.outstanding import LOAD_INTERVAL_S
 from router.policies import POLICIES
 
 NUM_REPLICAS, LOAD = 16, 0.85
@@ -37,9 +38,10 @@ class Reports:
 
 
 OURS = Reports(
-    text="as ours: every 0.25 s, with first tokens", period_s=0.25, with_first_tokens=True
+    text=f"as ours: every {LOAD_INTERVAL_S:g} s, with first tokens",
+    period_s=LOAD_INTERVAL_S,
+    with_first_tokens=True,
 )
-"""`LOAD_INTERVAL_S` in engine.replica, which a simulation without vLLM cannot import."""
 OLD = Reports(text="every 5 s, with first tokens", period_s=5.0, with_first_tokens=True)
 SELDOM = Reports(text="every 5 s, without first tokens", period_s=5.0, with_first_tokens=False)
 REPORTS = (OURS, OLD, SELDOM)
@@ -174,6 +176,6 @@ def _mean_ttft_s(fleet: Fleet, workload: Sequence[Arrival]) -> float:
     for _ in range(NUM_REPLICAS):
         fleet.prefill.start(is_ready=True)
     feed(fleet, workload)
-    fleet.agenda.run_until(workload[-1].arrival_s + 600.0)
+    fleet.events.run_until(workload[-1].arrival_s + 600.0)
     ttfts_s = [each.ttft_s for each in fleet.requests if each.ttft_s is not None]
     return sum(ttfts_s) / len(ttfts_s)

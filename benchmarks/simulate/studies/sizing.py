@@ -81,7 +81,7 @@ def _plan_one(
         met = sum((each.ttft_s or slo.ttft_s * 2) <= slo.ttft_s for each in fleet.requests)
         return met / len(workload)
 
-    num_prefill = fewest(ttft_share, share)
+    num_prefill = min_replicas_for(ttft_share, share)
 
     def itl_share(num_decode: int) -> float:
         fleet = run_fixed(
@@ -98,7 +98,7 @@ def _plan_one(
         tried[num_decode] = met / len(workload)
         return tried[num_decode]
 
-    num_decode = fewest(itl_share, share)
+    num_decode = min_replicas_for(itl_share, share)
     return FleetPlan(
         profile=profile,
         num_prefill=num_prefill,
@@ -120,7 +120,7 @@ def _cost(workload: Sequence[Arrival], gpus: int, gpu_hour_price: float) -> floa
     return gpus * hours * gpu_hour_price / num_tokens * 1e6
 
 
-def fewest(share_of: Callable[[int], float], share: float) -> int | None:
+def min_replicas_for(share_of: Callable[[int], float], share: float) -> int | None:
     """The smallest size whose share is reached, if any up to `MAX_REPLICAS` reaches it.
 
     It is taken that more are never worse. Doubling ends early where twice as many change nothing.

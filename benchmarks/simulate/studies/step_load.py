@@ -39,7 +39,7 @@ class _Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rise:
+class StepLoad:
     """The cheapest way to be ready for it. GPUs are means over the calm load before it."""
 
     held: FleetSize
@@ -56,7 +56,7 @@ class Rise:
         return self.staying_vs_oracle <= GOAL_GPU_HOURS
 
 
-def measure_rise(options: CompareOptions) -> Rise:
+def measure_step_load(options: CompareOptions) -> StepLoad:
     """Tries fleets until the cheapest is found that attains the goal.
 
     Raises:
@@ -87,7 +87,7 @@ def measure_rise(options: CompareOptions) -> Rise:
         raise ValueError(f"{peak} before the rise are not enough")
     held, attainment = found
     held_gpus, oracle_gpus = _gpus(held, options), _mean_gpus(schedule, calm, options)
-    return Rise(
+    return StepLoad(
         held=held,
         attainment=attainment,
         held_gpus=held_gpus,
@@ -96,21 +96,21 @@ def measure_rise(options: CompareOptions) -> Rise:
     )
 
 
-def format_rise(rise: Rise) -> str:
+def format_step_load(found: StepLoad) -> str:
     """The result as text."""
     return (
         f"`{RISING}`: the fewest GPUs just before the load triples with which"
         f" {GOAL_ATTAINMENT:.0%} can still meet both targets, though more than enough is asked for"
-        f" at once: {rise.held.prefill} prefill and {rise.held.decode} decode replicas"
-        f" ({rise.attainment:.2%}), {rise.held_gpus:g} GPUs."
-        f" A load that stays takes {rise.oracle_gpus:.1f}:"
-        f" {rise.held_gpus / rise.oracle_gpus:.2f} times as many.\n"
+        f" at once: {found.held.prefill} prefill and {found.held.decode} decode replicas"
+        f" ({found.attainment:.2%}), {found.held_gpus:g} GPUs."
+        f" A load that stays takes {found.oracle_gpus:.1f}:"
+        f" {found.held_gpus / found.oracle_gpus:.2f} times as many.\n"
         f"`{STAYING}`: the same reserve until {SHIFT_S:g} s, for a rise that may come at any time,"
-        f" and the oracle's own sizes from then on cost {rise.staying_vs_oracle:.2f} times the"
+        f" and the oracle's own sizes from then on cost {found.staying_vs_oracle:.2f} times the"
         f" oracle's GPU hours. Goal: {GOAL_GPU_HOURS:g}. "
         + (
             "Both can be met.\n"
-            if rise.is_within_goal
+            if found.is_within_goal
             else "Nobody who does not know when the rise comes meets both.\n"
         )
     )

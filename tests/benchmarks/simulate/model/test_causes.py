@@ -26,7 +26,7 @@ def causes(arrivals: list[Arrival], *, num_ready: int = 1, num_starting: int = 0
     for _ in range(4):
         fleet.decode.start(is_ready=True)
     feed(fleet, arrivals)
-    fleet.agenda.run_until(arrivals[-1].arrival_s + 300.0)
+    fleet.events.run_until(arrivals[-1].arrival_s + 300.0)
     return witness.causes(fleet.requests)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.simulate.model.engine import Engine
-from benchmarks.simulate.model.event_queue import Agenda
+from benchmarks.simulate.model.event_queue import EventQueue
 from benchmarks.simulate.model.profiles import DecodeRegime, EngineProfile
 from benchmarks.simulate.model.requests import Arrival, SimRequest
 from benchmarks.simulate.model.shared_cores import Contention, share_cores
@@ -49,9 +49,9 @@ class Listener:
         self.said.append(("finished", request.request_id))
 
 
-def made(profile: EngineProfile = PROFILE) -> tuple[Agenda, Engine, Listener]:
-    agenda, listener = Agenda(), Listener()
-    return agenda, Engine(agenda, profile, listener), listener
+def made(profile: EngineProfile = PROFILE) -> tuple[EventQueue, Engine, Listener]:
+    events, listener = EventQueue(), Listener()
+    return events, Engine(events, profile, listener), listener
 
 
 def request(request_id: int, prompt: int, output: int) -> SimRequest:
@@ -59,10 +59,10 @@ def request(request_id: int, prompt: int, output: int) -> SimRequest:
 
 
 def test_a_lone_request_takes_what_the_costs_say() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     lone = request(0, prompt=500, output=4)
     engine.submit(lone)
-    agenda.run_until(10.0)
+    events.run_until(10.0)
     prefill_s = 0.01 + 500 * 1e-4
     # Three steps, over 501, 502 and 503 tokens.
     steps_s = 3 * (0.01 + 0.001) + (501 + 502 + 503) * 1e-5
@@ -72,20 +72,20 @@ def test_a_lone_request_takes_what_the_costs_say() -> None:
 
 
 def test_a_long_prompt_is_read_in_chunks() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     long = request(0, prompt=2500, output=1)
     engine.submit(long)
-    agenda.run_until(10.0)
+    events.run_until(10.0)
     assert long.first_token_s == pytest.approx(3 * 0.01 + 2500 * 1e-4)
 
 
 def test_answers_go_on_beside_chunks_but_stand_still_where_prompts_go_first() -> None:
     def end_s(*, chunks: bool) -> float:
-        agenda, engine, _ = made(replace(PROFILE, chunks_prefill=chunks))
+        events, engine, _ = made(replace(PROFILE, chunks_prefill=chunks))
         answer, prompt = request(0, prompt=10, output=50), request(1, prompt=900, output=1)
         engine.submit(answer)
-        agenda.at(0.1, lambda: engine.submit(prompt))
-        agenda.run_until(10.0)
+        events.at(0.1, lambda: engine.submit(prompt))
+        events.run_until(10.0)
         assert answer.ended_s is not None
         return answer.ended_s
 
@@ -94,11 +94,11 @@ def test_answers_go_on_beside_chunks_but_stand_still_where_prompts_go_first() ->
 
 @pytest.mark.parametrize("max_paddings", [None, 0])
 def test_whole_prompts_are_padded_to_the_longest(max_paddings: int | None) -> None:
-    agenda, engine, _ = made(replace(PROFILE, chunks_prefill=False, max_paddings=max_paddings))
+    events, engine, _ = made(replace(PROFILE, chunks_prefill=False, max_paddings=max_paddings))
     first, second, third = request(0, 100, 1), request(1, 200, 1), request(2, 300, 1)
     for each in (first, second, third):
         engine.submit(each)
-    agenda.run_until(10.0)
+    events.run_until(10.0)
     # The first finds an idle engine. Without padding the others share an iteration.
     alone_s = 0.01 + 100 * 1e-4
     together_s = alone_s + 0.01 + 500 * 1e-4
@@ -107,24 +107,24 @@ def test_whole_prompts_are_padded_to_the_longest(max_paddings: int | None) -> No
 
 
 def test_a_request_joins_at_the_next_step_not_at_the_run_s_end() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     engine.submit(request(0, prompt=10, output=1000))
     late = request(1, prompt=10, output=2)
-    agenda.at(1.0, lambda: engine.submit(late))
-    agenda.run_until(100.0)
+    events.at(1.0, lambda: engine.submit(late))
+    events.run_until(100.0)
     assert late.first_token_s is not None
     assert late.first_token_s < 1.0 + 0.05
 
 
 def test_steps_in_closed_form_are_the_sum_of_steps() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     requests = [request(number, prompt=100 + number, output=20 + number) for number in range(5)]
     for each in requests:
         each.num_output_tokens, each.num_computed_tokens = 1, each.arrival.prompt_tokens
         each.first_token_s = 0.0
     for each in requests:
         engine.submit(each)
-    agenda.run_until(100.0)
+    events.run_until(100.0)
     assert all(each.ended_s is not None for each in requests)
     contexts, left = [each.arrival.prompt_tokens + 1 for each in requests], [19, 20, 21, 22, 23]
     time_s = 0.0
@@ -145,11 +145,11 @@ def test_steps_in_closed_form_are_the_sum_of_steps() -> None:
 
 
 def test_kv_runs_out_and_the_last_to_join_is_computed_anew() -> None:
-    agenda, engine, listener = made(replace(PROFILE, kv_capacity_tokens=250))
+    events, engine, listener = made(replace(PROFILE, kv_capacity_tokens=250))
     first, second = request(0, prompt=100, output=100), request(1, prompt=100, output=100)
     engine.submit(first)
     engine.submit(second)
-    agenda.run_until(100.0)
+    events.run_until(100.0)
     assert (first.num_preempted, second.num_preempted) == (0, 1)
     assert first.num_output_tokens == second.num_output_tokens == 100
     assert engine.kv_used == 0
@@ -157,32 +157,32 @@ def test_kv_runs_out_and_the_last_to_join_is_computed_anew() -> None:
 
 
 def test_kv_that_is_kept_for_decode_is_free_once_it_was_pulled() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     handed = request(0, prompt=100, output=10)
     handed.hands_over = True
     engine.submit(handed)
-    agenda.run_until(1.0)
+    events.run_until(1.0)
     assert engine.kv_used == 100
     engine.release(handed.num_computed_tokens)
     assert engine.kv_used == 0
 
 
 def test_an_engine_that_dies_gives_back_its_requests_with_their_tokens() -> None:
-    agenda, engine, listener = made()
+    events, engine, listener = made()
     running, waiting = request(0, prompt=100, output=1000), request(1, prompt=99_999, output=5)
     engine.submit(running)
     engine.submit(waiting)
-    agenda.run_until(1.0)
+    events.run_until(1.0)
     left = engine.fail()
     assert {each.request_id for each in left} == {0, 1}
     assert 1 < running.num_output_tokens < 1000
     assert running.num_computed_tokens == waiting.num_computed_tokens == 0
-    agenda.run_until(100.0)
+    events.run_until(100.0)
     assert ("finished", 0) not in listener.said
 
 
 def test_progress_is_that_of_the_oldest_prompt_through_all_its_chunks() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     assert engine.progress_s == 0.0
     for number, work_s in enumerate((0.2, 0.9)):
         each = request(number, prompt=2500, output=1)
@@ -191,37 +191,37 @@ def test_progress_is_that_of_the_oldest_prompt_through_all_its_chunks() -> None:
     # Three iterations of 0.11 s: 1000, 1000, and 500 with the first 500 of the other.
     seen = []
     for now_s in (0.15, 0.3, 0.4):
-        agenda.run_until(now_s)
+        events.run_until(now_s)
         seen.append(engine.progress_s)
     assert seen == pytest.approx([0.15, 0.2, 0.4 - 0.33]), "at most its work"
 
 
 def test_prompts_wait_in_order_of_their_latest_start() -> None:
-    agenda, engine, listener = made()
+    events, engine, listener = made()
     for request_id, latest_start_ms in ((0, 100), (1, 9000), (2, 8000)):
         waiting = request(request_id, 1000, 1)
         waiting.priority = latest_start_ms
         engine.submit(waiting)
-    agenda.run_until(10.0)
+    events.run_until(10.0)
     assert [each for _, each in listener.said] == [0, 2, 1]
 
 
 def test_late_prompts_give_way_and_still_get_their_turn() -> None:
-    agenda, engine, listener = made()
+    events, engine, listener = made()
     # Each takes 0.11 s; the first is read while the second's time runs out.
     for request_id, latest_start_ms in ((0, 10), (1, 50), (2, 150), (3, 5000)):
         waiting = request(request_id, 1000, 1)
         waiting.priority = latest_start_ms
         engine.submit(waiting)
-    agenda.run_until(10.0)
+    events.run_until(10.0)
     assert [each for _, each in listener.said] == [0, 2, 3, 1]
 
 
 def test_prompts_hold_no_kv_before_a_step_gets_to_them() -> None:
-    agenda, engine, _ = made()
+    events, engine, _ = made()
     for request_id in range(5):
         engine.submit(request(request_id, 1000, 1))
-    agenda.run_until(0.05)
+    events.run_until(0.05)
     assert engine.kv_used == 1000
     assert len(engine.waiting) == 4
 
@@ -249,24 +249,24 @@ EVEN = replace(
 def test_what_is_left_takes_longer_once_the_engine_is_slowed_down(
     slow_s: float, first_s: float, end_s: float
 ) -> None:
-    agenda, engine, _ = made(EVEN)
+    events, engine, _ = made(EVEN)
     one = request(0, 1000, 11)
     engine.submit(one)
-    agenda.at(slow_s, lambda: engine.slow_down(2.0))
-    agenda.run_until(1.0)
+    events.at(slow_s, lambda: engine.slow_down(2.0))
+    events.run_until(1.0)
     assert one.first_token_s == pytest.approx(first_s)
     assert one.ended_s == pytest.approx(end_s)
     assert not engine.is_busy
 
 
 def test_engines_on_the_same_cores_slow_each_other_down_while_both_are_busy() -> None:
-    agenda, listener = Agenda(), Listener()
-    prefill, decode = Engine(agenda, EVEN, listener), Engine(agenda, EVEN, listener)
+    events, listener = EventQueue(), Listener()
+    prefill, decode = Engine(events, EVEN, listener), Engine(events, EVEN, listener)
     share_cores(prefill, decode, Contention(prefill=2.0, decode=1.5))
     prompt, answer = request(0, 1000, 1), request(1, 200, 1)
     prefill.submit(prompt)
-    agenda.at(0.05, lambda: decode.submit(answer))
-    agenda.run_until(1.0)
+    events.at(0.05, lambda: decode.submit(answer))
+    events.run_until(1.0)
     # The answer's 30 ms take 45, in which the prompt gets as far as in 22.5 ms alone.
     assert answer.ended_s == pytest.approx(0.095)
     assert prompt.ended_s == pytest.approx(0.1325)

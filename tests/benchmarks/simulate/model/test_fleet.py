@@ -72,10 +72,10 @@ def test_a_fault_while_decode_reads_leaves_nothing_behind(pool: str) -> None:
         fleet.decode.start(is_ready=True)
     workload = [Arrival(number * 0.04, 4000, 40) for number in range(300)]
     feed(fleet, workload)
-    fleet.agenda.run_until(6.0)
+    fleet.events.run_until(6.0)
     assert fleet.num_read_in_decode > 0
     fleet.fail(getattr(fleet, pool).ready[0])
-    fleet.agenda.run_until(600.0)
+    fleet.events.run_until(600.0)
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
     assert fleet.num_ongoing == fleet.num_decoding == 0
     assert all(each.engine.kv_used == 0 for pool in fleet.pools for each in pool.ready)
@@ -108,8 +108,8 @@ def test_requests_survive_the_death_of_their_replica(pool: str) -> None:
         each.start(is_ready=True)
     feed(fleet, made_workload(rate=60.0))
     victim = (fleet.prefill if pool == "prefill" else fleet.decode).replicas[0]
-    fleet.agenda.at(10.0, lambda: fleet.fail(victim))
-    fleet.agenda.run_until(300.0)
+    fleet.events.at(10.0, lambda: fleet.fail(victim))
+    fleet.events.run_until(300.0)
     assert any(each.num_moves for each in fleet.requests)
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
     assert fleet.num_decoding == 0
@@ -121,19 +121,19 @@ def test_requests_wait_for_a_pool_that_starts() -> None:
     fleet.prefill.start()
     fleet.decode.start(is_ready=True)
     fleet.submit(Arrival(0.0, 100, 2))
-    fleet.agenda.run_until(LLAMA_8B_H100.start_s - 0.1)
+    fleet.events.run_until(LLAMA_8B_H100.start_s - 0.1)
     (waiting,) = fleet.requests
     assert waiting.phase.value == "waiting"
-    fleet.agenda.run_until(LLAMA_8B_H100.start_s + 1.0)
+    fleet.events.run_until(LLAMA_8B_H100.start_s + 1.0)
     assert waiting.phase.value == "ended"
 
 
 def test_gpu_seconds_count_starts_and_drains() -> None:
     fleet = Fleet(SPEC)
     fleet.prefill.scale_to(2)
-    fleet.agenda.run_until(10.0)
+    fleet.events.run_until(10.0)
     fleet.prefill.scale_to(1)  # the one that starts last is called off
-    fleet.agenda.run_until(60.0)
+    fleet.events.run_until(60.0)
     assert fleet.prefill.gpu_seconds() == pytest.approx(10.0 + 60.0)
     assert len(fleet.prefill.ready) == 1
     assert fleet.prefill.num_scalings == 2
@@ -147,10 +147,10 @@ def test_a_draining_replica_finishes_what_it_has() -> None:
     fleet.decode.start(is_ready=True)
     for _ in range(10):
         fleet.submit(Arrival(0.0, 100, 200))
-    fleet.agenda.run_until(1.0)
+    fleet.events.run_until(1.0)
     fleet.decode.scale_to(1)
     assert fleet.decode.num_present == 2
-    fleet.agenda.run_until(60.0)
+    fleet.events.run_until(60.0)
     assert fleet.decode.num_present == 1
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
     assert not any(each.num_moves for each in fleet.requests)

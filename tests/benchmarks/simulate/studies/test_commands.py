@@ -19,8 +19,8 @@ from benchmarks.simulate.studies.published import (
     published_arrivals_s,
 )
 from benchmarks.simulate.studies.routing import OLD, PROFILES, REPORTS, study_routing
-from benchmarks.simulate.studies.sizing import fewest, plan_fleet
-from benchmarks.simulate.studies.step_load import format_rise, measure_rise
+from benchmarks.simulate.studies.sizing import min_replicas_for, plan_fleet
+from benchmarks.simulate.studies.step_load import format_step_load, measure_step_load
 from benchmarks.simulate.workloads.traces import read_trace
 from router.policies import POLICIES
 
@@ -67,12 +67,12 @@ def test_the_fewest_that_do_are_found(needed: int) -> None:
         asked.append(size)
         return min(size / needed, 1.0)
 
-    assert fewest(share, 1.0) == needed
+    assert min_replicas_for(share, 1.0) == needed
     assert len(asked) < 15
 
 
 def test_no_number_of_replicas_is_said_to_do_where_none_does() -> None:
-    assert fewest(lambda size: 0.5, 0.9) is None
+    assert min_replicas_for(lambda size: 0.5, 0.9) is None
 
 
 def test_a_plan_holds_the_targets_and_has_a_price(tmp_path: Path) -> None:
@@ -129,12 +129,12 @@ def test_a_rise_that_nobody_announces_asks_for_more_than_a_load_that_stays() -> 
         max_requests=120_000,
         seed=1,
     )
-    rise = measure_rise(options)
-    assert rise.attainment >= GOAL_ATTAINMENT
-    assert rise.held_gpus > rise.oracle_gpus
-    assert rise.staying_vs_oracle > 1.0
-    verdict = "Both can be met" if rise.is_within_goal else "Nobody who does not know"
-    assert verdict in format_rise(rise)
+    found = measure_step_load(options)
+    assert found.attainment >= GOAL_ATTAINMENT
+    assert found.held_gpus > found.oracle_gpus
+    assert found.staying_vs_oracle > 1.0
+    verdict = "Both can be met" if found.is_within_goal else "Nobody who does not know"
+    assert verdict in format_step_load(found)
 
 
 def test_the_simulator_needs_neither_ray_nor_vllm() -> None:

@@ -13,7 +13,7 @@ from benchmarks.simulate.autoscalers.oracle import SHARE
 from benchmarks.simulate.cli import main, parse_slo
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100
 from benchmarks.simulate.model.requests import Slo
-from benchmarks.simulate.studies.compare import RIVALS, CompareOptions, compare_workload
+from benchmarks.simulate.studies.compare import BASELINES, CompareOptions, compare_workload
 from benchmarks.simulate.workloads.scenarios import SCENARIOS, make_scenario
 
 OPTIONS = CompareOptions(
@@ -50,7 +50,7 @@ def test_all_policies_run_and_the_oracle_holds_the_targets(tmp_path: Path) -> No
     assert (
         set(by_policy)
         == set(comparison.outcomes)
-        == {"oracle", "pdserve", "fixed-at-peak", *RIVALS}
+        == {"oracle", "pdserve", "fixed-at-peak", *BASELINES}
     )
     assert by_policy["oracle"].attainment >= SHARE
     assert by_policy["oracle"].gpu_hours_vs_oracle == 1.0
@@ -71,7 +71,7 @@ def test_the_command_writes_rows_tables_and_pictures(
     scale = ["--mean-gpus", "2", "--max-requests", "1000", "--processes", "1"]
     assert main([*command, *scale]) == 0
     rows = json.loads((out / "compare.json").read_text())
-    assert {row["policy"] for row in rows} == {"oracle", "pdserve", "fixed-at-peak", *RIVALS}
+    assert {row["policy"] for row in rows} == {"oracle", "pdserve", "fixed-at-peak", *BASELINES}
     wanted = {"trace", "policy", "attainment", "gpu_hours_vs_oracle", "num_scalings"}
     assert all(wanted <= set(row) for row in rows)
     assert (out / "compare.md").read_text() == capsys.readouterr().out
