@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from cluster.scaling.budget import share_budget
-from cluster.scaling.memory import (
+from cluster.scaling.demand_forecast import start_seconds
+from cluster.scaling.learned_state import (
     CORRECTION_WINDOW_S,
     act,
     correct,
@@ -13,7 +14,6 @@ from cluster.scaling.memory import (
     remember,
 )
 from cluster.scaling.need import Need
-from cluster.scaling.outlook import start_seconds
 from cluster.scaling.sizing import size_decode, size_prefill
 from cluster.scaling.snapshot import (
     Attainment,

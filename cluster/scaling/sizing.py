@@ -6,10 +6,10 @@ from dataclasses import replace
 from functools import partial
 
 from cluster.scaling import decode, prefill
+from cluster.scaling.demand_forecast import look_out, start_seconds
 from cluster.scaling.forecast import prefill_work, requests
 from cluster.scaling.history import RECENT_S, Demand, latest
 from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
-from cluster.scaling.outlook import look_out, start_seconds
 from cluster.scaling.snapshot import (
     Engines,
     PoolCounts,
