@@ -19,6 +19,9 @@ RANKS = {
 }
 """Imports run from a lower rank to a higher one, never back."""
 
+SIMULATOR = ("model", "workloads", "autoscalers", "studies")
+"""Imports run from a later one to an earlier one."""
+
 DECIDING = (
     "decode/failing_reads.py",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "cluster/scaling").glob("*.py"))),
@@ -64,6 +67,20 @@ def test_imports_run_one_way(package: str) -> None:
         for path in modules
         for name in imported(path)
         if name in RANKS and name != package and RANKS[name] <= RANKS[package]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", SIMULATOR)
+def test_the_simulator_s_imports_run_one_way(folder: str) -> None:
+    modules = sorted((ROOT / "benchmarks/simulate" / folder).glob("*.py"))
+    assert modules
+    later = SIMULATOR[SIMULATOR.index(folder) + 1 :]
+    wrong = [
+        (path.name, name)
+        for path in modules
+        for name in later
+        if f"benchmarks.simulate.{name}" in path.read_text()
     ]
     assert wrong == []
 

@@ -12,10 +12,10 @@ from cluster.scaling.plan import plan_scale
 from cluster.scaling.snapshot import (
     Attainment,
     Engines,
+    LearnedState,
     Load,
     PoolCounts,
     PoolLimits,
-    PoolMemory,
     PoolPlan,
     ScalePlan,
     ScaleSettings,
@@ -28,10 +28,10 @@ from cluster.scaling.snapshot import (
 __all__ = [
     "Attainment",
     "Engines",
+    "LearnedState",
     "Load",
     "PoolCounts",
     "PoolLimits",
-    "PoolMemory",
     "PoolPlan",
     "ScalePlan",
     "ScaleSettings",

@@ -7,7 +7,7 @@ from cluster.scaling.forecast import Series, expect
 from cluster.scaling.history import RECENT_S, Demand, latest, measure_demand, unshifted
 from cluster.scaling.replay import expected_again
 from cluster.scaling.season import Season, find_season
-from cluster.scaling.snapshot import PoolMemory, ScaleSettings, ScaleState, Traffic
+from cluster.scaling.snapshot import LearnedState, ScaleSettings, ScaleState, Traffic
 
 TREND_STARTS = 1.5
 """Starts' times that a trend is followed ahead. What is asked for next is there later than what is
@@ -15,7 +15,7 @@ asked for now, and a rise that bends upwards leaves its line behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class DemandForecast:
     now: Demand
     """That a replica started now will meet."""
     past: Demand
@@ -33,30 +33,30 @@ class Outlook:
         return (("season_s", self.season.period_s),) if self.season else ()
 
 
-def start_seconds(memory: PoolMemory, settings: ScaleSettings) -> float:
+def start_seconds(learned: LearnedState, settings: ScaleSettings) -> float:
     """How long a start takes: as seen, or as configured until one was seen."""
-    return settings.expected_start_s if memory.start_s is None else memory.start_s
+    return settings.expected_start_s if learned.start_s is None else learned.start_s
 
 
-def look_out(
+def forecast_demand(
     state: ScaleState,
-    memory: PoolMemory,
+    learned: LearnedState,
     series_of: Callable[[Sequence[Traffic]], Series],
     settings: ScaleSettings,
     *,
     now_s: float,
-) -> Outlook:
+) -> DemandForecast:
     """What the pool has to reckon with whose load is `series_of` the traffic.
 
-    A season says what comes next, and of what came that it was foretold, so that it need not be
+    A season says what comes next, and of what came that it was predicted, so that it need not be
     kept. Once more comes than it said, all is as if there was none: the past counts again, and the
     pool grows to it at once.
     """
-    start_s = start_seconds(memory, settings)
+    start_s = start_seconds(learned, settings)
     series = series_of(state.history)
     load = forecast = expect(series, TREND_STARTS * start_s)
     likely = measure_demand(latest(state.history, RECENT_S), output_tokens=None).rate
-    foretold = (0.0,) * series.size
+    predicted = (0.0,) * series.size
     like_now = unshifted(state.history)
     now = measure_demand(like_now, output_tokens=state.output_tokens)
     portion = _portion(series_of(like_now), now)
@@ -65,14 +65,14 @@ def look_out(
         season = None
     if season is not None:
         load = season.peak(start_s)
-        foretold = season.foretold(series)
+        predicted = season.predicted(series)
         # The delay that is not waited for is looked ahead: none goes that is soon needed again.
         likely = season.peak(start_s + settings.down_delay_s) / portion
-    return Outlook(
+    return DemandForecast(
         now=replace(now, rate=load / portion),
         past=measure_demand(state.history, output_tokens=state.output_tokens),
         loads=expected_again(
-            series.loads, memory.forecasts, load, foretold, now_s=now_s, ahead_s=start_s
+            series.loads, learned.forecasts, load, predicted, now_s=now_s, ahead_s=start_s
         ),
         likely_rate=likely,
         forecast=forecast,

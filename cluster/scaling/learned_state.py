@@ -10,8 +10,8 @@ from cluster.scaling.history import latest
 from cluster.scaling.need import CORRECTION_MAX
 from cluster.scaling.snapshot import (
     Attainment,
+    LearnedState,
     PoolCounts,
-    PoolMemory,
     ScaleSettings,
     ScaleSnapshot,
     ScaleState,
@@ -61,10 +61,10 @@ def remember(state: ScaleState, snapshot: ScaleSnapshot, settings: ScaleSettings
     )
 
 
-def _count_starts(memory: PoolMemory, counts: PoolCounts, now_s: float) -> PoolMemory:
-    since = memory.starting_since_s
-    num_ready = max(0, counts.num_ready - memory.num_ready)
-    start_s = memory.start_s
+def _count_starts(learned: LearnedState, counts: PoolCounts, now_s: float) -> LearnedState:
+    since = learned.starting_since_s
+    num_ready = max(0, counts.num_ready - learned.num_ready)
+    start_s = learned.start_s
     for asked_s in since[:num_ready]:
         took_s = now_s - asked_s
         start_s = took_s if start_s is None else start_s + START_WEIGHT * (took_s - start_s)
@@ -72,13 +72,15 @@ def _count_starts(memory: PoolMemory, counts: PoolCounts, now_s: float) -> PoolM
     # Starts that were called off end with the one that was asked for last.
     since = since[: counts.num_starting]
     since += (now_s,) * (counts.num_starting - len(since))
-    return replace(memory, num_ready=counts.num_ready, starting_since_s=since, start_s=start_s)
+    return replace(learned, num_ready=counts.num_ready, starting_since_s=since, start_s=start_s)
 
 
-def note_forecast(memory: PoolMemory, load: float, now_s: float, *, keep_s: float) -> PoolMemory:
-    """The memory with what was forecast now, without what is older than `keep_s`."""
-    first = bisect_left(memory.forecasts, now_s - keep_s, key=lambda each: each[0])
-    return replace(memory, forecasts=(*memory.forecasts[first:], (now_s, load)))
+def note_forecast(
+    learned: LearnedState, load: float, now_s: float, *, keep_s: float
+) -> LearnedState:
+    """The state with what was forecast now, without what is older than `keep_s`."""
+    first = bisect_left(learned.forecasts, now_s - keep_s, key=lambda each: each[0])
+    return replace(learned, forecasts=(*learned.forecasts[first:], (now_s, load)))
 
 
 def measured(history: Sequence[Traffic], target: Literal["ttft", "itl"]) -> Attainment:
@@ -129,26 +131,26 @@ def correct(
     return correction
 
 
-def act(
-    memory: PoolMemory, target: int, now_s: float, *, regret_s: float, is_foretold: bool
-) -> PoolMemory:
-    """The memory after `target` was decided.
+def record_decision(
+    learned: LearnedState, target: int, now_s: float, *, regret_s: float, is_predicted: bool
+) -> LearnedState:
+    """The state after `target` was decided.
 
     A pool that grows within `regret_s` of having shrunk regrets it: each time it waits twice as
-    long before it shrinks again. A shrinking that lasted halves that. What a season foretold is no
+    long before it shrinks again. A shrinking that lasted halves that. What a season predicted is no
     surprise, so no regret.
     """
-    if target == memory.target:
-        return memory
-    factor, shrunk_s = memory.down_factor, memory.shrunk_s
-    if memory.target is not None and target < memory.target:
+    if target == learned.target:
+        return learned
+    factor, shrunk_s = learned.down_factor, learned.shrunk_s
+    if learned.target is not None and target < learned.target:
         if shrunk_s is not None and now_s - shrunk_s > 2 * regret_s:
             factor = max(1.0, factor / 2)
         shrunk_s = now_s
-    elif shrunk_s is not None and now_s - shrunk_s < regret_s and not is_foretold:
+    elif shrunk_s is not None and now_s - shrunk_s < regret_s and not is_predicted:
         factor, shrunk_s = min(MAX_DOWN_FACTOR, 2 * factor), None
     return replace(
-        memory,
+        learned,
         target=target,
         changed_s=now_s,
         wants_more_since_s=None,

@@ -22,7 +22,7 @@ class Need:
     long as predicted: what they miss, they do not miss for want of replicas."""
     forecast: float
     """The load that is expected when a replica that is started now is ready."""
-    is_foretold: bool
+    is_predicted: bool
     """Whether that is known from a season: less needs not have been enough for a while."""
     inputs: tuple[tuple[str, float], ...]
 
@@ -34,7 +34,9 @@ MARGIN = 1.05
 """On the load that a smaller pool must hold: the other bar of the hysteresis."""
 
 
-def fewest(share_of: Callable[[int], float], wanted: float, *, most: int, around: int) -> int:
+def min_replicas_for(
+    share_of: Callable[[int], float], wanted: float, *, most: int, around: int
+) -> int:
     """The smallest n in [0, `most`] whose share reaches `wanted`; `most` + 1 if none does.
 
     More must never do worse. Looks next to `around` first: the answer rarely moves far.

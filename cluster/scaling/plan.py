@@ -6,20 +6,20 @@ from cluster.scaling.budget import share_budget
 from cluster.scaling.demand_forecast import start_seconds
 from cluster.scaling.learned_state import (
     CORRECTION_WINDOW_S,
-    act,
     correct,
     is_missed,
     measured,
     note_forecast,
+    record_decision,
     remember,
 )
 from cluster.scaling.need import Need
 from cluster.scaling.sizing import size_decode, size_prefill
 from cluster.scaling.snapshot import (
     Attainment,
+    LearnedState,
     PoolCounts,
     PoolLimits,
-    PoolMemory,
     PoolPlan,
     ScalePlan,
     ScaleSettings,
@@ -53,8 +53,8 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
         for pool, wish in zip(pools, wishes, strict=True)
     ]
     targets = _within_budget(pools, timed, settings)
-    plans, memories = [], []
-    for pool, wish, (memory, wanted, held_by), target in zip(
+    plans, learned_states = [], []
+    for pool, wish, (learned, wanted, held_by), target in zip(
         pools, wishes, timed, targets, strict=True
     ):
         plans.append(
@@ -66,20 +66,22 @@ def plan_scale(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleSta
                 inputs=pool.need.inputs + _share_met(pool.attained),
             )
         )
-        memory = _learned(replace(pool, memory=memory), wish, settings, now_s, elapsed_s=elapsed_s)
-        memories.append(
-            act(
-                memory,
+        learned = _learned(
+            replace(pool, learned=learned), wish, settings, now_s, elapsed_s=elapsed_s
+        )
+        learned_states.append(
+            record_decision(
+                learned,
                 target,
                 now_s,
                 regret_s=settings.look_back_s,
-                is_foretold=pool.need.is_foretold,
+                is_predicted=pool.need.is_predicted,
             )
         )
     return ScalePlan(
         prefill=plans[0],
         decode=plans[1],
-        state=replace(state, prefill=memories[0], decode=memories[1]),
+        state=replace(state, prefill=learned_states[0], decode=learned_states[1]),
     )
 
 
@@ -90,7 +92,7 @@ class _Pool:
     need: Need
     counts: PoolCounts
     limits: PoolLimits
-    memory: PoolMemory
+    learned: LearnedState
     attained: Attainment
     echo_s: float = 0.0
     """For how long requests that came while it had too little are measured after that."""
@@ -98,8 +100,8 @@ class _Pool:
     @property
     def current(self) -> int:
         """What was decided last; what there is where nothing was."""
-        if self.memory.target is not None:
-            return self.memory.target
+        if self.learned.target is not None:
+            return self.learned.target
         return self.counts.num_ready + self.counts.num_starting
 
 
@@ -112,7 +114,7 @@ def _pools(
             need=prefill_need,
             counts=snapshot.prefill,
             limits=settings.prefill,
-            memory=state.prefill,
+            learned=state.prefill,
             attained=measured(state.history, "ttft"),
             echo_s=PUT_BACK_S,
         ),
@@ -120,7 +122,7 @@ def _pools(
             need=size_decode(snapshot, settings, state, prefill_need=prefill_need),
             counts=snapshot.decode,
             limits=settings.decode,
-            memory=state.decode,
+            learned=state.decode,
             attained=measured(state.history, "itl"),
         ),
     )
@@ -171,44 +173,46 @@ def _wish(pool: _Pool, *, is_idle: bool) -> _Wish:
 
 def _in_time(
     pool: _Pool, wish: _Wish, now_s: float, settings: ScaleSettings, *, has_report: bool
-) -> tuple[PoolMemory, int, str | None]:
-    """The target once delays have their say, the memory of how long, and what held it."""
-    memory, current = pool.memory, pool.current
+) -> tuple[LearnedState, int, str | None]:
+    """The state with how long it has been so, the target after delays, and what held it."""
+    learned, current = pool.learned, pool.current
     if wish.grow_to > current:
-        since_s = now_s if memory.wants_more_since_s is None else memory.wants_more_since_s
-        memory = replace(memory, wants_more_since_s=since_s, fewer_do_since_s=None)
+        since_s = now_s if learned.wants_more_since_s is None else learned.wants_more_since_s
+        learned = replace(learned, wants_more_since_s=since_s, fewer_do_since_s=None)
         # A pool without replicas makes requests wait: the delay is for pools that serve.
         if current > 0 and now_s - since_s < settings.up_delay_s:
-            return memory, current, "up_delay_s"
-        return memory, wish.grow_to, None
-    memory = replace(memory, wants_more_since_s=None)
+            return learned, current, "up_delay_s"
+        return learned, wish.grow_to, None
+    learned = replace(learned, wants_more_since_s=None)
     if wish.shrink_to >= current:
-        return replace(memory, fewer_do_since_s=None), current, None
+        return replace(learned, fewer_do_since_s=None), current, None
     share = settings.targets.share * pool.need.attainable
     held_by = None
     if not has_report:
         held_by = HELD_BY_REPORTS
-    elif is_missed(pool.attained, share) and wish.needed > 0 and not _is_catching_up(memory, now_s):
+    elif (
+        is_missed(pool.attained, share) and wish.needed > 0 and not _is_catching_up(learned, now_s)
+    ):
         held_by = HELD_BY_MISSES
     if held_by is not None:
-        return replace(memory, fewer_do_since_s=None), current, held_by
-    if pool.need.is_foretold:
-        return memory, wish.shrink_to, None
-    since_s = now_s if memory.fewer_do_since_s is None else memory.fewer_do_since_s
-    memory = replace(memory, fewer_do_since_s=since_s)
+        return replace(learned, fewer_do_since_s=None), current, held_by
+    if pool.need.is_predicted:
+        return learned, wish.shrink_to, None
+    since_s = now_s if learned.fewer_do_since_s is None else learned.fewer_do_since_s
+    learned = replace(learned, fewer_do_since_s=since_s)
     # What was started last must have been there for a while before it can be too much.
-    settled_s = _settled_s(memory, settings)
+    settled_s = _settled_s(learned, settings)
     calm_s = now_s - (since_s if settled_s is None else max(since_s, settled_s))
     # What was regretted is one or two too few, not to have let go of most of an idle pool.
-    factor = memory.down_factor if 2 * wish.shrink_to > current else 1.0
+    factor = learned.down_factor if 2 * wish.shrink_to > current else 1.0
     if calm_s < settings.down_delay_s * factor:
-        return memory, current, "down_delay_s"
-    return memory, wish.shrink_to, None
+        return learned, current, "down_delay_s"
+    return learned, wish.shrink_to, None
 
 
 def _within_budget(
     pools: tuple[_Pool, _Pool],
-    timed: list[tuple[PoolMemory, int, str | None]],
+    timed: list[tuple[LearnedState, int, str | None]],
     settings: ScaleSettings,
 ) -> tuple[int, int]:
     """The targets within the budget. GPUs that still drain delay starts, never end replicas."""
@@ -227,12 +231,12 @@ def _within_budget(
 
 def _learned(
     pool: _Pool, wish: _Wish, settings: ScaleSettings, now_s: float, *, elapsed_s: float
-) -> PoolMemory:
-    """The memory with this snapshot's forecast, and with what the misses say of the prediction."""
-    memory = pool.memory
+) -> LearnedState:
+    """The state with this snapshot's forecast, and with what the misses say of the prediction."""
+    learned = pool.learned
     since_s = _steady_since_s(pool, wish, now_s)
     correction = correct(
-        memory.correction,
+        learned.correction,
         pool.attained,
         share=settings.targets.share * pool.need.attainable,
         elapsed_s=elapsed_s,
@@ -240,10 +244,10 @@ def _learned(
         is_ample=pool.need.is_ample,
     )
     return note_forecast(
-        replace(memory, correction=correction, steady_since_s=since_s),
+        replace(learned, correction=correction, steady_since_s=since_s),
         pool.need.forecast,
         now_s,
-        keep_s=settings.look_back_s + 2 * start_seconds(memory, settings),
+        keep_s=settings.look_back_s + 2 * start_seconds(learned, settings),
     )
 
 
@@ -256,21 +260,21 @@ def _steady_since_s(pool: _Pool, wish: _Wish, now_s: float) -> float | None:
     )
     if not is_steady:
         return None
-    since_s = pool.memory.steady_since_s
+    since_s = pool.learned.steady_since_s
     return now_s + pool.echo_s if since_s is None else since_s
 
 
-def _is_catching_up(memory: PoolMemory, now_s: float) -> bool:
+def _is_catching_up(learned: LearnedState, now_s: float) -> bool:
     """Whether what is measured may be of prompts that came before the pool had enough."""
-    since_s = memory.steady_since_s
+    since_s = learned.steady_since_s
     return since_s is not None and now_s - since_s <= CORRECTION_WINDOW_S
 
 
-def _settled_s(memory: PoolMemory, settings: ScaleSettings) -> float | None:
+def _settled_s(learned: LearnedState, settings: ScaleSettings) -> float | None:
     """From when on the pool has what was decided last; None where nothing was."""
-    if memory.changed_s is None or memory.shrunk_s == memory.changed_s:
-        return memory.changed_s
-    return memory.changed_s + start_seconds(memory, settings)
+    if learned.changed_s is None or learned.shrunk_s == learned.changed_s:
+        return learned.changed_s
+    return learned.changed_s + start_seconds(learned, settings)
 
 
 def _share_met(attained: Attainment) -> tuple[tuple[str, float], ...]:

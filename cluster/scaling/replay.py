@@ -8,7 +8,7 @@ def expected_again(
     came: Sequence[tuple[float, float]],
     forecasts: Sequence[tuple[float, float]],
     forecast: float,
-    foretold: Sequence[float],
+    predicted: Sequence[float],
     *,
     now_s: float,
     ahead_s: float,
@@ -23,12 +23,12 @@ def expected_again(
     Args:
         came: Seconds and load of each stretch, oldest first, up to `now_s`.
         forecasts: When each was made, and the load that it said.
-        foretold: What a season known by now says of each stretch; 0 without one.
+        predicted: What a season known by now says of each stretch; 0 without one.
     """
     made_s = [each for each, _ in forecasts]
     parts = []
     end_s = now_s
-    for (seconds, load), season in zip(reversed(came), reversed(foretold), strict=True):
+    for (seconds, load), season in zip(reversed(came), reversed(predicted), strict=True):
         place = bisect_right(made_s, end_s - ahead_s) - 1
         then = max(season, forecasts[place][1] if place >= 0 else 0.0)
         again = min(load, forecast + max(0.0, load - then))

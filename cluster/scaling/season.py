@@ -53,10 +53,10 @@ class Season:
 
     def is_surprised(self, series: Series, within_s: float) -> bool:
         """Whether for certain more came within the last `within_s` than periods before said."""
-        foretold = _most(self.periods[1:], -1 - int(within_s / self.block_s), -1)
-        return exceeds(series, foretold, within_s)
+        predicted = _most(self.periods[1:], -1 - int(within_s / self.block_s), -1)
+        return exceeds(series, predicted, within_s)
 
-    def foretold(self, series: Series) -> tuple[float, ...]:
+    def predicted(self, series: Series) -> tuple[float, ...]:
         """Of each bucket, the most that the other periods say."""
         ages = [int((series.seconds[-1] - end_s) / self.block_s) for end_s in series.seconds[1:]]
         says = {age: self._others_say(age) for age in set(ages)}

@@ -6,14 +6,14 @@ from dataclasses import replace
 from functools import partial
 
 from cluster.scaling import decode, prefill
-from cluster.scaling.demand_forecast import look_out, start_seconds
+from cluster.scaling.demand_forecast import forecast_demand, start_seconds
 from cluster.scaling.forecast import prefill_work, requests
 from cluster.scaling.history import RECENT_S, Demand, latest
-from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, fewest, largest, stricter
+from cluster.scaling.need import CORRECTION_MAX, MARGIN, Need, largest, min_replicas_for, stricter
 from cluster.scaling.snapshot import (
     Engines,
+    LearnedState,
     PoolCounts,
-    PoolMemory,
     ScaleSettings,
     ScaleSnapshot,
     ScaleState,
@@ -28,17 +28,17 @@ prompts."""
 
 def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
     """What the TTFT target asks of the prefill pool."""
-    memory, share = state.prefill, settings.targets.share
+    learned, share = state.prefill, settings.targets.share
     patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
-    start_s = start_seconds(memory, settings)
-    seen = look_out(state, memory, prefill_work, settings, now_s=snapshot.now_s)
-    now, past = (_corrected(each, memory.correction) for each in (seen.now, seen.past))
-    backlog_s = snapshot.load.prefill_backlog_s * memory.correction
+    start_s = start_seconds(learned, settings)
+    seen = forecast_demand(state, learned, prefill_work, settings, now_s=snapshot.now_s)
+    now, past = (_corrected(each, learned.correction) for each in (seen.now, seen.past))
+    backlog_s = snapshot.load.prefill_backlog_s * learned.correction
     load = now.rate * now.prefill_s
     # A season's load is that of later: until then comes what comes now.
     late_s = prefill.late_backlog(
         backlog_s,
-        min(load, seen.forecast * memory.correction),
+        min(load, seen.forecast * learned.correction),
         _coming(snapshot.prefill),
         start_s=start_s,
     )
@@ -50,17 +50,19 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
             past,
             n,
             patience_s=patience_s,
-            correction=margin * memory.correction,
+            correction=margin * learned.correction,
         )
 
     def steadily(n: int, *, margin: float = 1.0, rate: float = now.rate) -> float:
         return prefill.steady_share(replace(now, rate=margin * rate), n, patience_s=patience_s)
 
-    fewest_for = partial(fewest, most=settings.prefill.max_replicas, around=memory.target or 0)
+    replicas_for = partial(
+        min_replicas_for, most=settings.prefill.max_replicas, around=learned.target or 0
+    )
     needed, reason = largest(
         (
-            (fewest_for(steadily, share), "prompts that arrive now"),
-            (fewest_for(replayed, share), "prompts of the look-back"),
+            (replicas_for(steadily, share), "prompts that arrive now"),
+            (replicas_for(replayed, share), "prompts of the look-back"),
             (
                 _late_prompts(load, late_s, max(patience_s, DRAIN_STARTS * start_s)),
                 "prompts that wait longer than a start takes",
@@ -70,20 +72,20 @@ def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleS
     return Need(
         replicas=needed,
         reason=reason,
-        enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
+        enough=_enough(needed, replicas_for, steadily, replayed, share, seen.likely_rate),
         attainable=prefill.attainable_share(past, patience_s),
         is_behind=backlog_s > snapshot.prefill.num_ready * patience_s,
-        is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / memory.correction)
+        is_ample=steadily(snapshot.prefill.num_ready, margin=CORRECTION_MAX / learned.correction)
         >= share,
         forecast=seen.forecast,
-        is_foretold=seen.season is not None,
+        is_predicted=seen.season is not None,
         inputs=(
             ("requests_per_s", now.rate),
             ("prefill_s", now.prefill_s),
             ("backlog_s", backlog_s),
             ("late_backlog_s", late_s),
             ("start_s", start_s),
-            ("correction", memory.correction),
+            ("correction", learned.correction),
             *seen.season_input,
         ),
     )
@@ -93,9 +95,9 @@ def size_decode(
     snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState, *, prefill_need: Need
 ) -> Need:
     """What the ITL target and the KV cache ask of the decode pool."""
-    memory, share = state.decode, settings.targets.share
-    start_s = start_seconds(memory, settings)
-    seen = look_out(state, memory, requests, settings, now_s=snapshot.now_s)
+    learned, share = state.decode, settings.targets.share
+    start_s = start_seconds(learned, settings)
+    seen = forecast_demand(state, learned, requests, settings, now_s=snapshot.now_s)
     now, until_start = _handed_over(
         seen.now,
         snapshot.prefill,
@@ -104,10 +106,10 @@ def size_decode(
         correction=state.prefill.correction,
     )
     until_start = replace(until_start, rate=min(until_start.rate, seen.forecast))
-    past_model = _decode_model(snapshot.engines, settings, memory, seen.past)
+    past_model = _decode_model(snapshot.engines, settings, learned, seen.past)
     model = past_model
     if now.prompt_tokens:
-        model = _decode_model(snapshot.engines, settings, memory, now)
+        model = _decode_model(snapshot.engines, settings, learned, now)
     tokens = max(now.output_tokens, _tokens_under_way(snapshot, state, model, start_s))
     now, until_start = (replace(each, output_tokens=tokens) for each in (now, until_start))
 
@@ -118,12 +120,14 @@ def size_decode(
     def steadily(n: int, *, margin: float = 1.0, rate: float = now.rate) -> float:
         return decode.steady_share(replace(now, rate=margin * rate), model, n)
 
-    fewest_for = partial(fewest, most=settings.decode.max_replicas, around=memory.target or 0)
+    replicas_for = partial(
+        min_replicas_for, most=settings.decode.max_replicas, around=learned.target or 0
+    )
     bound = "the KV cache" if model.max_batch < model.itl_batch else "ITL"
     needed, reason = largest(
         (
-            (fewest_for(steadily, share), f"answers that begin now, by {bound}"),
-            (fewest_for(replayed, share), f"answers of the look-back, by {bound}"),
+            (replicas_for(steadily, share), f"answers that begin now, by {bound}"),
+            (replicas_for(replayed, share), f"answers of the look-back, by {bound}"),
             (
                 _late_answers(snapshot, until_start, model, start_s),
                 "answers that wait longer than a start takes",
@@ -133,13 +137,13 @@ def size_decode(
     return Need(
         replicas=needed,
         reason=reason,
-        enough=_enough(needed, fewest_for, steadily, replayed, share, seen.likely_rate),
+        enough=_enough(needed, replicas_for, steadily, replayed, share, seen.likely_rate),
         attainable=1.0 if model.step_s(1) <= settings.targets.itl_s else 0.0,
         is_behind=snapshot.load.num_decoding > snapshot.decode.num_ready * model.max_batch,
         is_ample=snapshot.load.num_decoding
         <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
         forecast=seen.forecast,
-        is_foretold=seen.season is not None,
+        is_predicted=seen.season is not None,
         inputs=(
             ("requests_per_s", now.rate),
             ("output_tokens", now.output_tokens),
@@ -147,7 +151,7 @@ def size_decode(
             ("num_decoding", float(snapshot.load.num_decoding)),
             ("most_per_replica", float(model.max_batch)),
             ("start_s", start_s),
-            ("correction", memory.correction),
+            ("correction", learned.correction),
             *seen.season_input,
         ),
     )
@@ -155,7 +159,7 @@ def size_decode(
 
 def _enough(
     needed: int,
-    fewest_for: Callable[[Callable[[int], float], float], int],
+    replicas_for: Callable[[Callable[[int], float], float], int],
     steadily: Callable[..., float],
     replayed: Callable[..., float],
     share: float,
@@ -164,9 +168,9 @@ def _enough(
     """The fewest that hold a tenth more with half the misses."""
     return max(
         needed,
-        fewest_for(partial(steadily, margin=MARGIN), stricter(share)),
-        fewest_for(partial(steadily, margin=MARGIN, rate=likely_rate), stricter(share)),
-        fewest_for(partial(replayed, margin=MARGIN), stricter(share)),
+        replicas_for(partial(steadily, margin=MARGIN), stricter(share)),
+        replicas_for(partial(steadily, margin=MARGIN, rate=likely_rate), stricter(share)),
+        replicas_for(partial(replayed, margin=MARGIN), stricter(share)),
     )
 
 
@@ -189,13 +193,13 @@ def _handed_over(
 
 
 def _decode_model(
-    engines: Engines, settings: ScaleSettings, memory: PoolMemory, demand: Demand
+    engines: Engines, settings: ScaleSettings, learned: LearnedState, demand: Demand
 ) -> decode.DecodeModel:
     return decode.DecodeModel(
         engines=engines,
         context_tokens=demand.context_tokens,
         itl_s=settings.targets.itl_s,
-        correction=memory.correction,
+        correction=learned.correction,
     )
 
 

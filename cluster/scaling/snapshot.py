@@ -136,7 +136,7 @@ class ScaleSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolMemory:
+class LearnedState:
     """What is remembered of one pool from plan to plan. Times are `now_s` of their snapshots."""
 
     target: int | None = None
@@ -174,8 +174,8 @@ class ScaleState:
     last_arrival_s: float | None = None
     reported_s: float | None = None
     """When routers last reported."""
-    prefill: PoolMemory = field(default=PoolMemory())
-    decode: PoolMemory = field(default=PoolMemory())
+    prefill: LearnedState = field(default=LearnedState())
+    decode: LearnedState = field(default=LearnedState())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ import pytest
 from cluster.scaling import (
     Attainment,
     Engines,
+    LearnedState,
     Load,
     PoolCounts,
     PoolLimits,
-    PoolMemory,
     ScalePlan,
     ScaleSettings,
     ScaleSnapshot,
@@ -211,7 +211,7 @@ def test_grows_before_a_burst_comes_back_and_lets_go_of_it_after() -> None:
     plan = cluster.run(84, lambda: second(4))
     sizes = [prefill for prefill, _ in cluster.sizes[-int(84 / TICK_S) :]]
     in_time = int((84 - 20) / TICK_S)
-    assert sizes[1] == 1, "a foretold fall waits for no down_delay_s"
+    assert sizes[1] == 1, "a predicted fall waits for no down_delay_s"
     assert set(sizes[1 : in_time - 5]) == {1}
     assert set(sizes[in_time - 1 :]) == {5}, "a start before the burst"
     assert dict(plan.prefill.inputs)["season_s"] == pytest.approx(100.0, abs=2.0)
@@ -244,8 +244,8 @@ def test_waits_down_delay_after_a_change() -> None:
     state = ScaleState(
         history=(second(4),) * 120,
         last_arrival_s=1000.0,
-        prefill=PoolMemory(target=5, num_ready=5, changed_s=995.0),
-        decode=PoolMemory(target=1, num_ready=1),
+        prefill=LearnedState(target=5, num_ready=5, changed_s=995.0),
+        decode=LearnedState(target=1, num_ready=1),
     )
     snapshot = ScaleSnapshot(
         now_s=1000.0,
@@ -311,8 +311,8 @@ def test_kv_cache_bounds_the_batch() -> None:
 def test_budget_keeps_the_ratio(budget: int | None, sizes: tuple[int, int]) -> None:
     state = ScaleState(
         last_arrival_s=0.0,
-        prefill=PoolMemory(target=6, num_ready=6),
-        decode=PoolMemory(target=3, num_ready=3),
+        prefill=LearnedState(target=6, num_ready=6),
+        decode=LearnedState(target=3, num_ready=3),
     )
     # 4.4 busy prefill replicas, and 140 answers at once of which 60 share a step.
     traffic = (second(44, output_tokens=80),) * 120
@@ -429,7 +429,7 @@ def test_misses_of_an_overload_that_is_over_do_not_keep_a_pool() -> None:
 
 @pytest.mark.parametrize(("rate", "shrinks"), [(4, True), (60, False)])
 def test_regret_does_not_keep_a_pool_of_which_most_is_idle(rate: int, shrinks: bool) -> None:
-    regretful = PoolMemory(target=10, num_ready=10, changed_s=0.0, shrunk_s=0.0, down_factor=8.0)
+    regretful = LearnedState(target=10, num_ready=10, changed_s=0.0, shrunk_s=0.0, down_factor=8.0)
     cluster = Cluster()
     cluster.ready["prefill"] = 10
     cluster.state = ScaleState(prefill=regretful)

@@ -110,7 +110,7 @@ def test_the_one_burst_foretells_the_other() -> None:
     series = requests(counts_of(lambda t: bursts(t + 100), seconds=620, seed=1))
     season = find_season(series, LOOK_BACK_S)
     assert season is not None
-    says = dict(zip(series.seconds[1:], season.foretold(series), strict=True))
+    says = dict(zip(series.seconds[1:], season.predicted(series), strict=True))
     # One block early or late.
     assert {each - 620 for each in says if says[each] > 50} == {
         each for each in range(-618, 2, 2) if -470 < each < -388 or -170 < each < -88
