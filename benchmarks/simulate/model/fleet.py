@@ -177,7 +177,7 @@ class Fleet:
             self._held["prefill"].append(request)
             return
         router = self.routers[request.router_id]
-        placement = self._place(router, request)
+        placement = self.place(router, request)
         if not request.num_moves:
             self.history.prefill_s.add(self.events.now_s, placement.prefill_s)
         if placement.plan.route is Route.DECODE_ONLY:
@@ -185,7 +185,7 @@ class Fleet:
         else:
             self._read_in_prefill(router, request, placement)
 
-    def _place(self, router: SimRouter, request: SimRequest) -> Placement:
+    def place(self, router: SimRouter, request: SimRequest) -> Placement:
         """Its way, once replicas have said what they have: as in production but for the round trip
         that each answer takes."""
         plan = SPLIT if router.decode.is_open else WHOLE
@@ -214,7 +214,11 @@ class Fleet:
             read_by_s = due_s(request.priority, prefill_s=prefill_s)
         replica_id = placement.reader.replica_id
         router.prefill.add(request, replica_id, prefill_s, due_s=read_by_s)
-        self.send_to_prefill(request, self.prefill.by_id[replica_id])
+        replica = self.prefill.by_id[replica_id]
+        request.phase = RequestPhase.PREFILLING
+        request.hands_over = self.decode is not None
+        self._prefilled_by[request.request_id] = replica
+        replica.engine.submit(request)
 
     def _read_in_decode(self, router: SimRouter, request: SimRequest, placement: Placement) -> None:
         assert self.decode is not None
@@ -228,13 +232,6 @@ class Fleet:
         router.decode.reading.setdefault(replica_id, {})[request.request_id] = request_s
         router.decode.add(request, replica_id, share_s)
         self.decode.by_id[replica_id].engine.submit(request)
-
-    def send_to_prefill(self, request: SimRequest, replica: SimReplica) -> None:
-        """The request's prompt is to be read there."""
-        request.phase = RequestPhase.PREFILLING
-        request.hands_over = self.decode is not None
-        self._prefilled_by[request.request_id] = replica
-        replica.engine.submit(request)
 
     def prefilled(self, engine: Engine, request: SimRequest) -> None:
         """EngineListener: the first token is out, or the first after a move or preemption."""

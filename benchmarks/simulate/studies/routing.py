@@ -8,14 +8,16 @@ cost depends on how many prompts a replica reads meanwhile: hence engines of two
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.simulate.model.fleet import Fleet, FleetSpec, feed
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100, LLAMA_70B_H100, EngineProfile
 from benchmarks.simulate.model.requests import Arrival, SimRequest
+from benchmarks.simulate.model.routing import SimRouter
 from benchmarks.simulate.studies.progress import with_progress
 from benchmarks.simulate.workloads.lengths import Lognormal
 from engine.outstanding import LOAD_INTERVAL_S
+from router.placement import Placement
 from router.policies import POLICIES
 
 NUM_REPLICAS, LOAD = 16, 0.85
@@ -61,17 +63,16 @@ class StudyRow:
     vs_omniscient: float
 
 
-class _OmniscientFleet(Fleet):
+class OmniscientFleet(Fleet):
     """Sends each prompt to the engine with least true work left."""
 
-    def _to_prefill(self, request: SimRequest) -> None:
-        self.send_to_prefill(
-            request,
-            min(
-                self.prefill.ready,
-                key=lambda each: (each.engine.prefill_left_s, each.replica_id),
-            ),
+    def place(self, router: SimRouter, request: SimRequest) -> Placement:
+        placement = super().place(router, request)
+        least = min(
+            self.prefill.ready,
+            key=lambda each: (each.engine.prefill_left_s, each.replica_id),
         )
+        return replace(placement, reader=replace(placement.reader, replica_id=least.replica_id))
 
 
 def make_workload(profile: EngineProfile, num_requests: int, seed: int) -> list[Arrival]:
@@ -98,7 +99,7 @@ def study_routing(*, num_requests: int, seed: int) -> list[StudyRow]:
 def _study(profile: EngineProfile, num_requests: int, seed: int) -> list[StudyRow]:
     workload = make_workload(profile, num_requests, seed)
     prompt_s = _mean_prompt_s(profile, [each.prompt_tokens for each in workload])
-    omniscient = _OmniscientFleet(_spec(profile, "least_work", OURS, 1, seed))
+    omniscient = OmniscientFleet(_spec(profile, "least_work", OURS, 1, seed))
     least_s = _mean_ttft_s(omniscient, workload)
 
     def row(policy: str, reports: Reports | None, num_routers: int, mean_ttft_s: float) -> StudyRow:
