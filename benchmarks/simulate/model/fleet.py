@@ -327,7 +327,8 @@ class Fleet:
             self.prefill.drained(source)
 
     def _share_s(self, request: SimRequest) -> float:
-        """What it adds to each decode step."""
+        """What it adds to each decode step. `Placer.decode_share_s` also reckons with what its
+        answer grows to; with that, the published comparisons would have to be made again."""
         assert self.decode is not None
         cost = self.decode.profile.decode[0].cost
         return cost.share_s(num_context_tokens=request.num_tokens)
