@@ -43,7 +43,7 @@ class Assembly:
         self._frontend = settings.frontend
         targets = settings.targets.admission
         traffic = TrafficMeter(ttft_s=targets.ttft_s, itl_s=targets.itl_s)
-        metrics = RouterMetrics(REGISTRY, traffic)
+        metrics = RouterMetrics(REGISTRY)
         self._core = ClusterCoreClient(
             POLICIES[settings.policy],
             metrics,

@@ -33,12 +33,13 @@ from router.errors import CannotBeSent, NoReplica
 from router.faults import FAILURES, HANGS, Fault
 from router.handoff import Route, plan_handoff
 from router.lanes import latest_start_ms
-from router.metrics import COMPLETE, RouterMetrics
+from router.metrics import RouterMetrics
 from router.pairs import Pairs
-from router.phases import RequestPhase
+from router.phases import COMPLETE, RequestPhase
 from router.placement import Placement, Placer
 from router.policies import Policy, RoutePlan
 from router.pool import Pool, PoolEvents, Replica
+from router.prediction import Predictor
 from router.quarantine import Quarantine
 from router.recovery import Failures, RecoveryLimits, one_more, plan_move
 from router.request import (
@@ -86,7 +87,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             rejected=self._rejected,
             gone=self._gone,
         )
-        transfers = Transfers()
+        transfers, predictor = Transfers(), Predictor()
         self.prefill, self.decode = (
             Pool(name, policy, events, num_routers=num_routers, transfers=transfers)
             for name in ("prefill", "decode")
@@ -100,12 +101,12 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self._targets,
             pairs=self.pairs,
             num_routers=num_routers,
-            expected_output_tokens=metrics.expected_output_tokens,
-            handover_s=lambda: metrics.handover_s,
+            predictor=predictor,
         )
         self.limits = limits
         self._metrics = metrics
         self._traffic = traffic
+        self._predictor = predictor
         self._requests: dict[str, RequestState] = {}
         self._in_engines: dict[str, RequestState] = {}
         """The same by what engines call them, which changes with every move."""
@@ -231,15 +232,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _route(self, state: RequestState) -> list[EngineCoreOutput]:
         """Sends a request, or what is left of it, to its next engine."""
-        state.plan = plan_handoff(
+        plan = plan_handoff(
             state.params,
             num_output_tokens=state.num_output_tokens,
             has_prefill=self._placer.has_prefill,
             num_tokens=state.num_tokens,
             num_dropped_tokens=self.prefill.num_dropped_tokens,
         )
-        state.prefill = state.decode = None
-        needs_decode = state.plan.route is not Route.PREFILL_ONLY or state.is_suspect
+        state.replan(plan)
+        needs_decode = plan.route is not Route.PREFILL_ONLY or state.is_suspect
         if needs_decode and not self.decode.is_open:
             admission = self._placer.admission(state, None)
             if state.attempt == 0 and not admission.admits:
@@ -249,7 +250,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self._wait(state)
             self._quarantine.wait(state)
             return self._send_suspects()
-        placement = self._placer.place(state, state.plan)
+        placement = self._placer.place(state, plan)
         if state.attempt == 0:
             admission = self._placer.admission(state, placement)
             if not admission.admits:
@@ -269,14 +270,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _send(self, state: RequestState, placement: Placement) -> list[EngineCoreOutput]:
         """Sends a request where it is to go."""
-        state.plan = placement.plan
-        self._metrics.routed(state, placement.reader, prefill_s=placement.prefill_s)
-        note_route(state.note, f"{state.plan.route.name.lower()};reason={state.plan.reason}")
+        plan = placement.plan
+        if state.attempt == 0:
+            self._traffic.arrived(prefill_s=placement.prefill_s, num_tokens=state.num_tokens)
+        self._metrics.routed(plan, placement.reader)
+        note_route(state.note, f"{plan.route.name.lower()};reason={plan.reason}")
         self._in_engines.pop(state.engine_request_id, None)
-        state.attempt += 1
+        state.begin_attempt(plan, num_predicted_cached=placement.reader.num_cached_tokens)
         self._in_engines[state.engine_request_id] = state
-        state.num_predicted_cached = placement.reader.num_cached_tokens
-        if state.plan.route is Route.DECODE_ONLY:
+        if plan.route is Route.DECODE_ONLY:
             replica = self.decode[placement.reader.replica_id]
             work_s = self._placer.local_share_s(state, placement)
             request = decode_request(state, None, step_limit_s=placement.step_limit_s)
@@ -287,9 +289,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         return []
 
     def _to_prefill(self, state: RequestState, reader: RoutePlan) -> None:
-        route = state.plan.route
-        samples = route is not Route.DECODE_FIRST
-        hands_over = route is not Route.PREFILL_ONLY
+        samples = state.route is not Route.DECODE_FIRST
+        hands_over = state.route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, hands_over=hands_over)
         request.priority = latest_start_ms(
             arrival_s=request.arrival_time,
@@ -301,9 +302,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         replica = self.prefill[reader.replica_id]
         asks_load = self._looks_again and state.num_looks < MOST_LOOKS
         replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
-        state.prefill = replica
-        if state.phase is not RequestPhase.PREFILLING:
-            self._enter(state, RequestPhase.PREFILLING)
+        if (change := state.sent_to_prefill(replica, time.monotonic())) is not None:
+            self._metrics.phase_changed(change)
         if not asks_load:
             self.prefill.prefixes.add(reader.replica_id, state.chain)
 
@@ -325,16 +325,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         self, state: RequestState, replica: Replica, request: EngineCoreRequest, work_s: float
     ) -> None:
         replica.add(request, work_s, is_suspect=state.is_suspect)
-        state.decode = replica
-        self._enter(state, RequestPhase.TRANSFERRING if state.prefill else RequestPhase.DECODING)
+        self._metrics.phase_changed(state.sent_to_decode(replica, time.monotonic()))
 
     def _wait(self, state: RequestState) -> list[EngineCoreOutput]:
         """Holds a request until a decode replica may have it, or its time is up."""
         if state.waits_until is None:
-            self._enter(state, RequestPhase.WAITING)
             loop = asyncio.get_running_loop()
-            wait_s = self.limits.max_wait_s
-            state.waits_until = loop.call_later(wait_s, self._waited_too_long, state)
+            waits_until = loop.call_later(self.limits.max_wait_s, self._waited_too_long, state)
+            self._metrics.phase_changed(state.wait(waits_until, time.monotonic()))
         return []
 
     def _waited_too_long(self, state: RequestState) -> None:
@@ -373,21 +371,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         elif state.phase in (RequestPhase.PREFILLING, RequestPhase.TRANSFERRING):
             self._release_handover(state)
 
-    def _enter(self, state: RequestState, phase: RequestPhase) -> None:
-        self._metrics.phase_entered(state, phase)
-        state.phase = phase
-        state.phase_since_s = time.monotonic()
-        if state.waits_until is not None:
-            state.waits_until.cancel()
-            state.waits_until = None
-
     def _end(self, state: RequestState, outcome: str) -> None:
         if self._requests.pop(state.request_id, None) is None:
             return
         self._in_engines.pop(state.engine_request_id, None)
         self._arrivals.discard(state)
-        self._enter(state, RequestPhase.ENDED)
-        self._metrics.ended(state, outcome)
+        self._metrics.phase_changed(state.enter(RequestPhase.ENDED, time.monotonic()))
+        self._metrics.ended(outcome)
+        if outcome in COMPLETE:
+            self._learn(state)
         if self._quarantine.leave(state):
             self._deliver(self._send_suspects())
         if outcome in COMPLETE and state.decode is not None:
@@ -395,11 +387,17 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             chain = state.blocks(self.decode.block_size)
             self.decode.prefixes.add(state.decode.replica_id, chain)
 
+    def _learn(self, state: RequestState) -> None:
+        """A response is complete."""
+        self._predictor.observe_response(state.num_output_tokens)
+        if state.writing_s is not None:
+            self._traffic.ended(state.decode, state.num_output_tokens, state.writing_s)
+
     def _move(
         self, state: RequestState, cause: str, failures: Failures | None, *, is_blameless: bool
     ) -> list[EngineCoreOutput]:
         """Takes a request from an engine that does not have it any more, and starts it again."""
-        state.failures = failures
+        state.suspected(failures)
         plan = plan_move(
             num_moves=state.num_moves + state.num_blameless_moves,
             failures=failures,
@@ -409,12 +407,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         )
         if not plan.moves:
             return self._failed(state, f"{cause}; {plan.reason}")
-        self._metrics.moved(state, cause)
+        self._metrics.moved(cause)
         logger.info("request %s moves: %s", state.request_id, cause)
-        if is_blameless:
-            state.num_blameless_moves += 1
-        else:
-            state.num_moves += 1
+        state.moves(time.monotonic(), is_blameless=is_blameless)
         return self._route(state)
 
     # What the replicas say.
@@ -426,18 +421,19 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             self._deliver(self._isolated(self._look_again, state, replica))
 
     def _look_again(self, state: RequestState, replica: Replica) -> list[EngineCoreOutput]:
-        state.num_looks += 1
+        state.acknowledged()
         better = self._better(state, replica)
         if better is None:
             self.prefill.prefixes.add(replica.replica_id, state.chain)
             return []
         self._metrics.called_back()
         self._withdraw(state)
-        state.prefill = None
+        state.rerouted()
         return self._send(state, better)
 
     def _better(self, state: RequestState, replica: Replica) -> Placement | None:
         """A way that is worth leaving a prefill replica for, which has not begun yet."""
+        assert state.plan is not None
         try:
             placement = self._placer.place(state, state.plan)
         except NoReplica:
@@ -489,13 +485,13 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _prefilled(self, state: RequestState, output: EngineCoreOutput) -> list[EngineCoreOutput]:
         """Prefill is done: the request ends here or goes on to decode."""
-        self._metrics.queued(state, output)
-        state.prefill_stats = output.prefill_stats
+        self._metrics.queued(self.prefill.name, output)
+        state.prefilled(output.prefill_stats)
         self._learn_cached(state, self.prefill, output)
-        if state.plan.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
+        if state.route is Route.PREFILL_ONLY or output.finish_reason != FinishReason.LENGTH:
             return [self._forward(state, output)]
         forwarded = []
-        if state.plan.route is Route.PREFILL_FIRST:
+        if state.route is Route.PREFILL_FIRST:
             first = output.__copy__()
             first.finish_reason = None
             forwarded.append(self._forward(state, first))
@@ -506,13 +502,14 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if state.num_predicted_cached and output.prefill_stats is not None:
             num_cached = output.prefill_stats.num_cached_tokens
             pool.prefixes.observe(num_predicted=state.num_predicted_cached, num_cached=num_cached)
-            state.num_predicted_cached = 0
+            state.observed_cached()
 
     def _decoded(self, state: RequestState, output: EngineCoreOutput) -> EngineCoreOutput:
         if state.phase is RequestPhase.TRANSFERRING:
-            self._metrics.queued(state, output)
-            self._enter(state, RequestPhase.DECODING)
-        if state.plan.route is Route.DECODE_ONLY:
+            self._metrics.queued(self.decode.name, output)
+            change = state.enter(RequestPhase.DECODING, time.monotonic())
+            self._metrics.phase_changed(change)
+        if state.route is Route.DECODE_ONLY:
             self._learn_cached(state, self.decode, output)
         if state.prefill is not None:
             # Decode's own count would call the whole prompt cached.
@@ -522,7 +519,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
 
     def _clear(self, state: RequestState) -> None:
         """A request has shown that it is not what made engines fail."""
-        state.failures = None
+        state.cleared()
         if self._quarantine.leave(state):
             if state.replica is not None:
                 state.replica.clear(state.engine_request_id)
@@ -533,10 +530,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         output.request_id = state.request_id
         output.kv_transfer_params = None
         if output.new_token_ids:
-            state.num_blameless_moves = 0
-            if not state.num_output_tokens:
-                self._arrivals.discard(state)
-        self._metrics.tokens_out(state, output.new_token_ids)
+            self._give(state, output.new_token_ids)
         if state.failures is not None and state.failures.clears(state.num_output_tokens):
             self._clear(state)
         if output.finish_reason == FinishReason.ERROR:
@@ -544,6 +538,15 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         if output.finished:
             self._end(state, str(output.finish_reason))
         return output
+
+    def _give(self, state: RequestState, tokens: list[int]) -> None:
+        out = state.add_tokens(tokens, time.monotonic())
+        self._metrics.tokens_out(out)
+        if out.ttft_s is not None:
+            self._arrivals.discard(state)
+            self._traffic.first_token(state.replica, out.ttft_s)
+        if out.transfer_s is not None:
+            self._predictor.observe_transfer(out.transfer_s)
 
     def _release_handover(self, state: RequestState) -> None:
         """Frees what prefill keeps for a decode that will not come. Harmless once it was pulled."""
@@ -565,7 +568,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         outputs: list[EngineCoreOutput] = []
         had = [state for state in self._requests.values() if state.replica is replica]
         if len(had) == 1 and replica.exit is not None and replica.exit.num_requests == 1:
-            had[0].num_alone_failures += 1
+            had[0].failed_alone()
         for state in list(self._requests.values()):
             if state.replica is replica or (
                 state.prefill is replica and state.phase is RequestPhase.TRANSFERRING
@@ -578,8 +581,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._withdraw(state)
-        if state.replica is lost:
-            state.num_hangs += lost.fault in HANGS
+        if state.replica is lost and lost.fault in HANGS:
+            state.hung()
         if lost.fault in FAILURES and state.replica is lost:
             failures = one_more(
                 failures,

@@ -1,10 +1,10 @@
 """What a router measures of the requests that pass through it.
 
-Owns the router's prometheus_client metrics (the text of `/metrics`) and the running mean of answer
-lengths. TTFT runs from the router's receipt of the parsed request to the first token handed on.
+Owns the router's prometheus_client metrics (the text of `/metrics`). Only observes: it is told what
+has happened, changes no request, and nobody decides by it. TTFT runs from the router's receipt of
+the parsed request to the first token handed on.
 """
 
-import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -13,12 +13,11 @@ from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
 from router.cost_fit import PoolCost
-from router.handoff import Route
+from router.handoff import HandoffPlan, Route
 from router.phases import RequestPhase
 from router.policies import RoutePlan
 from router.pool import Pool
-from router.request import RequestState
-from router.traffic import TrafficMeter
+from router.request import PhaseChange, TokensOut
 
 _LATENCY_BUCKETS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
@@ -26,16 +25,10 @@ _LATENCY_BUCKETS_S = (
 )  # fmt: skip
 
 
-COMPLETE = ("stop", "length", "repetition")
-"""How answers end that are whole."""
-
-
 class RouterMetrics:
     """Counters and histograms of one router."""
 
-    def __init__(self, registry: CollectorRegistry, traffic: TrafficMeter) -> None:
-        self._traffic = traffic
-
+    def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, labels: Iterable[str] = ()) -> Histogram:
             return Histogram(name, text, labels, buckets=_LATENCY_BUCKETS_S, registry=registry)
 
@@ -83,93 +76,53 @@ class RouterMetrics:
         self._inflight = Gauge(
             "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
-        self._mean_output_tokens = 128.0
-        self._mean_handover_s = 0.01
 
-    def expected_output_tokens(self, max_tokens: int | None) -> int:
-        """How long an answer is likely to be: what recent ones were, at most `max_tokens`."""
-        expected = int(self._mean_output_tokens) or 1
-        return expected if max_tokens is None else min(expected, max_tokens)
-
-    @property
-    def handover_s(self) -> float:
-        """How long decode took lately from prefill's first token to its own."""
-        return self._mean_handover_s
-
-    def routed(self, state: RequestState, reader: RoutePlan, *, prefill_s: float) -> None:
-        """A request is on its way to the replica that reads its prompt.
-
-        Args:
-            prefill_s: engine seconds that it asks of the prefill pool.
-        """
-        if state.attempt == 0:
-            self._traffic.arrived(prefill_s=prefill_s, num_tokens=state.num_tokens)
-        self._routes.labels(state.plan.route.name.lower(), state.plan.reason).inc()
-        pool = "decode" if state.plan.route is Route.DECODE_ONLY else "prefill"
+    def routed(self, plan: HandoffPlan, reader: RoutePlan) -> None:
+        """A request is on its way to the replica that reads its prompt."""
+        self._routes.labels(plan.route.name.lower(), plan.reason).inc()
+        pool = "decode" if plan.route is Route.DECODE_ONLY else "prefill"
         self._picks.labels(pool, reader.reason).inc()
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
-    def phase_entered(self, state: RequestState, phase: RequestPhase) -> None:
-        now_s = time.monotonic()
-        if state.phase is not RequestPhase.RECEIVED:
-            self._inflight.labels(state.phase.value).dec()
-            self._phase[state.phase](now_s - state.phase_since_s)
-        if phase is not RequestPhase.ENDED:
-            self._inflight.labels(phase.value).inc()
+    def phase_changed(self, change: PhaseChange) -> None:
+        if change.before is not RequestPhase.RECEIVED:
+            self._inflight.labels(change.before.value).dec()
+            self._phase[change.before](change.seconds)
+        if change.after is not RequestPhase.ENDED:
+            self._inflight.labels(change.after.value).inc()
 
     def num_inflight(self) -> float:
         """What the gauge of the phases adds up to."""
         (family,) = self._inflight.collect()
         return float(sum(sample.value for sample in family.samples))
 
-    def queued(self, state: RequestState, output: EngineCoreOutput) -> None:
+    def queued(self, pool: str, output: EngineCoreOutput) -> None:
         """Takes the engine's own times of queueing from a phase's first output."""
         times = {event.type: event.timestamp for event in output.events or ()}
         start = times.get(EngineCoreEventType.QUEUED)
         end = times.get(EngineCoreEventType.SCHEDULED)
-        if start is not None and end is not None and state.replica is not None:
-            self._queue[state.replica.pool.name](end - start)
+        if start is not None and end is not None:
+            self._queue[pool](end - start)
 
-    def moved(self, state: RequestState, cause: str) -> None:
+    def moved(self, cause: str) -> None:
         self._moves.labels(cause).inc()
-        state.moved_s = state.moved_s or time.monotonic()
 
-    def tokens_out(self, state: RequestState, tokens: list[int]) -> None:
-        """Notes the tokens that the client is given, and when."""
-        num_tokens = len(tokens)
-        if num_tokens == 0:
-            return
-        now_s = time.monotonic()
-        if state.moved_s is not None:
-            self._recovery(now_s - state.moved_s)
-            state.moved_s = None
-        if state.last_token_s is None:
-            self._ttft(now_s - state.received_s)
-            self._traffic.first_token(state.replica, now_s - state.received_s)
-            state.first_token_s = now_s
-        else:
-            gap_s = now_s - state.last_token_s
-            self._itl(gap_s / num_tokens)
-            if (
-                state.num_output_tokens == 1
-                and state.num_moves == 0
-                and state.plan.route is Route.PREFILL_FIRST
-            ):
-                self._handover(gap_s)
-                self._mean_handover_s += 0.02 * (gap_s - self._mean_handover_s)
-        state.last_token_s = now_s
-        state.output_token_ids += tokens
-        self._tokens.inc(num_tokens)
+    def tokens_out(self, out: TokensOut) -> None:
+        """A client was given tokens."""
+        if out.recovery_s is not None:
+            self._recovery(out.recovery_s)
+        if out.ttft_s is not None:
+            self._ttft(out.ttft_s)
+        if out.gap_s is not None:
+            self._itl(out.gap_s / out.num)
+        if out.transfer_s is not None:
+            self._handover(out.transfer_s)
+        self._tokens.inc(out.num)
 
-    def ended(self, state: RequestState, outcome: str) -> None:
+    def ended(self, outcome: str) -> None:
         self._ended.labels(outcome).inc()
-        if outcome in COMPLETE:
-            self._mean_output_tokens += 0.02 * (state.num_output_tokens - self._mean_output_tokens)
-            if state.first_token_s is not None and state.last_token_s is not None:
-                writing_s = state.last_token_s - state.first_token_s
-                self._traffic.ended(state.decode, state.num_output_tokens, writing_s)
 
 
 class PoolMetrics(Collector):  # type: ignore[misc]

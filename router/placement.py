@@ -3,7 +3,7 @@
 Owns no state: the pools own what they know. Never sends anything.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
 from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
@@ -12,6 +12,7 @@ from router.local_prefill import DecodeReader, plan_local_prefill
 from router.pairs import Pairs
 from router.policies import RoutePlan
 from router.pool import Pool, Replica
+from router.prediction import Predictor
 from router.request import RequestState
 from router.settings import Targets
 
@@ -42,16 +43,14 @@ class Placer:
         *,
         pairs: Pairs,
         num_routers: int,
-        expected_output_tokens: Callable[[int | None], int],
-        handover_s: Callable[[], float],
+        predictor: Predictor,
     ) -> None:
         self._prefill = prefill
         self._decode = decode
         self._targets = targets
         self._pairs = pairs
         self._num_routers = num_routers
-        self._expected_output_tokens = expected_output_tokens
-        self._handover_s = handover_s
+        self._predictor = predictor
 
     @property
     def has_prefill(self) -> bool:
@@ -80,7 +79,7 @@ class Placer:
             local = plan_local_prefill(
                 self._decode_reader(own_reader),
                 prefill_s=reader.finish_s,
-                handover_s=self._handover_s(),
+                handover_s=self._predictor.transfer_s,
                 ttft_s=self._targets.admission.ttft_s,
                 itl_s=self._targets.admission.itl_s,
             )
@@ -142,7 +141,7 @@ class Placer:
         barred = self._pairs.barred(prefill.replica_id)
         if not self._decode.ledger.has_open(barred):
             return None
-        num_output = self._expected_output_tokens(state.params.max_tokens)
+        num_output = self._predictor.output_tokens(state.params.max_tokens)
         plan = self._decode.plan_handover(
             prefill,
             work_s,
@@ -167,13 +166,13 @@ class Placer:
 
     def decode_share_s(self, state: RequestState) -> float:
         """What a request adds to each decode step that it is part of, on average."""
-        num_output = self._expected_output_tokens(state.params.max_tokens)
+        num_output = self._predictor.output_tokens(state.params.max_tokens)
         cost = self._decode.cost.decode
         return cost.share_s(num_context_tokens=state.num_tokens + num_output / 2)
 
     def local_share_s(self, state: RequestState, placement: Placement) -> float:
         """The same where decode reads the prompt too: once, spread over the steps of its stay."""
-        num_output = self._expected_output_tokens(state.params.max_tokens)
+        num_output = self._predictor.output_tokens(state.params.max_tokens)
         return self.decode_share_s(state) + placement.reader.request_s / num_output
 
     def _decode_reader(self, reader: RoutePlan) -> DecodeReader:
@@ -197,5 +196,5 @@ class Placer:
             # Those of other routers are taken to be as many as ours.
             num_arriving=self._prefill.ledger.num_outstanding * self._num_routers,
             share_s=self.decode_share_s(state),
-            num_output_tokens=self._expected_output_tokens(state.params.max_tokens),
+            num_output_tokens=self._predictor.output_tokens(state.params.max_tokens),
         )

@@ -33,6 +33,7 @@ DECIDING = (
     "router/ledger.py",
     "router/pairs.py",
     "router/policies.py",
+    "router/prediction.py",
     "router/prefixes.py",
     "router/reach.py",
     "router/recovery.py",

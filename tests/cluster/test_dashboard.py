@@ -28,7 +28,6 @@ from cluster.scaling import (
 from engine.server import EngineMetrics
 from router.engine_ends import EngineEnds
 from router.metrics import PoolMetrics, RouterMetrics
-from router.traffic import TrafficMeter
 
 DASHBOARD = Path(cluster.__file__).parent / "dashboards" / "pdserve.json"
 PANELS: list[dict[str, Any]] = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
@@ -50,7 +49,7 @@ def words(pattern: str, text: str) -> set[str]:
 def exported() -> dict[str, set[str]]:
     """The labels of every metric that Ray's metrics ports show, by the metric's name there."""
     registry = CollectorRegistry()
-    RouterMetrics(registry, TrafficMeter(ttft_s=1.0, itl_s=1.0))
+    RouterMetrics(registry)
     EngineEnds(registry)
     metrics = [
         *registry._collector_to_names,

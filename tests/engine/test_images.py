@@ -76,7 +76,7 @@ class Cluster:
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         self.core = ClusterCoreClient(
             POLICIES["round_robin"],
-            RouterMetrics(CollectorRegistry(), traffic),
+            RouterMetrics(CollectorRegistry()),
             RecoveryLimits(max_moves=0, max_wait_s=10.0),
             traffic=traffic,
         )

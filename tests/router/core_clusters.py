@@ -25,7 +25,7 @@ class Cluster:
     ) -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        metrics = RouterMetrics(self.registry, traffic)
+        metrics = RouterMetrics(self.registry)
         self.core = ClusterCoreClient(
             POLICIES["round_robin"], metrics, limits, traffic=traffic, targets=targets
         )

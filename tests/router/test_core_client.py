@@ -342,7 +342,7 @@ async def test_suspects_that_a_new_replica_wakes_are_each_sent_once() -> None:
         await cluster.core.add_request_async(request(request_id, max_tokens=100))
     for request_id in ("c", "a", "b"):
         # In another order than they came in.
-        cluster.core._requests[request_id].failures = TWICE
+        cluster.core._requests[request_id].suspected(TWICE)
         cluster.core._quarantine.wait(cluster.core._requests[request_id])
     lose(cluster.prefill[0])
     lose(cluster.decode[0])
@@ -390,7 +390,7 @@ async def test_suspects_run_each_in_a_replica_without_another() -> None:
     cluster = Cluster(num=2)
     for request_id in ("a", "b", "c"):
         await cluster.core.add_request_async(request(request_id, max_tokens=100))
-        cluster.core._requests[request_id].failures = TWICE
+        cluster.core._requests[request_id].suspected(TWICE)
     for replica in cluster.prefill:
         lose(replica)
     tried = [end_of(each).added() for each in cluster.decode]
@@ -418,7 +418,7 @@ async def test_a_suspect_stays_away_from_another_routers() -> None:
     cluster = Cluster(num=2)
     await cluster.core.add_request_async(request(max_tokens=100))
     suspect = cluster.core._requests["r"]
-    suspect.failures = TWICE
+    suspect.suspected(TWICE)
     for each in cluster.decode:
         each.step_received(StepOutputs([], LoadReport(has_suspect=True)))
     for each in cluster.prefill:
@@ -488,7 +488,7 @@ async def test_a_suspect_that_needs_one_token_more_waits_for_a_decode_replica_wi
     """Another request with one token to come would go to prefill alone."""
     cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
     await cluster.core.add_request_async(request(max_tokens=1))
-    cluster.core._requests["r"].failures = TWICE
+    cluster.core._requests["r"].suspected(TWICE)
     lose(cluster.decode[0])
     lose(cluster.prefill[0])
     async with asyncio.timeout(10):
@@ -513,7 +513,7 @@ async def test_suspects_that_have_to_wait_for_a_replica_do_not_keep_others_from_
     cluster = Cluster(limits=replace(LIMITS, max_wait_s=0.01))
     for request_id in ("a", "b", "c"):
         await cluster.core.add_request_async(request(request_id))
-        cluster.core._requests[request_id].failures = TWICE
+        cluster.core._requests[request_id].suspected(TWICE)
     lose(cluster.prefill[0])
     lose(cluster.decode[0])
     async with asyncio.timeout(10):

@@ -35,7 +35,7 @@ class Cluster:
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         self.core = ClusterCoreClient(
             POLICIES["p2c"],
-            RouterMetrics(self.registry, traffic),
+            RouterMetrics(self.registry),
             LIMITS,
             traffic=traffic,
             targets=targets,

@@ -143,7 +143,7 @@ class Cluster:
     def __init__(self, *, stall_timeout_s: float = 60.0) -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        metrics = RouterMetrics(self.registry, traffic)
+        metrics = RouterMetrics(self.registry)
         self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, LIMITS, traffic=traffic)
         self.ends = EngineEnds(self.registry)
         self.dead: set[str] = set()

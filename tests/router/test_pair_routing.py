@@ -30,7 +30,7 @@ class Cluster:
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         self.core = ClusterCoreClient(
             POLICIES[policy],
-            RouterMetrics(CollectorRegistry(), traffic),
+            RouterMetrics(CollectorRegistry()),
             LIMITS,
             traffic=traffic,
             targets=Targets(local_prefill=local),

@@ -27,7 +27,7 @@ class Cluster:
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         self.core = ClusterCoreClient(
             POLICIES[policy],
-            RouterMetrics(self.registry, traffic),
+            RouterMetrics(self.registry),
             RecoveryLimits(max_moves=3, max_wait_s=120.0),
             traffic=traffic,
             num_routers=num_routers,

@@ -42,7 +42,7 @@ def report(meter: TrafficMeter, *requests: RequestState) -> dict[str, float]:
 
 def waiting() -> RequestState:
     state = RequestState(request=request())
-    state.phase = RequestPhase.WAITING
+    state.enter(RequestPhase.WAITING, now_s=0.0)
     return state
 
 
