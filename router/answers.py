@@ -6,15 +6,16 @@ the first token, it can still become a refusal, and the headers can tell the way
 
 import json
 import logging
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import GenerationError, VLLMError
+from vllm.exceptions import VLLMError
+
+from router.refusals import Refusal
+from router.route_note import NOTE, RouteNote
 
 logger = logging.getLogger(__name__)
 
@@ -26,44 +27,6 @@ _ERROR_EVENT = b'data: {"error"'
 _BEFORE_AN_ENGINE_IS_ASKED = (b"event: response.created\n", b"event: response.in_progress\n")
 """With these a stream of the Responses API begins."""
 _BAD_REQUEST = frozenset({400, 408, 413, 431})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a request gets no answer, and when to come back."""
-
-    status: HTTPStatus
-    message: str
-    param: str | None = None
-    retry_after_s: int | None = None
-    closes: bool = False
-    """The connection: what else comes on it is not worth reading."""
-
-
-@dataclass(slots=True)
-class RouteNote:
-    """What the core client says of one HTTP request. Owned by the middleware."""
-
-    routes: list[str] = field(default_factory=list)
-    """Ways of its completions up to its first token, each said once."""
-    refusal: Refusal | None = None
-    error: VLLMError | None = None
-    """Why the front end has not taken it, or an engine has failed with it."""
-
-
-NOTE: ContextVar[RouteNote | None] = ContextVar("pdserve_route_note", default=None)
-"""Of the HTTP request that is being answered in this context."""
-
-
-def note_route(note: RouteNote | None, route: str) -> None:
-    if note is not None and route not in note.routes:
-        note.routes.append(route)
-
-
-def note_failure(note: RouteNote | None) -> None:
-    """An answer ends with an error; where nothing of it has been sent, that is its status."""
-    if note is not None and note.error is None:
-        note.error = GenerationError()
 
 
 class TellsRoute:

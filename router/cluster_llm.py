@@ -16,12 +16,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
 
-from router.answers import NOTE
 from router.core_client import ClusterCoreClient
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
 from router.loop_validation import check_lengths
 from router.request import KV_PARAMS
+from router.route_note import NOTE
 
 
 class ClusterLLM(AsyncLLM):  # type: ignore[misc]

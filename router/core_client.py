@@ -25,8 +25,6 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from engine.wire import Rejection, StepOutputs
-from router.admission import bad_request, rejected, too_many, unavailable
-from router.answers import NOTE, Refusal, note_failure, note_route
 from router.arrivals import Arrivals
 from router.audit import RouterHoldings
 from router.errors import CannotBeSent, NoReplica
@@ -42,12 +40,14 @@ from router.pool import Pool, PoolEvents, Replica
 from router.prediction import Predictor
 from router.quarantine import Quarantine
 from router.recovery import Failures, RecoveryLimits, one_more, plan_move
+from router.refusals import Refusal, bad_request, rejected, too_many, unavailable
 from router.request import (
     KV_PARAMS,
     RequestState,
     decode_request,
     prefill_request,
 )
+from router.route_note import NOTE, note_failure, note_route
 from router.second_look import MOST_LOOKS, looks_again, moves_on
 from router.settings import Targets
 from router.traffic import TrafficMeter

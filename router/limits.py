@@ -7,9 +7,10 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.answers import Refusal, refuse
+from router.answers import refuse
 from router.body_check import check_body
 from router.client_headers import MAX_ID_BYTES, REQUEST_ID
+from router.refusals import Refusal
 from router.settings import RequestLimits
 
 MAX_HEADERS = 512

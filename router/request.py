@@ -15,12 +15,12 @@ from vllm.v1.metrics.stats import PrefillStats
 
 from engine.output_tokens import with_output_tokens
 from engine.step_limit import STEP_LIMIT
-from router.answers import RouteNote
 from router.handoff import HandoffPlan, Route
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.prefixes import extend_chain
 from router.recovery import Failures
+from router.route_note import RouteNote
 
 KV_PARAMS = "kv_transfer_params"
 

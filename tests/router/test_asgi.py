@@ -11,12 +11,13 @@ from starlette.types import Message, Receive, Scope, Send
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from router import disconnect, limits
-from router.admission import unavailable
-from router.answers import NOTE, TellsRoute, note_failure, note_route
+from router.answers import TellsRoute
 from router.client_headers import HidesHeaders, RestoresHeaders
 from router.disconnect import EndsByItself
 from router.keys import NeedsKey
 from router.limits import BodyLimit, HeaderLimit
+from router.refusals import unavailable
+from router.route_note import NOTE, note_failure, note_route
 from router.settings import RequestLimits
 
 Sent = list[Message]

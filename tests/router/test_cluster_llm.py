@@ -14,10 +14,10 @@ from vllm.v1.structured_output import backend_xgrammar
 
 from engine.arguments import engine_args
 from engine.models import resolve_model
-from router.answers import NOTE, RouteNote
 from router.cluster_llm import ClusterLLM
 from router.errors import SandboxUnavailable
 from router.loop_validation import MAX_LARK_LENGTH, validate_without_compiling
+from router.route_note import NOTE, RouteNote
 
 WRONG = "(("
 """No compiler takes it: where it passes, none has been asked."""

@@ -14,12 +14,12 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.admit import AdmissionLimits
-from router.answers import NOTE, RouteNote
 from router.audit import audit
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
 from router.request import KV_PARAMS, RequestState
+from router.route_note import NOTE, RouteNote
 from router.settings import Targets
 
 

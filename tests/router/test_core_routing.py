@@ -15,11 +15,11 @@ from engine.step_limit import STEP_LIMIT
 from engine.steps import StepSample
 from engine.wire import Kind, LoadReport, StepOutputs
 from router.admit import AdmissionLimits
-from router.answers import NOTE, RouteNote
 from router.core_client import ClusterCoreClient
 from router.metrics import RouterMetrics
 from router.policies import POLICIES
 from router.recovery import RecoveryLimits
+from router.route_note import NOTE, RouteNote
 from router.settings import Targets
 from router.traffic import TrafficMeter
 

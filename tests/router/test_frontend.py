@@ -14,12 +14,13 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from engine.models import resolve_model
-from router.answers import NOTE, Refusal
 from router.app import TASKS, layered
 from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.health import Health
 from router.keys import OPEN_PATHS
+from router.refusals import Refusal
+from router.route_note import NOTE
 from router.settings import FrontendSettings, RequestLimits
 
 

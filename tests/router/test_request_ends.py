@@ -10,8 +10,8 @@ from fake_replicas import decoded, end_of, prefilled, request, step
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.wire import Kind
-from router.answers import NOTE, RouteNote
 from router.pool import Replica
+from router.route_note import NOTE, RouteNote
 
 BEYOND_64_BITS = 2**70
 HALF_A_LETTER = "\ud800"

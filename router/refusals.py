@@ -1,12 +1,24 @@
 """What a client is told whose request is not taken, or not kept."""
 
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from router.admit import AdmissionPlan
-from router.answers import Refusal
 
 RETRY_AFTER_S = 10
 MAX_REASON_CHARS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request gets no answer, and when to come back."""
+
+    status: HTTPStatus
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+    closes: bool = False
+    """The connection: what else comes on it is not worth reading."""
 
 
 def unavailable(message: str) -> Refusal:
