@@ -16,6 +16,7 @@ from engine.secret import application_secret
 from kvtransfer.tls import new_tls
 from router.app import build_openai_app
 from router.auditor import Auditor
+from router.core import build_core
 from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
 from router.errors import FrontEndStalled
@@ -44,7 +45,7 @@ class Assembly:
         targets = settings.targets.admission
         traffic = TrafficMeter(ttft_s=targets.ttft_s, itl_s=targets.itl_s)
         metrics = RouterMetrics(REGISTRY)
-        self._core = ClusterCoreClient(
+        self._core = build_core(
             POLICIES[settings.policy],
             metrics,
             settings.recovery,
@@ -52,7 +53,7 @@ class Assembly:
             targets=settings.targets,
             num_routers=settings.num_routers,
         )
-        pools = (self._core.prefill, self._core.decode)
+        pools = self._core.pools
         PoolMetrics(pools, REGISTRY)
         unready = Gauge("pdserve_unready_pairs", "Pairs of replicas that cannot exchange KV.")
         unready.set_function(lambda: len(self._core.pairs))
@@ -85,7 +86,7 @@ class Assembly:
         """Raises FrontEndStalled where nobody hands out what the engines compute."""
         if not self._health.is_served():
             raise FrontEndStalled("vLLM's output handler has ended")
-        if (unread_s := self._core.unread_s()) > self._stall_timeout_s:
+        if (unread_s := self._core.outputs.unread_s()) > self._stall_timeout_s:
             raise FrontEndStalled(f"vLLM's output handler has read nothing for {unread_s:.0f} s")
 
     def scaling_report(self) -> dict[str, float]:
@@ -96,7 +97,9 @@ class Assembly:
         """The app that answers clients."""
         model = resolve_model(self._frontend.model)
         frontend = dataclasses.replace(self._frontend, model=model)
-        return await build_openai_app(frontend, self._core, self._health, self._auditor)
+        return await build_openai_app(
+            frontend, ClusterCoreClient(self._core), self._health, self._auditor
+        )
 
     async def _starting(self) -> Mapping[str, str]:
         """What Serve says of each deployment that does not run as it should."""

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from engine.errors import ChannelClosed
 from engine.wire import Holdings
 from router.audit import Audit, RouterHoldings, audit
-from router.core_client import ClusterCoreClient
+from router.core import RouterCore
 
 PATH = "/audit"
 ANSWER_TIMEOUT_S = 10.0
@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 10.0
 class Auditor:
     """Asks everybody what they hold."""
 
-    def __init__(self, core: ClusterCoreClient) -> None:
+    def __init__(self, core: RouterCore) -> None:
         self._core = core
         self._asking: asyncio.Future[Audit] | None = None
         self.front_end: Callable[[], Iterable[str]] = tuple
@@ -44,7 +44,7 @@ class Auditor:
         self._asking = None
 
     async def _audit(self) -> Audit:
-        replicas = [*self._core.prefill, *self._core.decode]
+        replicas = [replica for pool in self._core.pools for replica in pool]
         # Asked and looked at in the same turn of the loop: what is sent later comes later.
         asked = [replica.ask_holdings() for replica in replicas]
         before = self._holdings()

@@ -1,7 +1,7 @@
 """The live replicas of one pool as this router sees them: their connections, load, cache, cost.
 
 Owns the connections to the pool's replicas and the ledger of what was sent to them. What a request
-is, and what becomes of it when its replica goes, is the business of the core client.
+is, and what becomes of it when its replica goes, is the business of those who subscribe.
 """
 
 import asyncio
@@ -43,16 +43,21 @@ from router.transfers import Handover, Transfers
 logger = logging.getLogger(__name__)
 
 
+def _nothing(*_: object) -> None:
+    """Of an event that a subscriber does not follow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEvents:
-    """Whom a pool tells what its replicas say."""
+    """What a subscriber does with what a pool's replicas say."""
 
-    opened: Callable[["Replica"], None]
+    opened: Callable[["Replica"], None] = _nothing
     """It may get new work: it has joined, or does not leave after all."""
-    stepped: Callable[["Replica", StepOutputs], None]
-    taken: Callable[["Replica", str], None]
-    rejected: Callable[["Replica", Rejection], None]
-    gone: Callable[["Replica", str], None]
+    stepped: Callable[["Replica", StepOutputs], None] = _nothing
+    acknowledged: Callable[["Replica", str], None] = _nothing
+    """It has a request, and has said what else it has."""
+    rejected: Callable[["Replica", Rejection], None] = _nothing
+    gone: Callable[["Replica"], None] = _nothing
 
 
 @dataclass(eq=False, slots=True)
@@ -131,7 +136,7 @@ class Replica:
     ) -> None:
         """Sends a request, which gives way to others after `due_in_s`.
 
-        `asks_load`: the replica says at once what else it has (`PoolEvents.taken`).
+        `asks_load`: the replica says at once what else it has (`PoolEvents.acknowledged`).
 
         Raises:
             CannotBeSent: it holds what no message can. Nothing was sent or noted then.
@@ -212,14 +217,16 @@ class Replica:
 
     def step_received(self, step: StepOutputs) -> None:
         before = self._hear(step.load)
-        self.pool.events.stepped(self, step)
+        for each in self.pool.subscribers:
+            each.stepped(self, step)
         # After its outputs were seen: those that ended are off the ledger by now.
         self.pool.observe(self, before)
 
     def taken(self, taken: Taken) -> None:
         before = self._hear(taken.load)
         self.pool.observe(self, before)
-        self.pool.events.taken(self, taken.request_id)
+        for each in self.pool.subscribers:
+            each.acknowledged(self, taken.request_id)
 
     def _hear(self, load: LoadReport) -> LoadReport:
         """Takes in a report; returns the one before it."""
@@ -234,7 +241,8 @@ class Replica:
         if rejection.has_suspect:
             # Until it says otherwise, whosever that suspect is.
             self.load = msgspec.structs.replace(self.load, has_suspect=True)
-        self.pool.events.rejected(self, rejection)
+        for each in self.pool.subscribers:
+            each.rejected(self, rejection)
 
     def warmed(self, warmed: Warmed) -> None:
         answer = self.warming.pop(warmed.engine_id, None)
@@ -279,14 +287,13 @@ class Pool:
         self,
         name: str,
         policy: Policy,
-        events: PoolEvents,
         *,
         num_routers: int = 1,
         transfers: Transfers | None = None,
     ) -> None:
         """`transfers`: shared with the other pool."""
         self.name = name
-        self.events = events
+        self.subscribers: list[PoolEvents] = []
         self.transfers = transfers or Transfers()
         self.ledger = Ledger(num_routers=num_routers, drains=name == "prefill")
         self.prefixes = PrefixIndex()
@@ -304,6 +311,10 @@ class Pool:
 
     def __contains__(self, replica: Replica) -> bool:
         return self._replicas.get(replica.replica_id) is replica
+
+    def subscribe(self, events: PoolEvents) -> None:
+        """Has somebody told what replicas say, after those who came before."""
+        self.subscribers.append(events)
 
     @property
     def cost(self) -> PoolCost:
@@ -333,7 +344,7 @@ class Pool:
         if replica.is_leaving:
             self.ledger.close(replica.replica_id)
         else:
-            self.events.opened(replica)
+            self._opened(replica)
 
     def remove(self, replica: Replica, reason: str) -> None:
         if self._replicas.get(replica.replica_id) is replica:
@@ -342,7 +353,8 @@ class Pool:
             self.prefixes.remove(replica.replica_id)
             self.transfers.remove(replica.replica_id)
             logger.warning("%s replica %s left: %s", self.name, replica.replica_id, reason)
-            self.events.gone(replica, reason)
+            for each in self.subscribers:
+                each.gone(replica)
 
     def leaving_changed(self, replica: Replica) -> None:
         """A replica leaves, or does not leave after all."""
@@ -351,7 +363,11 @@ class Pool:
         if replica.is_leaving:
             self.ledger.close(replica.replica_id)
         elif self.ledger.reopen(replica.replica_id):
-            self.events.opened(replica)
+            self._opened(replica)
+
+    def _opened(self, replica: Replica) -> None:
+        for each in self.subscribers:
+            each.opened(replica)
 
     def observe(self, replica: Replica, before: LoadReport) -> None:
         """Takes in what a replica has reported last."""

@@ -31,6 +31,7 @@ from kvtransfer.peers import KVPeer
 from kvtransfer.stats import pair_deltas
 from router.app import send_images_whole
 from router.cluster_llm import ClusterLLM
+from router.core import build_core
 from router.core_client import ClusterCoreClient
 from router.metrics import RouterMetrics
 from router.policies import POLICIES
@@ -74,7 +75,7 @@ class Cluster:
 
     def __init__(self, model: str) -> None:
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        self.core = build_core(
             POLICIES["round_robin"],
             RouterMetrics(CollectorRegistry()),
             RecoveryLimits(max_moves=0, max_wait_s=10.0),
@@ -83,7 +84,9 @@ class Cluster:
         config = engine_args(model, OPTIONS).create_engine_config()
         send_images_whole(config)
         checks: Any = NoChecks()
-        self.llm = ClusterLLM(config, self.core, client_priority=(0, 0), grammars=checks)
+        self.llm = ClusterLLM(
+            config, ClusterCoreClient(self.core), client_priority=(0, 0), grammars=checks
+        )
         self.replicas: list[EngineReplica] = []
 
     async def start(self, role: Role, model: str, engine_id: str) -> None:

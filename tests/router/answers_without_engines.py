@@ -22,6 +22,7 @@ from engine.models import resolve_model
 from engine.wire import AddRequest, Kind
 from router.app import build_openai_app
 from router.auditor import Auditor
+from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
 from router.frontend_config import front_end_config
 from router.health import Health
@@ -86,9 +87,9 @@ async def answers(options: dict[str, Any]) -> dict[str, Any]:
         options=options,
         frontend={"enable_scale_out": True},
     )
-    pools = (cluster.core.prefill, cluster.core.decode)
-    health = Health(pools, EngineEnds(CollectorRegistry()), _nothing_starts)
-    app = await build_openai_app(settings, cluster.core, health, Auditor(cluster.core))
+    health = Health(cluster.core.pools, EngineEnds(CollectorRegistry()), _nothing_starts)
+    client, auditor = ClusterCoreClient(cluster.core), Auditor(cluster.core)
+    app = await build_openai_app(settings, client, health, auditor)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         given = {}

@@ -1,4 +1,4 @@
-"""A core client over fake replicas, and how these are lost."""
+"""A router's core over fake replicas, and how these are lost."""
 
 from fake_replicas import FakeEnd
 from prometheus_client import CollectorRegistry
@@ -6,7 +6,7 @@ from vllm.v1.engine import EngineCoreOutput
 
 from engine.exit_cause import EngineExit
 from router.audit import audit
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
@@ -18,7 +18,7 @@ LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 
 
 class Cluster:
-    """A core client over fake replicas, `num` in each pool."""
+    """A router's core over fake replicas, `num` in each pool."""
 
     def __init__(
         self, num: int = 1, *, limits: RecoveryLimits = LIMITS, targets: Targets | None = None
@@ -26,10 +26,10 @@ class Cluster:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         metrics = RouterMetrics(self.registry)
-        self.core = ClusterCoreClient(
+        self.core = build_core(
             POLICIES["round_robin"], metrics, limits, traffic=traffic, targets=targets
         )
-        PoolMetrics((self.core.prefill, self.core.decode), self.registry)
+        PoolMetrics(self.core.pools, self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
 
@@ -41,7 +41,7 @@ class Cluster:
 
     def outputs(self) -> list[EngineCoreOutput]:
         """What the front end has been given since the last call."""
-        queue, outputs = self.core._outputs, []
+        queue, outputs = self.core.outputs._batches, []
         while not queue.empty():
             outputs += queue.get_nowait().outputs
         return outputs
@@ -50,7 +50,7 @@ class Cluster:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
         holdings = self.core.holdings(frozenset())
         assert audit(holdings, holdings, {}).disagreements == ()
-        assert self.core._requests == self.core._in_engines == {}
+        assert self.core.lifecycle.requests == self.core.lifecycle._dispatcher._in_engines == {}
         for replica in (*self.prefill, *self.decode):
             if replica in list(replica.pool):
                 assert replica.pool.ledger.num_sent(replica.replica_id) == 0

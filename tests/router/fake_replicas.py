@@ -9,7 +9,10 @@ from vllm.v1.serial_utils import MsgpackEncoder
 
 from engine.wire import AddRequest, Kind, LoadReport, ReplicaFacts, StepOutputs
 from kvtransfer.peers import KVPeer
+from router.core import RouterCore
 from router.pool import Pool, Replica
+from router.request import RequestState
+from router.route_note import NOTE
 
 HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
 
@@ -84,6 +87,11 @@ def request(request_id: str = "r", **options: Any) -> EngineCoreRequest:
         cache_salt=None,
         data_parallel_rank=None,
     )
+
+
+def add(core: RouterCore, asked: EngineCoreRequest) -> RequestState:
+    """As vLLM's front end does, through the core client."""
+    return core.lifecycle.add(asked, NOTE.get())
 
 
 def step(replica: Replica, *outputs: EngineCoreOutput) -> None:

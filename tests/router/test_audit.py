@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from core_clusters import Cluster
-from fake_replicas import FakeEnd, decoded, prefilled, request, step
+from fake_replicas import FakeEnd, add, decoded, prefilled, request, step
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -149,10 +149,10 @@ async def test_replicas_are_asked_while_requests_run() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     auditor = Auditor(cluster.core)
-    auditor.front_end = lambda: cluster.core._requests
+    auditor.front_end = lambda: cluster.core.lifecycle.requests
     answer(p, HAS_NONE)
     answer(d, Holdings(["r"], 1, 1.0, 1, 0, 0.1))
-    await cluster.core.add_request_async(request())
+    add(cluster.core, request())
     step(p, prefilled())
     first, second = await asyncio.gather(auditor.audit(), auditor.audit())
     assert first is second

@@ -15,6 +15,8 @@ from vllm.v1.structured_output import backend_xgrammar
 from engine.arguments import engine_args
 from engine.models import resolve_model
 from router.cluster_llm import ClusterLLM
+from router.core import RouterCore
+from router.core_client import ClusterCoreClient
 from router.errors import SandboxUnavailable
 from router.loop_validation import MAX_LARK_LENGTH, validate_without_compiling
 from router.route_note import NOTE, RouteNote
@@ -37,10 +39,11 @@ class Checks:
         constraint._backend = "xgrammar"
 
 
-def front_end(core: Any, checks: Checks) -> ClusterLLM:
+def front_end(core: RouterCore, checks: Checks) -> ClusterLLM:
     config = engine_args(resolve_model("demo"), {}).create_engine_config()
     grammars: Any = checks
-    return ClusterLLM(config, core, client_priority=(-10, 10), grammars=grammars)
+    client = ClusterCoreClient(core)
+    return ClusterLLM(config, client, client_priority=(-10, 10), grammars=grammars)
 
 
 async def ask(llm: ClusterLLM, **params: Any) -> Any:
@@ -56,7 +59,7 @@ async def test_what_the_check_passes_is_not_compiled_again() -> None:
     cluster, checks = Cluster(), Checks()
     llm = front_end(cluster.core, checks)
     await ask(llm, **regex(WRONG))
-    (state,) = cluster.core._requests.values()
+    (state,) = cluster.core.lifecycle.requests.values()
     assert state.request.sampling_params is not None
     assert state.request.sampling_params.structured_outputs.regex == WRONG
     assert state.request.sampling_params.structured_outputs._backend == "xgrammar"
@@ -118,7 +121,7 @@ async def test_texts_have_a_length_in_every_protocol(
     if isinstance(caught, pytest.ExceptionInfo):
         assert caught.value.parameter in params
         assert note.error is caught.value
-    assert len(cluster.core._requests) == (0 if told else 1)
+    assert len(cluster.core.lifecycle.requests) == (0 if told else 1)
     llm.shutdown()
 
 

@@ -15,7 +15,7 @@ from router.engine_ends import EngineEnds
 from router.health import PATH, Health
 from router.pairs import Pair, Pairs
 from router.policies import POLICIES
-from router.pool import Pool, PoolEvents, Replica
+from router.pool import Pool, Replica
 
 KILLED = EngineExit(cause="SIGKILL", text="the engine was ended by SIGKILL")
 
@@ -25,10 +25,7 @@ def nothing(*_: Any) -> None:
 
 
 def pool(name: str = "decode") -> Pool:
-    events = PoolEvents(
-        opened=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
-    )
-    return Pool(name, POLICIES["least_work"], events)
+    return Pool(name, POLICIES["least_work"])
 
 
 class Ends:

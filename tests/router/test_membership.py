@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fake_replicas import request
+from fake_replicas import add, request
 from object_graph import reachable
 from prometheus_client import CollectorRegistry
+from vllm.v1.engine import FinishReason
 
 from engine.channel import RouterEnd, listen
 from engine.exit_cause import EngineExit
@@ -25,7 +26,7 @@ from engine.wire import (
 )
 from kvtransfer.peers import KVPeer
 from router import membership, pairs, warm_ups
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.engine_ends import EngineEnds
 from router.membership import Membership
 from router.metrics import RouterMetrics
@@ -144,7 +145,7 @@ class Cluster:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         metrics = RouterMetrics(self.registry)
-        self.core = ClusterCoreClient(POLICIES["round_robin"], metrics, LIMITS, traffic=traffic)
+        self.core = build_core(POLICIES["round_robin"], metrics, LIMITS, traffic=traffic)
         self.ends = EngineEnds(self.registry)
         self.dead: set[str] = set()
         self.asked_in: list[threading.Thread] = []
@@ -233,7 +234,7 @@ async def cluster() -> AsyncIterator[Cluster]:
 async def stop(cluster: Cluster) -> None:
     """Ends everything and waits for it, so that no socket outlives the test."""
     cluster.membership.close()
-    cluster.core.shutdown()
+    cluster.core.close("the router was stopped")
     for replica in cluster.replicas.values():
         replica.close()
     here = asyncio.current_task()
@@ -270,7 +271,7 @@ async def test_who_is_lost_while_it_is_warmed_up_does_not_join(cluster: Cluster,
         {"cut": p.cut, "gone": p.close, "ended": p.end}[what]()
     await until(lambda: not cluster.membership._warm_ups.joining)
     d.warmed("p0", None)
-    await cluster.core.add_request_async(request())
+    add(cluster.core, request())
     await until(lambda: d.added == ["r"])
     assert not cluster.core.prefill.is_open
     assert len(cluster.core.pairs) == 0
@@ -298,7 +299,7 @@ async def test_a_decode_that_reaches_nobody_joins_for_whole_requests(cluster: Cl
     await cluster.start(FakeReplica("p0"))
     d = FakeReplica("d0", problems={"p0": NO_ROUTE})
     await cluster.start(d)
-    await cluster.core.add_request_async(request())
+    add(cluster.core, request())
     await until(lambda: d.added == ["r"])
 
 
@@ -506,7 +507,7 @@ async def test_a_decode_that_is_listed_again_wakes_who_waits(cluster: Cluster) -
     await cluster.start(d := FakeReplica("d0"))
     cluster.list_()
     assert not cluster.core.decode.is_open
-    await cluster.core.add_request_async(request())
+    add(cluster.core, request())
     await asyncio.sleep(0)
     assert d.added == []
     cluster.list_("d0")
@@ -539,8 +540,8 @@ async def come_and_go(cluster: Cluster, d: FakeReplica, replica_id: str, *, how:
     """A replica joins, gets a request, cannot be paired for a while, and leaves."""
     replica = FakeReplica(replica_id)
     await cluster.start(replica)
-    await cluster.core.add_request_async(request(replica_id))
-    cluster.core.cancel([replica_id])
+    add(cluster.core, request(replica_id))
+    cluster.core.lifecycle.stop([replica_id], FinishReason.ABORT)
     if replica_id.startswith("p"):
         d.warmed(replica_id, "no route")
     else:

@@ -4,11 +4,11 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from fake_replicas import decoded, end_of, join, prefilled, request, step
+from fake_replicas import add, decoded, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
 from engine.wire import Kind
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.metrics import RouterMetrics
 from router.pairs import Pair
 from router.phases import RequestPhase
@@ -28,7 +28,7 @@ class Cluster:
 
     def __init__(self, policy: str = "round_robin", *, num: int = 2, local: bool = False) -> None:
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        self.core = build_core(
             POLICIES[policy],
             RouterMetrics(CollectorRegistry()),
             LIMITS,
@@ -59,7 +59,7 @@ class Cluster:
 
     async def add(self, *request_ids: str, max_tokens: int = 4) -> None:
         for request_id in request_ids:
-            await self.core.add_request_async(request(request_id, max_tokens=max_tokens))
+            add(self.core, request(request_id, max_tokens=max_tokens))
 
 
 async def test_a_handover_goes_to_a_decode_that_can_read_there() -> None:
@@ -97,7 +97,7 @@ async def test_a_decode_without_a_pair_still_does_whole_requests() -> None:
     cluster.bar("p0-d0", "p1-d0")
     params = {"prompt_logprobs": 1}
     for request_id in ("a", "b"):
-        await cluster.core.add_request_async(request(request_id, **params))
+        add(cluster.core, request(request_id, **params))
     assert cluster.asked() == {"d0": ["a"], "d1": ["b"]}
 
 
@@ -124,7 +124,7 @@ async def test_a_prompt_whose_pairs_broke_is_computed_by_decode() -> None:
     assert asked.sampling_params is not None
     assert KV_PARAMS not in (asked.sampling_params.extra_args or {})
     step(cluster["d0"], decoded(11, ends=True, request_id="a~2"))
-    assert cluster.core._requests == {}
+    assert cluster.core.lifecycle.requests == {}
 
 
 async def test_a_pair_that_is_healed_is_used_again() -> None:
@@ -201,7 +201,7 @@ class Storm:
 
     def answer(self, phase: RequestPhase | None) -> None:
         """One engine does what one request asks of it."""
-        states = [s for s in self.core._requests.values() if s.replica is not None]
+        states = [s for s in self.core.lifecycle.requests.values() if s.replica is not None]
         states = [s for s in states if (s.phase is RequestPhase.PREFILLING) == (phase is not None)]
         if not states:
             return
@@ -217,10 +217,10 @@ class Storm:
         for pool in (self.core.prefill, self.core.decode):
             assert pool.ledger.open_ids == {r.replica_id for r in pool if not r.is_leaving}
             for replica in pool:
-                mine = [s for s in self.core._requests.values() if s.replica is replica]
+                mine = [s for s in self.core.lifecycle.requests.values() if s.replica is replica]
                 assert pool.ledger.num_sent(replica.replica_id) == len(mine)
                 self.check_sent(replica)
-        for state in self.core._requests.values():
+        for state in self.core.lifecycle.requests.values():
             if state.phase is RequestPhase.WAITING:
                 assert not self.core.decode.is_open, "there was a way"
             else:
@@ -239,7 +239,7 @@ class Storm:
                 opened = self.core.decode.ledger.open_ids
                 assert replica.replica_id not in self.core.pairs.stranded(opened)
                 continue
-            state = self.core._in_engines[asked.request_id]
+            state = self.core.lifecycle._dispatcher._in_engines[asked.request_id]
             assert state.prefill is not None
             pair = Pair(prefill=state.prefill.replica_id, decode=replica.replica_id)
             assert self.core.pairs.is_ready(pair)
@@ -254,11 +254,11 @@ class Storm:
         for pair in list(self.pairs()):
             self.core.pairs.ready(pair, 0.0)
         for _ in range(10_000):
-            if not self.core._requests:
+            if not self.core.lifecycle.requests:
                 break
             self.answer(self.rng.choice([RequestPhase.PREFILLING, None]))
             self.check()
-        assert self.core._requests == self.core._in_engines == {}
+        assert self.core.lifecycle.requests == self.core.lifecycle._dispatcher._in_engines == {}
         assert all(r.pool.ledger.num_sent(r.replica_id) == 0 for r in self.replicas)
 
 

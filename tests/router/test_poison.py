@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from core_clusters import Cluster
-from fake_replicas import HANDED_OVER, request
+from fake_replicas import HANDED_OVER, add, request
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.exit_cause import EngineExit
@@ -223,9 +223,7 @@ class World:
                 return
             if to_add and self.rng.random() < 0.5:
                 router = self.rng.choice(self.routers)
-                await router.core.add_request_async(
-                    request(to_add.popleft(), max_tokens=NUM_TOKENS)
-                )
+                add(router.core, request(to_add.popleft(), max_tokens=NUM_TOKENS))
             self.step(self.rng.choice(self.engines))
         raise AssertionError(f"not ended: {set(names) - self.ended.keys()}")
 

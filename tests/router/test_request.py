@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_replicas import request
 
 import router.request
@@ -123,3 +124,9 @@ def test_nobody_else_changes_a_request() -> None:
         if module != own and name in names
     ]
     assert changed == []
+
+
+async def test_a_prompt_of_embeddings_counts_by_its_length() -> None:
+    asked = request()
+    asked.prompt_token_ids, asked.prompt_embeds = None, torch.zeros((10, 8))
+    assert RequestState(request=asked, output_token_ids=[1]).num_tokens == 11

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from fake_replicas import end_of, join, prefilled, request, step
+from fake_replicas import add, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
 from engine.wire import AddRequest, Kind, LoadReport, Taken
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.metrics import RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
@@ -25,7 +25,7 @@ class Cluster:
     def __init__(self, *, num_routers: int = 3, policy: str = "p2c") -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        self.core = build_core(
             POLICIES[policy],
             RouterMetrics(self.registry),
             RecoveryLimits(max_moves=3, max_wait_s=120.0),
@@ -40,7 +40,7 @@ class Cluster:
     async def send(self, request_id: str = "r", **options: Any) -> None:
         made = request(request_id, **options)
         made.prompt_token_ids = [*range(4 * BLOCK)]
-        await self.core.add_request_async(made)
+        add(self.core, made)
 
     def has(self) -> Replica:
         """The replica that was sent something last and was not told to forget it."""
@@ -112,7 +112,7 @@ async def test_a_prompt_leaves_a_replica_that_has_more_than_was_known() -> None:
     # Its tokens are those of the second; what the first one says of it is nobody's.
     step(first, prefilled(5, request_id="r"))
     step(second, prefilled(6, request_id="r~2"))
-    outputs = await cluster.core.get_output_async()
+    outputs = await cluster.core.outputs.get()
     assert [(each.request_id, each.new_token_ids) for each in outputs.outputs] == [("r", [6])]
     assert end_of(first).told(Kind.RELEASE) == ["r"]
     assert [each.request_id for each in end_of(cluster.decode).added()] == ["r~2"]
@@ -154,7 +154,7 @@ async def test_only_the_replica_that_reads_a_prompt_is_thought_to_have_it_cached
     cluster.answer(MUCH_S)
     cluster.answer(0.0)
     reader = cluster.has()
-    state = next(iter(cluster.core._requests.values()))
+    state = next(iter(cluster.core.lifecycle.requests.values()))
     chain = state.blocks(cluster.core.prefill.block_size)
     assert cluster.core.prefill.num_cached(chain, 4 * BLOCK).keys() == {reader.replica_id}
 

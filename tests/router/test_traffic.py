@@ -12,7 +12,7 @@ from kvtransfer.peers import KVPeer
 from router.costs import DecodeCost, PrefillCost
 from router.phases import RequestPhase
 from router.policies import POLICIES
-from router.pool import Pool, PoolEvents, Replica
+from router.pool import Pool, Replica
 from router.request import RequestState
 from router.traffic import ENOUGH_MEASURED, WARM_UP_S, TrafficMeter
 
@@ -25,13 +25,7 @@ WARM = replica(WARM_UP_S + 1)
 
 
 def empty_pool(name: str) -> Pool:
-    def nothing(*_: object) -> None:
-        pass
-
-    events = PoolEvents(
-        opened=nothing, stepped=nothing, taken=nothing, rejected=nothing, gone=nothing
-    )
-    return Pool(name, POLICIES["p2c"], events)
+    return Pool(name, POLICIES["p2c"])
 
 
 def report(meter: TrafficMeter, *requests: RequestState) -> dict[str, float]:

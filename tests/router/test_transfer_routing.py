@@ -1,11 +1,11 @@
 """Handovers stay within a node where that is sooner, by what replicas have said of their reads."""
 
 import pytest
-from fake_replicas import end_of, join, prefilled, request, step
+from fake_replicas import add, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
 from engine.wire import LoadReport, StepOutputs, Transferred
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
@@ -22,7 +22,7 @@ class Cluster:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        self.core = build_core(
             POLICIES["p2c"],
             RouterMetrics(self.registry),
             RecoveryLimits(max_moves=3, max_wait_s=120.0),
@@ -41,7 +41,7 @@ class Cluster:
         name = f"r{self.num_sent}"
         other = self.core.prefill["p1" if prefill_id == "p0" else "p0"]
         other.set_listed(False)
-        await self.core.add_request_async(request(name, max_tokens=50))
+        add(self.core, request(name, max_tokens=50))
         other.set_listed(True)
         step(self.core.prefill[prefill_id], prefilled(request_id=name))
         (replica_id,) = [
