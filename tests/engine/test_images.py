@@ -85,7 +85,11 @@ class Cluster:
         send_images_whole(config)
         checks: Any = NoChecks()
         self.llm = ClusterLLM(
-            config, ClusterCoreClient(self.core), client_priority=(0, 0), grammars=checks
+            config,
+            ClusterCoreClient(self.core),
+            client_priority=(0, 0),
+            max_prompt_logprobs=0,
+            grammars=checks,
         )
         self.replicas: list[EngineReplica] = []
 

@@ -32,10 +32,12 @@ ROUTER = Path(router.__file__).parent
 async def test_what_no_client_can_say(mine: dict[str, Any]) -> None:
     cluster = Cluster()
     client = ClusterCoreClient(cluster.core)
-    await client.add_request_async(request(extra_args=mine, prompt_logprobs=1))
-    (asked,) = end_of(cluster.decode[0]).added()
-    assert asked.sampling_params is not None
-    assert not asked.sampling_params.extra_args
+    await client.add_request_async(request("mine", extra_args=mine))
+    await client.add_request_async(request("plain"))
+    said, unsaid = (each.sampling_params for each in end_of(cluster.prefill[0]).added())
+    assert said is not None
+    assert unsaid is not None
+    assert said.extra_args == unsaid.extra_args
 
 
 async def test_what_engines_compute_is_handed_on_and_the_rest_of_an_answer_may_be_cancelled() -> (
