@@ -26,6 +26,7 @@ from router.membership import Membership
 from router.metrics import PoolMetrics, RouterMetrics
 from router.nodes import dead_nodes
 from router.policies import POLICIES
+from router.scaling_report import ScalingReport
 from router.serve_list import ServeList
 from router.serve_messages import one_line
 from router.settings import RouterSettings
@@ -89,8 +90,8 @@ class Assembly:
         if (unread_s := self._core.outputs.unread_s()) > self._stall_timeout_s:
             raise FrontEndStalled(f"vLLM's output handler has read nothing for {unread_s:.0f} s")
 
-    def scaling_report(self) -> dict[str, float]:
-        """What the scaling policies are told: see router.traffic."""
+    def scaling_report(self) -> ScalingReport:
+        """What the scaling policies are told."""
         return self._core.scaling_report()
 
     async def build(self) -> ASGIApp:

@@ -18,6 +18,7 @@ from router.policies import Policy
 from router.pool import Pool
 from router.prediction import Predictor
 from router.recovery import RecoveryLimits
+from router.scaling_report import ScalingReport
 from router.second_look import looks_again
 from router.settings import Targets
 from router.traffic import TrafficMeter
@@ -48,8 +49,8 @@ class RouterCore:
                 if replica.end is not None:
                     replica.end.close(reason)
 
-    def scaling_report(self) -> dict[str, float]:
-        """What this router counts and what is outstanding: see router.traffic."""
+    def scaling_report(self) -> ScalingReport:
+        """What this router counts, and what is outstanding."""
         return self.traffic.report(
             prefill=self.prefill, decode=self.decode, requests=self.lifecycle.requests.values()
         )

@@ -55,11 +55,11 @@ class Router:
         self._assembly.engine_ends.add(pool, replica_id, how)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve passes on to the scaling policies, as router.traffic counts it."""
+        """What Serve passes on to the scaling policies (`router.scaling_report`)."""
         if self._assembly is None:
             return {}
-        report: dict[str, float] = self._assembly.scaling_report()
-        return report
+        stats: dict[str, float] = self._assembly.scaling_report().to_stats()
+        return stats
 
     def _preempted(self) -> None:
         self._leaving = asyncio.create_task(self._leave())

@@ -82,8 +82,8 @@ async def test_an_answer_that_ends_by_a_stop_string_counts_as_one() -> None:
     cluster.check_settled()
     ended = cluster.registry.get_sample_value
     assert ended("pdserve_requests_total", {"end": "stop"}) == 1
-    report = cluster.core.scaling_report()
-    assert (report["ended"], report["output_tokens"]) == (1, 6)
+    counts = cluster.core.scaling_report().counts
+    assert (counts.ended, counts.output_tokens) == (1, 6)
 
 
 def test_a_stopped_router_closes_its_connections() -> None:

@@ -117,7 +117,7 @@ async def test_a_prompt_leaves_a_replica_that_has_more_than_was_known() -> None:
     assert end_of(first).told(Kind.RELEASE) == ["r"]
     assert [each.request_id for each in end_of(cluster.decode).added()] == ["r~2"]
     # It arrived once.
-    assert cluster.core.scaling_report()["arrivals"] == 1
+    assert cluster.core.scaling_report().counts.arrivals == 1
 
 
 async def test_it_looks_only_so_often() -> None:

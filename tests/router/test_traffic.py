@@ -14,6 +14,7 @@ from router.phases import RequestPhase
 from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.request import RequestState
+from router.scaling_report import ScalingReport
 from router.traffic import ENOUGH_MEASURED, WARM_UP_S, TrafficMeter
 
 
@@ -28,7 +29,7 @@ def empty_pool(name: str) -> Pool:
     return Pool(name, POLICIES["p2c"])
 
 
-def report(meter: TrafficMeter, *requests: RequestState) -> dict[str, float]:
+def report(meter: TrafficMeter, *requests: RequestState) -> ScalingReport:
     return meter.report(
         prefill=empty_pool("prefill"), decode=empty_pool("decode"), requests=requests
     )
@@ -49,14 +50,13 @@ def test_counts_arrivals_and_targets_met() -> None:
     meter.ended(WARM, 11, 0.1)
     meter.ended(WARM, 11, 0.2)
     seen = report(meter, waiting())
-    assert (seen["arrivals"], seen["prompt_tokens"]) == (2, 400)
-    assert seen["arrived_prefill_s"] == pytest.approx(0.6)
-    assert seen["arrived_prefill_squared_s2"] == pytest.approx(0.2)
-    assert (seen["ttft_measured"], seen["ttft_met"]) == (2, 1)
-    assert (seen["itl_measured"], seen["itl_met"]) == (2, 1)
-    assert (seen["ended"], seen["output_tokens"]) == (2, 22)
-    assert seen["num_decoding"] == 1
-    assert {type(value) for value in seen.values()} == {float}
+    assert (seen.counts.arrivals, seen.counts.prompt_tokens) == (2, 400)
+    assert seen.counts.arrived_prefill_s == pytest.approx(0.6)
+    assert seen.counts.arrived_prefill_squared_s2 == pytest.approx(0.2)
+    assert (seen.counts.ttft_measured, seen.counts.ttft_met) == (2, 1)
+    assert (seen.counts.itl_measured, seen.counts.itl_met) == (2, 1)
+    assert (seen.counts.ended, seen.counts.output_tokens) == (2, 22)
+    assert seen.num_decoding == 1
 
 
 def test_says_what_a_decode_engine_holds() -> None:
@@ -73,7 +73,7 @@ def test_says_what_a_decode_engine_holds() -> None:
     decode.insert(member)
     meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
     seen = meter.report(prefill=empty_pool("prefill"), decode=decode, requests=())
-    assert (seen["num_kv_tokens"], seen["max_batch"]) == (160, 4)
+    assert (seen.num_kv_tokens, seen.max_batch) == (160, 4)
 
 
 @pytest.mark.parametrize("is_gone", [False, True], ids=["warming-up", "gone"])
@@ -83,14 +83,14 @@ def test_replicas_that_warm_up_are_not_measured(is_gone: bool) -> None:
     meter.first_token(fresh, 0.1)
     meter.ended(fresh, 10, 0.1)
     seen = report(meter)
-    assert (seen["ttft_measured"], seen["itl_measured"]) == (0, 0)
-    assert seen["ended"] == 1
+    assert (seen.counts.ttft_measured, seen.counts.itl_measured) == (0, 0)
+    assert seen.counts.ended == 1
 
 
 def test_an_answer_of_one_token_has_no_latency_between_tokens() -> None:
     meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
     meter.ended(WARM, 1, 0.0)
-    assert report(meter)["itl_measured"] == 0
+    assert report(meter).counts.itl_measured == 0
 
 
 def test_says_what_is_out_of_reach_as_predicted_and_as_measured(
