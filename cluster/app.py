@@ -23,7 +23,8 @@ from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.sandbox.limits import TaskLimits
 from router.server import Router
-from router.settings import FrontendSettings, RequestLimits, RouterSettings, Targets
+from router.settings import FrontendSettings, RequestLimits, RouterSettings, RoutingSettings
+from router.slo import Slo
 
 SERVE_ENV = {
     # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
@@ -97,7 +98,7 @@ def build(args: Mapping[str, Any]) -> Application:
         ),
         policy=config.router.policy,
         num_routers=config.router.replicas,
-        targets=_targets(config),
+        routing=_routing(config),
         recovery=RecoveryLimits(
             max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
         ),
@@ -131,14 +132,12 @@ def _tls(config: ClusterConfig) -> TlsFiles | None:
     return None if tls is None else TlsFiles(certificate=tls.certificate, key=tls.key, ca=tls.ca)
 
 
-def _targets(config: ClusterConfig) -> Targets:
+def _routing(config: ClusterConfig) -> RoutingSettings:
     router = config.router
-    return Targets(
+    return RoutingSettings(
+        slo=Slo(ttft_s=config.slo.ttft_s, itl_s=config.slo.itl_s),
         admission=AdmissionLimits(
-            ttft_s=config.slo.ttft_s,
-            itl_s=config.slo.itl_s,
-            refuses=router.admission == "refuse",
-            max_queued=router.max_queued,
+            refuses=router.admission == "refuse", max_queued=router.max_queued
         ),
         local_prefill=router.local_prefill == "auto",
         queue_timeout_s=router.queue_timeout_s,

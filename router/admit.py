@@ -9,14 +9,13 @@ import math
 from dataclasses import dataclass
 
 from router.costs import DecodeCost
+from router.slo import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionLimits:
-    """What the cluster promises, and what it does when it cannot hold it."""
+    """What is done where the cluster cannot hold its promise."""
 
-    ttft_s: float = 0.5
-    itl_s: float = 0.05
     refuses: bool = False
     """A request that is expected to miss a target; otherwise it queues."""
     max_queued: int | None = None
@@ -65,13 +64,13 @@ class DecodeOutlook:
         return self.cost.base_s + self.mean_work_s * (1 - ended) + arrived_s + self.share_s
 
 
-def plan_admission(expected: Expectation, limits: AdmissionLimits) -> AdmissionPlan:
+def plan_admission(expected: Expectation, slo: Slo, limits: AdmissionLimits) -> AdmissionPlan:
     """Whether a new request is taken, and when to come back if not."""
     if limits.max_queued is not None and expected.num_queued >= limits.max_queued:
         return _refusal("queue_full", expected.ttft_s)
-    if limits.refuses and expected.ttft_s > limits.ttft_s:
-        return _refusal("ttft", expected.ttft_s - limits.ttft_s)
-    if limits.refuses and expected.itl_s > limits.itl_s:
+    if limits.refuses and expected.ttft_s > slo.ttft_s:
+        return _refusal("ttft", expected.ttft_s - slo.ttft_s)
+    if limits.refuses and expected.itl_s > slo.itl_s:
         return _refusal("itl", expected.ttft_s)
     return AdmissionPlan(admits=True, reason="taken")
 

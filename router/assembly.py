@@ -43,15 +43,14 @@ class Assembly:
         check_internals()
         self._application = application = serve.get_replica_context().app_name
         self._frontend = settings.frontend
-        targets = settings.targets.admission
-        traffic = TrafficMeter(ttft_s=targets.ttft_s, itl_s=targets.itl_s)
+        traffic = TrafficMeter(settings.routing.slo)
         metrics = RouterMetrics(REGISTRY)
         self._core = build_core(
             POLICIES[settings.policy],
             metrics,
             settings.recovery,
             traffic=traffic,
-            targets=settings.targets,
+            settings=settings.routing,
             num_routers=settings.num_routers,
         )
         pools = self._core.pools

@@ -20,7 +20,7 @@ from router.prediction import Predictor
 from router.recovery import RecoveryLimits
 from router.scaling_report import ScalingReport
 from router.second_look import looks_again
-from router.settings import Targets
+from router.settings import RoutingSettings
 from router.traffic import TrafficMeter
 from router.transfers import Transfers
 
@@ -80,24 +80,24 @@ def build_core(
     limits: RecoveryLimits,
     *,
     traffic: TrafficMeter,
-    targets: Targets | None = None,
+    settings: RoutingSettings | None = None,
     num_routers: int = 1,
 ) -> RouterCore:
     """The parts of one router of `num_routers`, without a replica."""
-    targets = targets or Targets()
+    settings = settings or RoutingSettings()
     transfers, predictor, pairs, outputs = Transfers(), Predictor(), Pairs(), OutputQueue()
     prefill, decode = (
         Pool(name, policy, num_routers=num_routers, transfers=transfers)
         for name in ("prefill", "decode")
     )
     placer = Placer(
-        prefill, decode, targets, pairs=pairs, num_routers=num_routers, predictor=predictor
+        prefill, decode, settings, pairs=pairs, num_routers=num_routers, predictor=predictor
     )
     dispatcher = Dispatcher(
         prefill,
         decode,
         placer,
-        ttft_s=targets.admission.ttft_s,
+        ttft_s=settings.slo.ttft_s,
         asks_load=looks_again(policy, num_routers=num_routers),
         metrics=metrics,
         traffic=traffic,
@@ -107,7 +107,7 @@ def build_core(
         decode,
         placer=placer,
         dispatcher=dispatcher,
-        waits=Waits(replica_s=limits.max_wait_s, first_token_s=targets.queue_timeout_s),
+        waits=Waits(replica_s=limits.max_wait_s, first_token_s=settings.queue_timeout_s),
         outputs=outputs,
         metrics=metrics,
         traffic=traffic,

@@ -14,7 +14,7 @@ from router.policies import RoutePlan
 from router.pool import Pool, Replica
 from router.prediction import Predictor
 from router.request import RequestState
-from router.settings import Targets
+from router.settings import RoutingSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Placer:
         self,
         prefill: Pool,
         decode: Pool,
-        targets: Targets,
+        settings: RoutingSettings,
         *,
         pairs: Pairs,
         num_routers: int,
@@ -47,7 +47,7 @@ class Placer:
     ) -> None:
         self._prefill = prefill
         self._decode = decode
-        self._targets = targets
+        self._settings = settings
         self._pairs = pairs
         self._num_routers = num_routers
         self._predictor = predictor
@@ -68,7 +68,7 @@ class Placer:
             chain = state.blocks(self._decode.block_size)
             reader = self._decode.plan_prefill(chain, num_tokens)
             # Without a prefill replica all prompts come here, and nothing else reads them.
-            limit_s = STEP_SHARE * self._targets.admission.itl_s if self.has_prefill else None
+            limit_s = STEP_SHARE * self._settings.slo.itl_s if self.has_prefill else None
             return Placement(
                 plan=plan,
                 reader=reader,
@@ -81,14 +81,14 @@ class Placer:
         if plan.route is not Route.PREFILL_ONLY:
             barred = self._stranded()
         reader = self._prefill.plan_prefill(chain, num_tokens, barred=barred)
-        if self._targets.local_prefill and plan.route is not Route.PREFILL_ONLY:
+        if self._settings.local_prefill and plan.route is not Route.PREFILL_ONLY:
             own_reader = self._decode.plan_prefill(chain, num_tokens)
             local = plan_local_prefill(
                 self._decode_reader(own_reader),
                 prefill_s=reader.finish_s,
                 handover_s=self._predictor.transfer_s,
-                ttft_s=self._targets.admission.ttft_s,
-                itl_s=self._targets.admission.itl_s,
+                ttft_s=self._settings.slo.ttft_s,
+                itl_s=self._settings.slo.itl_s,
             )
             if local is not None:
                 return Placement(
@@ -163,13 +163,13 @@ class Placer:
 
     def admission(self, state: RequestState, placement: Placement | None) -> AdmissionPlan:
         """Whether a new request is taken, now that its way is known; None while there is none."""
-        limits = self._targets.admission
+        limits = self._settings.admission
         ttft_s = itl_s = 0.0
         if limits.refuses and placement is not None:
             ttft_s = placement.ttft_s
             itl_s = self._outlook(state).itl_s(ttft_s) if self._decode.is_open else 0.0
         expected = Expectation(ttft_s=ttft_s, itl_s=itl_s, num_queued=state.num_ahead)
-        return plan_admission(expected, limits)
+        return plan_admission(expected, self._settings.slo, limits)
 
     def decode_share_s(self, state: RequestState) -> float:
         """What a request adds to each decode step that it is part of, on average."""

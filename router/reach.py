@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from router.costs import DecodeCost, PrefillCost
+from router.slo import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +25,9 @@ def predict_best(prefill: PrefillCost, decode: DecodeCost) -> Best:
     )
 
 
-def describe_unreachable(best: Best, *, ttft_s: float, itl_s: float, how: str) -> tuple[str, ...]:
+def describe_unreachable(best: Best, slo: Slo, *, how: str) -> tuple[str, ...]:
     """A line for each target that is below the best; `how` the best is known, in a word."""
-    pairs = (("slo.ttft_s", ttft_s, best.ttft_s), ("slo.itl_s", itl_s, best.itl_s))
+    pairs = (("slo.ttft_s", slo.ttft_s, best.ttft_s), ("slo.itl_s", slo.itl_s, best.itl_s))
     return tuple(
         f"{name}: {target:g} s cannot be met with any number of replicas: "
         f"the best that can be had is {known:.3g} s, as {how}"

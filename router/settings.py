@@ -8,6 +8,7 @@ from kvtransfer.tls import TlsFiles
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.sandbox.limits import TaskLimits
+from router.slo import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,10 @@ class FrontendSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """What requests are routed for."""
+class RoutingSettings:
+    """How requests are routed, and what for."""
 
+    slo: Slo = field(default_factory=Slo)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     local_prefill: bool = False
     """Decode may read prompts itself where that is predicted to be better."""
@@ -62,7 +64,7 @@ class RouterSettings:
     policy: str
     num_routers: int
     """Of this application."""
-    targets: Targets
+    routing: RoutingSettings
     recovery: RecoveryLimits
     stall_timeout_s: float
     """A replica that says nothing for this long is taken for dead."""

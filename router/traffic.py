@@ -15,6 +15,7 @@ from router.pool import Pool, Replica
 from router.reach import Best, describe_unreachable, predict_best
 from router.request import RequestState
 from router.scaling_report import PoolSize, ScalingReport, TrafficCounts
+from router.slo import Slo
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,8 @@ WARM_UP_S = 10.0
 class TrafficMeter:
     """Counts one router's traffic against the targets."""
 
-    def __init__(self, *, ttft_s: float, itl_s: float) -> None:
-        self._ttft_s = ttft_s
-        self._itl_s = itl_s
+    def __init__(self, slo: Slo) -> None:
+        self._slo = slo
         self._counts = TrafficCounts()
         self._best = Best(ttft_s=None, itl_s=None)
 
@@ -50,7 +50,7 @@ class TrafficMeter:
     def first_token(self, replica: Replica | None, ttft_s: float) -> None:
         """A request got its first token, from `replica`."""
         if _is_warm(replica):
-            self._counts += TrafficCounts(ttft_measured=1, ttft_met=int(ttft_s <= self._ttft_s))
+            self._counts += TrafficCounts(ttft_measured=1, ttft_met=int(ttft_s <= self._slo.ttft_s))
             self._best = replace(self._best, ttft_s=min(ttft_s, self._best.ttft_s or ttft_s))
 
     def ended(self, replica: Replica | None, num_tokens: int, writing_s: float) -> None:
@@ -58,13 +58,13 @@ class TrafficMeter:
         self._counts += TrafficCounts(ended=1, output_tokens=num_tokens)
         if num_tokens > 1 and _is_warm(replica):
             itl_s = writing_s / (num_tokens - 1)
-            self._counts += TrafficCounts(itl_measured=1, itl_met=int(itl_s <= self._itl_s))
+            self._counts += TrafficCounts(itl_measured=1, itl_met=int(itl_s <= self._slo.itl_s))
             self._best = replace(self._best, itl_s=min(itl_s, self._best.itl_s or itl_s))
             if self._counts.itl_measured == ENOUGH_MEASURED:
                 self._say_unreachable(self._best, "measured")
 
     def _say_unreachable(self, best: Best, how: str) -> None:
-        for line in describe_unreachable(best, ttft_s=self._ttft_s, itl_s=self._itl_s, how=how):
+        for line in describe_unreachable(best, self._slo, how=how):
             logger.warning(line)
 
     def report(

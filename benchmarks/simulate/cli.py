@@ -19,7 +19,6 @@ from benchmarks.simulate.live_record import (
     write_record,
 )
 from benchmarks.simulate.profiles import LLAMA_8B_H100, PROFILES
-from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.rise import format_rise, measure_rise
 from benchmarks.simulate.routing_study import format_study, study_routing
 from benchmarks.simulate.scenarios import SCENARIOS
@@ -27,6 +26,7 @@ from benchmarks.simulate.sizing import WorkloadTooLargeError, format_plan, plan_
 from benchmarks.simulate.traces import TraceError, multiply, read_trace
 from benchmarks.simulate.validate import validate
 from benchmarks.systems import SystemFailedError
+from router.slo import Slo
 
 if TYPE_CHECKING:
     # Generic for type checkers only.

@@ -20,11 +20,12 @@ from benchmarks.simulate.oracle import find_schedule
 from benchmarks.simulate.ours import OurAutoscaler
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.progress import with_progress
-from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.requests import Arrival
 from benchmarks.simulate.rivals import Dynamo, HeteroScale, LlmD, RayServe
 from benchmarks.simulate.scaled_run import Autoscaler, Fixed, FleetSize, Outcome, run_scaled
 from benchmarks.simulate.scenarios import SCENARIOS, make_scenario
 from benchmarks.simulate.traces import SPREAD_S, multiply, read_trace
+from router.slo import Slo
 
 OURS, ORACLE = "pdserve", "oracle"
 FIXED = "fixed-at-peak"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from benchmarks.simulate.fleet import FleetSpec
 from benchmarks.simulate.history import Observation
 from benchmarks.simulate.oracle import SHARE, SLOT_S, Schedule
-from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.requests import Arrival
 from benchmarks.simulate.scaled_run import FleetSize, run_scaled
+from router.slo import Slo
 
 RESERVES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 """On top of what is needed, as parts of it."""

@@ -15,8 +15,9 @@ from functools import partial
 from benchmarks.simulate.demand import decode_requests_per_s, mean_shape, prefill_work_s
 from benchmarks.simulate.fleet import FleetSpec
 from benchmarks.simulate.history import Observation
-from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.requests import Arrival
 from benchmarks.simulate.scaled_run import FleetSize, Outcome, run_scaled
+from router.slo import Slo
 
 SLOT_S = 5.0
 SHARE = 0.99

@@ -12,8 +12,8 @@ from itertools import pairwise
 from benchmarks.simulate.demand import MeanShape, decode_requests_per_s, prefill_work_s
 from benchmarks.simulate.fleet import FleetSpec
 from benchmarks.simulate.history import Observation, PoolView
-from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.scaled_run import FleetSize
+from router.slo import Slo
 
 
 class RayServe:

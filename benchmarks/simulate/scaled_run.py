@@ -7,7 +7,8 @@ from typing import Protocol
 from benchmarks.simulate.causes import Causes, Witness
 from benchmarks.simulate.fleet import Fleet, FleetSpec, feed
 from benchmarks.simulate.history import Observation
-from benchmarks.simulate.requests import Arrival, SimRequest, Slo
+from benchmarks.simulate.requests import Arrival, SimRequest
+from router.slo import Slo
 
 SAMPLE_PERIOD_S = 10.0
 DRAIN_S = 300.0

@@ -13,7 +13,8 @@ from benchmarks.simulate.demand import mean_gpus
 from benchmarks.simulate.fleet import FleetSpec, run_fixed
 from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.progress import with_progress
-from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.requests import Arrival
+from router.slo import Slo
 
 MAX_REPLICAS = 1024
 DRAIN_S = 120.0

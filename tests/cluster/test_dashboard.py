@@ -28,6 +28,7 @@ from cluster.scaling import (
 from engine.server import EngineMetrics
 from router.engine_ends import EngineEnds
 from router.metrics import PoolMetrics, RouterMetrics
+from router.slo import Slo
 
 DASHBOARD = Path(cluster.__file__).parent / "dashboards" / "pdserve.json"
 PANELS: list[dict[str, Any]] = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
@@ -96,7 +97,9 @@ def test_the_numbers_of_a_plan_that_are_asked_for() -> None:
             engines=UNKNOWN_ENGINES,
         ),
         ScaleSettings(
-            targets=Targets(ttft_s=0.5, itl_s=0.05, share=0.9), prefill=limits, decode=limits
+            targets=Targets(slo=Slo(ttft_s=0.5, itl_s=0.05), share=0.9),
+            prefill=limits,
+            decode=limits,
         ),
         ScaleState(),
     )

@@ -37,6 +37,7 @@ from router.metrics import RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 SECRET = "s"
@@ -74,7 +75,7 @@ class Cluster:
     """vLLM's front end over engines of both pools, as a router has them."""
 
     def __init__(self, model: str) -> None:
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         self.core = build_core(
             POLICIES["round_robin"],
             RouterMetrics(CollectorRegistry()),

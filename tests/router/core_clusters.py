@@ -11,7 +11,8 @@ from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
-from router.settings import Targets
+from router.settings import RoutingSettings
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
@@ -21,13 +22,17 @@ class Cluster:
     """A router's core over fake replicas, `num` in each pool."""
 
     def __init__(
-        self, num: int = 1, *, limits: RecoveryLimits = LIMITS, targets: Targets | None = None
+        self,
+        num: int = 1,
+        *,
+        limits: RecoveryLimits = LIMITS,
+        settings: RoutingSettings | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         metrics = RouterMetrics(self.registry)
         self.core = build_core(
-            POLICIES["round_robin"], metrics, limits, traffic=traffic, targets=targets
+            POLICIES["round_robin"], metrics, limits, traffic=traffic, settings=settings
         )
         PoolMetrics(self.core.pools, self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]

@@ -13,10 +13,12 @@ from router.admit import (
 )
 from router.costs import DecodeCost
 from router.lanes import CLIENT_STEP_S, latest_start_ms
+from router.slo import Slo
 
-QUEUES = AdmissionLimits(ttft_s=0.5, itl_s=0.05)
-REFUSES = AdmissionLimits(ttft_s=0.5, itl_s=0.05, refuses=True)
-BOUNDED = AdmissionLimits(ttft_s=0.5, itl_s=0.05, max_queued=10)
+SLO = Slo(ttft_s=0.5, itl_s=0.05)
+QUEUES = AdmissionLimits()
+REFUSES = AdmissionLimits(refuses=True)
+BOUNDED = AdmissionLimits(max_queued=10)
 
 
 def expected(ttft_s: float = 0.1, itl_s: float = 0.01, num_queued: int = 0) -> Expectation:
@@ -41,7 +43,7 @@ def expected(ttft_s: float = 0.1, itl_s: float = 0.01, num_queued: int = 0) -> E
 )
 def test_admission(of: Expectation, limits: AdmissionLimits, plan: tuple[bool, str, int]) -> None:
     admits, reason, retry_after_s = plan
-    assert plan_admission(of, limits) == AdmissionPlan(
+    assert plan_admission(of, SLO, limits) == AdmissionPlan(
         admits=admits, reason=reason, retry_after_s=retry_after_s
     )
 

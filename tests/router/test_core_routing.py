@@ -20,7 +20,8 @@ from router.metrics import RouterMetrics
 from router.policies import POLICIES
 from router.recovery import RecoveryLimits
 from router.route_note import NOTE, RouteNote
-from router.settings import Targets
+from router.settings import RoutingSettings
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 BLOCK = 64
@@ -30,15 +31,15 @@ LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
 class Cluster:
     """A core client over fake replicas with caches, two in each pool."""
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, settings: RoutingSettings) -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         self.core = build_core(
             POLICIES["p2c"],
             RouterMetrics(self.registry),
             LIMITS,
             traffic=traffic,
-            targets=targets,
+            settings=settings,
         )
         self.prefill = [
             join(self.core.prefill, f"p{index}", block_size=BLOCK) for index in range(2)
@@ -77,7 +78,7 @@ def note() -> Iterator[RouteNote]:
 
 
 async def test_a_prompt_goes_where_its_beginning_is_cached() -> None:
-    cluster = Cluster(Targets())
+    cluster = Cluster(RoutingSettings())
     add(cluster.core, prompt("a", 4000))
     add(cluster.core, prompt("b", 4000, first=1))
     assert cluster.asked() == {"p0": ["a"], "p1": ["b"]}
@@ -91,7 +92,7 @@ async def test_a_prompt_goes_where_its_beginning_is_cached() -> None:
 
 
 async def test_a_replica_that_does_not_find_it_cached_is_trusted_less() -> None:
-    cluster = Cluster(Targets())
+    cluster = Cluster(RoutingSettings())
     for request_id in ("a", "a-again"):
         add(cluster.core, prompt(request_id, 4000))
         output = prefilled(request_id=request_id)
@@ -102,7 +103,7 @@ async def test_a_replica_that_does_not_find_it_cached_is_trusted_less() -> None:
 
 
 async def test_steps_that_replicas_report_correct_the_costs() -> None:
-    cluster = Cluster(Targets())
+    cluster = Cluster(RoutingSettings())
     before = cluster.core.prefill.cost.prefill.seconds(num_uncached=500, num_tokens=500)
     for number in range(1, 50):
         sample = StepSample(number, 10 * before, 500, 500**2, 0, 0)
@@ -114,7 +115,7 @@ async def test_steps_that_replicas_report_correct_the_costs() -> None:
 
 
 async def test_prompts_carry_the_time_by_which_they_must_start() -> None:
-    cluster = Cluster(Targets())
+    cluster = Cluster(RoutingSettings())
     for request_id, num_tokens, priority in (
         ("long", 50_000, 0),
         ("short", 50, 0),
@@ -131,7 +132,7 @@ async def test_prompts_carry_the_time_by_which_they_must_start() -> None:
 
 
 async def test_decode_reads_what_it_has_cached_from_the_turn_before(note: RouteNote) -> None:
-    cluster = Cluster(Targets(local_prefill=True))
+    cluster = Cluster(RoutingSettings(local_prefill=True))
     add(cluster.core, prompt("turn-1", 4000, max_tokens=2))
     step(cluster.prefill[0], prefilled(token=7, request_id="turn-1"))
     (decode,) = (each for each in cluster.decode if end_of(each).added())
@@ -147,14 +148,14 @@ async def test_decode_reads_what_it_has_cached_from_the_turn_before(note: RouteN
 
 @pytest.mark.parametrize("local_prefill", [True, False])
 async def test_decode_reads_a_short_prompt_if_it_may(local_prefill: bool) -> None:
-    cluster = Cluster(Targets(local_prefill=local_prefill))
+    cluster = Cluster(RoutingSettings(local_prefill=local_prefill))
     add(cluster.core, prompt("r", 10))
     assert list(cluster.asked()) == ["d0" if local_prefill else "p0"]
 
 
 async def test_prompts_that_come_at_once_do_not_all_stall_decode() -> None:
     """Each would fit into a step of decode's; together they would not, until it has read them."""
-    cluster = Cluster(Targets(local_prefill=True, admission=AdmissionLimits(itl_s=0.05)))
+    cluster = Cluster(RoutingSettings(local_prefill=True, slo=Slo(itl_s=0.05)))
     for number in range(40):
         add(cluster.core, prompt(f"r{number}", 400, first=number))
     asked = cluster.asked()
@@ -171,8 +172,7 @@ async def test_prompts_that_come_at_once_do_not_all_stall_decode() -> None:
 
 
 async def test_decode_reads_in_pieces_what_prefill_would_be_late_with(note: RouteNote) -> None:
-    limits = AdmissionLimits(ttft_s=1.0, itl_s=0.05)
-    cluster = Cluster(Targets(local_prefill=True, admission=limits))
+    cluster = Cluster(RoutingSettings(local_prefill=True, slo=Slo(ttft_s=1.0, itl_s=0.05)))
     for number in range(6):
         add(cluster.core, prompt(f"busy-{number}", 14_000, first=number))
     asked = cluster.asked()
@@ -184,8 +184,8 @@ async def test_decode_reads_in_pieces_what_prefill_would_be_late_with(note: Rout
     assert "decode_only;reason=prefill_saturated" in note.routes
 
 
-REFUSES = Targets(admission=AdmissionLimits(ttft_s=0.5, itl_s=0.05, refuses=True))
-BOUNDED = Targets(admission=AdmissionLimits(max_queued=2))
+REFUSES = RoutingSettings(admission=AdmissionLimits(refuses=True))
+BOUNDED = RoutingSettings(admission=AdmissionLimits(max_queued=2))
 
 
 async def test_what_would_be_late_is_refused_with_a_status(note: RouteNote) -> None:
@@ -217,7 +217,7 @@ async def test_the_queue_is_bounded_and_a_first_token_makes_room(note: RouteNote
 
 
 async def test_a_request_that_moves_is_not_refused() -> None:
-    cluster = Cluster(Targets(admission=AdmissionLimits(max_queued=1)))
+    cluster = Cluster(RoutingSettings(admission=AdmissionLimits(max_queued=1)))
     add(cluster.core, prompt("r", 100))
     (lost,) = (each for each in cluster.prefill if end_of(each).added())
     lost.replica_gone("killed")
@@ -226,7 +226,7 @@ async def test_a_request_that_moves_is_not_refused() -> None:
 
 
 async def test_a_request_without_a_token_in_time_is_told_to_come_back(note: RouteNote) -> None:
-    cluster = Cluster(Targets(queue_timeout_s=0.01))
+    cluster = Cluster(RoutingSettings(queue_timeout_s=0.01))
     add(cluster.core, prompt("r", 100))
     outputs = await asyncio.wait_for(cluster.core.outputs.get(), 10)
     assert [output.finish_reason for output in outputs.outputs] == [FinishReason.ERROR]
@@ -238,7 +238,7 @@ async def test_a_request_without_a_token_in_time_is_told_to_come_back(note: Rout
 
 
 async def test_with_the_first_token_the_deadline_is_over() -> None:
-    cluster = Cluster(Targets(queue_timeout_s=0.05))
+    cluster = Cluster(RoutingSettings(queue_timeout_s=0.05))
     add(cluster.core, prompt("r", 100))
     step(cluster.prefill[0], prefilled())
     (first,) = (await cluster.core.outputs.get()).outputs

@@ -15,7 +15,7 @@ from engine.step_limit import STEP_LIMIT
 from engine.wire import Kind
 from router.admit import AdmissionLimits
 from router.route_note import NOTE, RouteNote
-from router.settings import Targets
+from router.settings import RoutingSettings
 
 
 async def test_first_token_from_prefill_then_decode_continues() -> None:
@@ -149,7 +149,7 @@ async def test_without_decode_a_request_waits_for_one() -> None:
 
 
 async def test_those_that_wait_for_a_replica_are_a_queue_as_well() -> None:
-    cluster = Cluster(targets=Targets(admission=AdmissionLimits(max_queued=2)))
+    cluster = Cluster(settings=RoutingSettings(admission=AdmissionLimits(max_queued=2)))
     lose(cluster.decode[0])
     for request_id in ("a", "b", "c"):
         add(cluster.core, request(request_id))

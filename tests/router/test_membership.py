@@ -34,6 +34,7 @@ from router.pairs import Pair
 from router.policies import POLICIES
 from router.recovery import RecoveryLimits
 from router.serve_list import ListedReplica
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
@@ -143,7 +144,7 @@ class Cluster:
 
     def __init__(self, *, stall_timeout_s: float = 60.0) -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         metrics = RouterMetrics(self.registry)
         self.core = build_core(POLICIES["round_robin"], metrics, LIMITS, traffic=traffic)
         self.ends = EngineEnds(self.registry)

@@ -16,7 +16,8 @@ from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
 from router.request import KV_PARAMS
-from router.settings import Targets
+from router.settings import RoutingSettings
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 BLOCK = 64
@@ -27,13 +28,13 @@ class Cluster:
     """A core client over fake replicas, some of whose pairs do not work."""
 
     def __init__(self, policy: str = "round_robin", *, num: int = 2, local: bool = False) -> None:
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         self.core = build_core(
             POLICIES[policy],
             RouterMetrics(CollectorRegistry()),
             LIMITS,
             traffic=traffic,
-            targets=Targets(local_prefill=local),
+            settings=RoutingSettings(local_prefill=local),
         )
         for number in range(num):
             join(self.core.prefill, f"p{number}", block_size=BLOCK)

@@ -16,7 +16,7 @@ from engine.preemption import RAISES_EXIT
 from router.admit import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.server import Router
-from router.settings import FrontendSettings, RouterSettings, Targets
+from router.settings import FrontendSettings, RouterSettings, RoutingSettings
 
 NOTICE = "The process receives a SIGTERM."
 Unwrapped: type[Any] = Router.__bases__[0]
@@ -28,7 +28,7 @@ def settings(*, drain_s: float) -> RouterSettings:
         frontend=FrontendSettings(model="demo", served_name="demo"),
         policy="p2c",
         num_routers=1,
-        targets=Targets(admission=AdmissionLimits()),
+        routing=RoutingSettings(admission=AdmissionLimits()),
         recovery=RecoveryLimits(max_moves=3, max_wait_s=120.0),
         stall_timeout_s=10.0,
         drain_s=drain_s,

@@ -13,6 +13,7 @@ from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
 from router.second_look import MOST_LOOKS, looks_again, moves_on
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 MUCH_S = 50.0
@@ -24,7 +25,7 @@ class Cluster:
 
     def __init__(self, *, num_routers: int = 3, policy: str = "p2c") -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         self.core = build_core(
             POLICIES[policy],
             RouterMetrics(self.registry),

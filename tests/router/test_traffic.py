@@ -15,6 +15,7 @@ from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.request import RequestState
 from router.scaling_report import ScalingReport
+from router.slo import Slo
 from router.traffic import ENOUGH_MEASURED, WARM_UP_S, TrafficMeter
 
 
@@ -42,7 +43,7 @@ def waiting() -> RequestState:
 
 
 def test_counts_arrivals_and_targets_met() -> None:
-    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter = TrafficMeter(Slo(ttft_s=0.5, itl_s=0.01))
     meter.arrived(prefill_s=0.2, num_tokens=100)
     meter.arrived(prefill_s=0.4, num_tokens=300)
     meter.first_token(WARM, 0.5)
@@ -71,7 +72,7 @@ def test_says_what_a_decode_engine_holds() -> None:
         max_num_seqs=4,
     )
     decode.insert(member)
-    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter = TrafficMeter(Slo(ttft_s=0.5, itl_s=0.01))
     seen = meter.report(prefill=empty_pool("prefill"), decode=decode, requests=())
     assert (seen.num_kv_tokens, seen.max_batch) == (160, 4)
 
@@ -79,7 +80,7 @@ def test_says_what_a_decode_engine_holds() -> None:
 @pytest.mark.parametrize("is_gone", [False, True], ids=["warming-up", "gone"])
 def test_replicas_that_warm_up_are_not_measured(is_gone: bool) -> None:
     fresh = None if is_gone else replica(0.0)
-    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter = TrafficMeter(Slo(ttft_s=0.5, itl_s=0.01))
     meter.first_token(fresh, 0.1)
     meter.ended(fresh, 10, 0.1)
     seen = report(meter)
@@ -88,7 +89,7 @@ def test_replicas_that_warm_up_are_not_measured(is_gone: bool) -> None:
 
 
 def test_an_answer_of_one_token_has_no_latency_between_tokens() -> None:
-    meter = TrafficMeter(ttft_s=0.5, itl_s=0.01)
+    meter = TrafficMeter(Slo(ttft_s=0.5, itl_s=0.01))
     meter.ended(WARM, 1, 0.0)
     assert report(meter).counts.itl_measured == 0
 
@@ -96,7 +97,7 @@ def test_an_answer_of_one_token_has_no_latency_between_tokens() -> None:
 def test_says_what_is_out_of_reach_as_predicted_and_as_measured(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    meter = TrafficMeter(ttft_s=0.5, itl_s=0.001)
+    meter = TrafficMeter(Slo(ttft_s=0.5, itl_s=0.001))
     meter.predict(PrefillCost(), DecodeCost(base_s=0.002))
     assert [line.rpartition(" ")[2] for line in caplog.messages] == ["predicted"]
     for _ in range(ENOUGH_MEASURED + 1):

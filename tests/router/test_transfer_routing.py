@@ -10,6 +10,7 @@ from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 NEAR_S, FAR_S = 0.002, 0.05
@@ -21,7 +22,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         self.core = build_core(
             POLICIES["p2c"],
             RouterMetrics(self.registry),

@@ -17,12 +17,12 @@ from benchmarks.simulate.published import (
     make_workload,
     published_arrivals_s,
 )
-from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.rise import format_rise, measure_rise
 from benchmarks.simulate.routing_study import OLD, PROFILES, REPORTS, study_routing
 from benchmarks.simulate.sizing import fewest, plan_fleet
 from benchmarks.simulate.traces import read_trace
 from router.policies import POLICIES
+from router.slo import Slo
 
 
 def write_trace(path: Path, *, prompt_tokens: int = 4000) -> None:

@@ -13,8 +13,8 @@ from benchmarks.simulate.compare import RIVALS, CompareOptions, compare_workload
 from benchmarks.simulate.foresight import FLOORS, RESERVES
 from benchmarks.simulate.oracle import SHARE
 from benchmarks.simulate.profiles import LLAMA_8B_H100
-from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.scenarios import SCENARIOS, make_scenario
+from router.slo import Slo
 
 OPTIONS = CompareOptions(
     profile=LLAMA_8B_H100,

@@ -6,7 +6,8 @@ from benchmarks.simulate.fleet import FleetSpec
 from benchmarks.simulate.foresight import WithoutForesight, cheapest, measure_reach
 from benchmarks.simulate.oracle import SHARE, SLOT_S, Clairvoyant, Schedule, find_schedule
 from benchmarks.simulate.profiles import LLAMA_8B_H100
-from benchmarks.simulate.requests import Arrival, Slo
+from benchmarks.simulate.requests import Arrival
+from router.slo import Slo
 
 SPEC = FleetSpec(prefill=LLAMA_8B_H100, decode=LLAMA_8B_H100, ttft_s=1.0)
 START_SLOTS = int(LLAMA_8B_H100.start_s / SLOT_S)

@@ -8,9 +8,9 @@ from benchmarks.simulate.demand import MeanShape, decode_requests_per_s, max_bat
 from benchmarks.simulate.fleet import FleetSpec
 from benchmarks.simulate.history import History, Observation, PoolView
 from benchmarks.simulate.profiles import LLAMA_8B_H100
-from benchmarks.simulate.requests import Slo
 from benchmarks.simulate.rivals import Dynamo, HeteroScale, LlmD, RayServe
 from benchmarks.simulate.scaled_run import FleetSize, within_budget
+from router.slo import Slo
 
 SLO = Slo(ttft_s=1.0, itl_s=0.05)
 SPEC = FleetSpec(prefill=LLAMA_8B_H100, decode=LLAMA_8B_H100)
