@@ -90,8 +90,20 @@ class Rng(Protocol):
     def random(self) -> float: ...
 
 
-class Policy(Protocol):
+class Pick(Protocol):
     def __call__(self, snapshot: PoolSnapshot, rng: Rng) -> RoutePlan: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a replica is picked."""
+
+    pick: Pick
+    is_predictive: bool
+    """It goes by predicted work, so what a replica says of its own corrects it."""
+
+    def __call__(self, snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
+        return self.pick(snapshot, rng)
 
 
 def num_candidates(*, num_routers: int, num_replicas: int) -> int:
@@ -256,8 +268,8 @@ def _plan(load: ReplicaLoad, snapshot: PoolSnapshot, reason: str) -> RoutePlan:
 
 
 POLICIES: dict[str, Policy] = {
-    "p2c": pick_p2c,
-    "least_work": pick_least_work,
-    "round_robin": pick_round_robin,
-    "random": pick_random,
+    "p2c": Policy(pick=pick_p2c, is_predictive=True),
+    "least_work": Policy(pick=pick_least_work, is_predictive=True),
+    "round_robin": Policy(pick=pick_round_robin, is_predictive=False),
+    "random": Policy(pick=pick_random, is_predictive=False),
 }

@@ -6,7 +6,7 @@ nothing to call back. Asking before sending would cost each prompt a round trip;
 those alone that went to the wrong place.
 """
 
-from router.policies import Policy, pick_least_work, pick_p2c
+from router.policies import Policy
 
 MOST_LOOKS = 2
 """Answers that a prompt may move on after; in simulation more gained little."""
@@ -18,7 +18,7 @@ LEAST_GAIN = 0.25
 def looks_again(policy: Policy, *, num_routers: int) -> bool:
     """Whether a router asks at all: one that is alone knows everything, and a policy that does not
     go by predictions is not corrected by them."""
-    return num_routers > 1 and policy in (pick_p2c, pick_least_work)
+    return num_routers > 1 and policy.is_predictive
 
 
 def moves_on(*, here_s: float, there_s: float, request_s: float) -> bool:
