@@ -46,8 +46,7 @@ class RouterCore:
         """Ends every connection."""
         for pool in self.pools:
             for replica in list(pool):
-                if replica.end is not None:
-                    replica.end.close(reason)
+                replica.end.close(reason)
 
     def scaling_report(self) -> ScalingReport:
         """What this router counts, and what is outstanding."""

@@ -43,7 +43,7 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             await asyncio.sleep(0)
             _drop_what_is_ours(request)
             state = self._core.lifecycle.add(request, NOTE.get())
-            if state.replica is not None and state.replica.end is not None:
+            if state.replica is not None:
                 # Where much is to be sent, the next one waits until it can be.
                 await state.replica.end.drained()
         except BaseException:

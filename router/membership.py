@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from engine.channel import connect
+from engine.channel import ReplicaEnd, connect
+from engine.wire import ReplicaFacts
 from kvtransfer.tls import Tls
 from router.engine_ends import EngineEnds
 from router.faults import Fault
@@ -140,20 +141,14 @@ class Membership:
         """Connects to a replica until it has joined; cancelled where it is no longer wanted."""
         await asyncio.sleep(wait_s)
         while pool.get(listed.replica_id) is None:
-            replica = Replica(
-                listed.replica_id,
-                pool,
-                on_gone=self._lost,
-                on_unready=self._warm_ups.broken,
-                node_id=listed.node_id,
-            )
+            replica: Replica | None = None
             try:
-                replica.end, replica.facts = await connect(
+                replica = await connect(
                     listed.address,
                     secret=self._secret,
                     router_id=self._router_id,
                     replica_id=listed.replica_id,
-                    owner=replica,
+                    welcomed=partial(self._welcomed, pool, listed),
                     tls=self._tls,
                     stall_timeout_s=self._stall_timeout_s,
                 )
@@ -164,16 +159,29 @@ class Membership:
                 return
             except Exception as error:
                 # Whatever keeps this one away, the others must still be reached: try again.
-                self._tell(replica, str(error) or type(error).__name__)
+                self._tell(pool, listed, str(error) or type(error).__name__)
             finally:
-                if not replica.has_joined and replica.end is not None:
+                if replica is not None and not replica.has_joined:
                     replica.end.close("it could not join")
             await asyncio.sleep(RECONNECT_S)
 
-    def _tell(self, replica: Replica, problem: str) -> None:
-        if self._told.get(replica.replica_id) != problem:
-            self._told[replica.replica_id] = problem
-            logger.warning("%s replica %s: %s", replica.pool.name, replica.replica_id, problem)
+    def _welcomed(
+        self, pool: Pool, listed: ListedReplica, end: ReplicaEnd, facts: ReplicaFacts
+    ) -> Replica:
+        return Replica(
+            listed.replica_id,
+            pool,
+            end,
+            facts,
+            on_gone=self._lost,
+            on_unready=self._warm_ups.broken,
+            node_id=listed.node_id,
+        )
+
+    def _tell(self, pool: Pool, listed: ListedReplica, problem: str) -> None:
+        if self._told.get(listed.replica_id) != problem:
+            self._told[listed.replica_id] = problem
+            logger.warning("%s replica %s: %s", pool.name, listed.replica_id, problem)
 
     def _lost(self, replica: Replica) -> None:
         """A connection has ended."""
@@ -245,7 +253,6 @@ class Membership:
         on_node = [replica for replica in self._replicas() if replica.node_id == node_id]
         for replica in on_node:
             replica.is_node_dead = True
-            assert replica.end is not None
             replica.end.close(reason)
         lost = dict(suspect.lost) if suspect is not None else {}
         for replica_id, (pool, listed) in self._wanted().items():

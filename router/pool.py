@@ -66,13 +66,13 @@ class Replica:
 
     replica_id: str
     pool: "Pool"
+    end: ReplicaEnd
+    facts: ReplicaFacts
     on_gone: Callable[["Replica"], None]
     on_unready: Callable[["Replica", str, str], None] = lambda *_: None
     """Of decode: it says of a prefill engine what keeps it from reading there, unasked."""
     node_id: str | None = None
     """Of Ray, where it is known."""
-    end: ReplicaEnd | None = None
-    facts: ReplicaFacts | None = None
     load: LoadReport = field(default_factory=LoadReport)
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
@@ -141,7 +141,6 @@ class Replica:
         Raises:
             CannotBeSent: it holds what no message can. Nothing was sent or noted then.
         """
-        assert self.end is not None
         try:
             self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load, is_suspect))
         except Exception as error:
@@ -166,18 +165,15 @@ class Replica:
         return self.pool.ledger.has(self.replica_id, request_id)
 
     def abort(self, request_id: str) -> None:
-        assert self.end is not None
         self.settle(request_id, was_done=False)
         self.end.send(Kind.ABORT, [request_id])
 
     def clear(self, request_id: str) -> None:
         """Says that a request is a suspect no longer."""
-        assert self.end is not None
         self.end.send(Kind.CLEAR, [request_id])
 
     def release(self, request_id: str) -> None:
         """Has KV blocks freed that were handed over and will not be pulled."""
-        assert self.end is not None
         self.end.send(Kind.RELEASE, [request_id])
 
     async def warm_up(self, peer: KVPeer) -> str | None:
@@ -185,7 +181,6 @@ class Replica:
 
         Raises ChannelClosed where the replica goes before it has answered.
         """
-        assert self.end is not None
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.warming[peer.engine_id] = answer
         self.end.send(Kind.WARM_UP, peer)
@@ -197,8 +192,6 @@ class Replica:
 
     def end_if_silent(self, *, now_s: float, timeout_s: float) -> None:
         """Ends the connection if nothing has come on it for `timeout_s`: the replica hangs."""
-        if self.end is None:
-            return
         # A part of a long message is a sign of life as well.
         if now_s - max(self.heard_s, self.end.heard_s) > timeout_s:
             # Whatever made it hang: its requests are not taken for having killed it.
@@ -207,7 +200,6 @@ class Replica:
 
     def ask_holdings(self) -> asyncio.Future[Holdings]:
         """Asks at once what the replica and its engine have; ChannelClosed where it goes."""
-        assert self.end is not None
         answer: asyncio.Future[Holdings] = asyncio.get_running_loop().create_future()
         self.asked.append(answer)
         self.end.send(Kind.ASK_HOLDINGS, None)
@@ -297,8 +289,8 @@ class Pool:
         self.transfers = transfers or Transfers()
         self.ledger = Ledger(num_routers=num_routers, drains=name == "prefill")
         self.prefixes = PrefixIndex()
-        self.block_size = 0
-        """Tokens of a block of `prefixes`; 0 before the first replica."""
+        self.block_size: int | None = None
+        """Tokens of a block of `prefixes`; None before the first replica."""
         self.num_dropped_tokens = 0
         """At the end of each prompt that a replica hands over; all of one pool are alike."""
         self._fit = CostFit()
@@ -334,11 +326,11 @@ class Pool:
         replica.has_joined = True
         self.ledger.insert(replica.replica_id, time.monotonic())
         self.transfers.insert(replica.replica_id, replica.node_id)
-        if replica.facts is not None:
-            self.num_dropped_tokens = replica.facts.num_dropped_tokens
-            self.block_size = index_block_size(replica.facts.block_size)
-            num_tokens = replica.facts.num_kv_blocks * replica.facts.block_size
-            self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
+        facts = replica.facts
+        self.num_dropped_tokens = facts.num_dropped_tokens
+        self.block_size = index_block_size(facts.block_size)
+        num_tokens = facts.num_kv_blocks * facts.block_size
+        self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
         self.observe(replica, LoadReport())
         logger.info("%s replica %s joined", self.name, replica.replica_id)
         if replica.is_leaving:
@@ -432,7 +424,7 @@ class Pool:
 
     def _handover(self, prefill: Replica, *, num_tokens: int, num_steps: int) -> Handover | None:
         source, reader = prefill.facts, next((each.facts for each in self), None)
-        if source is None or reader is None or source.kv_bytes_per_token is None:
+        if reader is None or source.kv_bytes_per_token is None:
             return None
         # All ranks of the side that has more of them read at once, each its part.
         num_ranks = max(source.kv.tp_size, reader.kv.tp_size)
@@ -455,9 +447,10 @@ class Pool:
 
         Without regard to `prefixes.trust`.
         """
-        hits = self.prefixes.lookup(chain) if chain else {}
-        most = num_tokens - 1
-        return {key: min(most, blocks * self.block_size) for key, blocks in hits.items()}
+        if self.block_size is None or not chain:
+            return {}
+        hits, block_size, most = self.prefixes.lookup(chain), self.block_size, num_tokens - 1
+        return {key: min(most, blocks * block_size) for key, blocks in hits.items()}
 
     def plan_prefill(
         self, chain: Sequence[int], num_tokens: int, *, barred: Set[str] = frozenset()

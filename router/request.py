@@ -120,11 +120,12 @@ class RequestState:
         prompt = self.request.prompt_token_ids if embeds is None else embeds
         return len(() if prompt is None else prompt) + self.num_output_tokens
 
-    def blocks(self, block_size: int) -> list[int]:
-        """The chain, brought up to date; empty where tokens alone do not tell what is cached."""
+    def blocks(self, block_size: int | None) -> list[int]:
+        """The chain, brought up to date; empty where tokens alone do not tell what is cached, or
+        it is not known in which blocks."""
         request = self.request
         prompt = request.prompt_token_ids
-        if not block_size or prompt is None or request.mm_features:
+        if block_size is None or prompt is None or request.mm_features:
             return []
         if (len(self.chain) + 1) * block_size <= self.num_tokens:
             lora = request.lora_request and request.lora_request.lora_name

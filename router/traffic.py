@@ -79,7 +79,7 @@ class TrafficMeter:
         `requests` are all that this router has, those that wait for a replica among them.
         """
         unread = [each.num_tokens for each in requests if each.last_token_s is None]
-        facts = [replica.facts for replica in decode if replica.facts is not None]
+        facts = [replica.facts for replica in decode]
         usage = [replica.load.kv_usage_fraction for replica in decode]
         cost = prefill.cost.prefill
         return ScalingReport(

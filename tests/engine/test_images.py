@@ -104,9 +104,14 @@ class Cluster:
         served = hooks.replica = EngineReplica(host, peer, hooks)
         self.replicas.append(served)
         address = await served.open("127.0.0.1", SECRET)
-        replica = Replica(engine_id, pool, on_gone=lambda _: None)
-        replica.end, replica.facts = await connect(
-            address, secret=SECRET, router_id="r", replica_id=engine_id, owner=replica
+        replica = await connect(
+            address,
+            secret=SECRET,
+            router_id="r",
+            replica_id=engine_id,
+            welcomed=lambda end, facts: Replica(
+                engine_id, pool, end, facts, on_gone=lambda _: None
+            ),
         )
         pool.insert(replica)
 
@@ -179,7 +184,6 @@ async def test_an_image_is_answered_by_engines_that_have_not_seen_it(
 async def told_of_reads(cluster: Cluster) -> None:
     """Routers know how large the KV is, and what its reads have taken."""
     for replica in (*cluster.core.prefill, *cluster.core.decode):
-        assert replica.facts is not None
         assert replica.facts.kv_bytes_per_token == KV_BYTES_PER_TOKEN
     async with asyncio.timeout(10):
         while not list(cluster.core.decode.transfers.measured()):  # noqa: ASYNC110

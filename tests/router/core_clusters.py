@@ -1,6 +1,6 @@
 """A router's core over fake replicas, and how these are lost."""
 
-from fake_replicas import FakeEnd
+from fake_replicas import new_replica
 from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreOutput
 
@@ -39,8 +39,7 @@ class Cluster:
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
 
     def join(self, pool: Pool, replica_id: str) -> Replica:
-        replica = Replica(replica_id, pool, on_gone=lambda _: None)
-        replica.end = FakeEnd()  # type: ignore[assignment]
+        replica = new_replica(pool, replica_id)
         pool.insert(replica)
         return replica
 

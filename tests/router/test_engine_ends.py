@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_replicas import join
+from fake_replicas import join, new_replica
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -95,7 +95,7 @@ def test_a_fault_is_counted_by_its_name(what: Any, fault: str, text: str) -> Non
 
 def test_who_could_not_join_and_is_tried_again_is_not_counted() -> None:
     seen = Ends()
-    replica = Replica("a", pool(), on_gone=nothing)
+    replica = new_replica(pool(), "a")
     replica.replica_gone("it could not join")
     seen.ends.observe(replica)
     assert seen.faults() == {}

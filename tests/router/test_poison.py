@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from core_clusters import Cluster
-from fake_replicas import HANDED_OVER, add, request
+from fake_replicas import HANDED_OVER, add, new_replica, request
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.exit_cause import EngineExit
@@ -136,9 +136,8 @@ class World:
         for index, router in enumerate(self.routers):
             core = router.core
             pools = {"prefill": core.prefill, "decode": core.decode}
-            replica = Replica(engine.name, pools[pool], on_gone=lambda _: None)
-            replica.end = Wire(engine, index)  # type: ignore[assignment]
-            engine.replicas.append(replica)
+            wire = Wire(engine, index)
+            engine.replicas.append(new_replica(pools[pool], engine.name, end=wire))
         for replica in engine.replicas:
             replica.pool.insert(replica)
 

@@ -5,14 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_replicas import request
+from fake_replicas import new_replica, replica_facts, request
 
-from engine.wire import ReplicaFacts
-from kvtransfer.peers import KVPeer
 from router.costs import DecodeCost, PrefillCost
 from router.phases import RequestPhase
 from router.policies import POLICIES
-from router.pool import Pool, Replica
+from router.pool import Pool
 from router.request import RequestState
 from router.scaling_report import ScalingReport
 from router.slo import Slo
@@ -62,16 +60,8 @@ def test_counts_arrivals_and_targets_met() -> None:
 
 def test_says_what_a_decode_engine_holds() -> None:
     decode = empty_pool("decode")
-    member = Replica("d", decode, on_gone=lambda _: None)
-    member.facts = ReplicaFacts(
-        engine_id="d",
-        kv=KVPeer(engine_id="d", host="h", port=1, tp_size=1),
-        max_model_len=100,
-        block_size=16,
-        num_kv_blocks=10,
-        max_num_seqs=4,
-    )
-    decode.insert(member)
+    facts = replica_facts("d", block_size=16, num_kv_blocks=10, max_num_seqs=4)
+    decode.insert(new_replica(decode, "d", facts=facts))
     meter = TrafficMeter(Slo(ttft_s=0.5, itl_s=0.01))
     seen = meter.report(prefill=empty_pool("prefill"), decode=decode, requests=())
     assert (seen.num_kv_tokens, seen.max_batch) == (160, 4)

@@ -1,5 +1,6 @@
 """Handovers stay within a node where that is sooner, by what replicas have said of their reads."""
 
+import msgspec
 import pytest
 from fake_replicas import add, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
@@ -104,7 +105,7 @@ async def test_replicas_that_do_not_say_how_large_their_kv_is_are_chosen_by_work
     cluster = Cluster()
     cluster.say_reads()
     for replica in cluster.core.prefill:
-        replica.facts = None
+        replica.facts = msgspec.structs.replace(replica.facts, kv_bytes_per_token=None)
     busy(cluster.core.decode["d1"], 0.0001)
     assert await cluster.hand_over("p1") == "d0"
 
