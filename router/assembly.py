@@ -14,7 +14,7 @@ from engine.metrics import RayExporter
 from engine.models import resolve_model
 from engine.secret import application_secret
 from kvtransfer.tls import new_tls
-from router.app import build_openai_app
+from router.app import build_openai_app, make_front_end
 from router.auditor import Auditor
 from router.core import build_core
 from router.core_client import ClusterCoreClient
@@ -42,7 +42,6 @@ class Assembly:
     def __init__(self, settings: RouterSettings) -> None:
         check_internals()
         self._application = application = serve.get_replica_context().app_name
-        self._frontend = settings.frontend
         traffic = TrafficMeter(settings.routing.slo)
         metrics = RouterMetrics(REGISTRY)
         self._core = build_core(
@@ -61,8 +60,10 @@ class Assembly:
         secret = application_secret(application)
         router_id = ray.get_runtime_context().get_worker_id()
         self.engine_ends = EngineEnds(REGISTRY)
-        self._health = Health(pools, self.engine_ends, self._starting, pairs=self._core.pairs)
-        self._auditor = Auditor(self._core)
+        model = resolve_model(settings.frontend.model)
+        self._front_end = make_front_end(
+            dataclasses.replace(settings.frontend, model=model), ClusterCoreClient(self._core)
+        )
         self._membership = Membership(
             pools,
             self._core.pairs,
@@ -84,7 +85,7 @@ class Assembly:
 
     def check_front_end(self) -> None:
         """Raises FrontEndStalled where nobody hands out what the engines compute."""
-        if not self._health.is_served():
+        if not self._front_end.is_served():
             raise FrontEndStalled("vLLM's output handler has ended")
         if (unread_s := self._core.outputs.unread_s()) > self._stall_timeout_s:
             raise FrontEndStalled(f"vLLM's output handler has read nothing for {unread_s:.0f} s")
@@ -95,11 +96,15 @@ class Assembly:
 
     async def build(self) -> ASGIApp:
         """The app that answers clients."""
-        model = resolve_model(self._frontend.model)
-        frontend = dataclasses.replace(self._frontend, model=model)
-        return await build_openai_app(
-            frontend, ClusterCoreClient(self._core), self._health, self._auditor
+        health = Health(
+            self._core.pools,
+            self.engine_ends,
+            self._starting,
+            is_served=self._front_end.is_served,
+            pairs=self._core.pairs,
         )
+        auditor = Auditor(self._core, self._front_end.request_ids)
+        return await build_openai_app(self._front_end, (health.route(), auditor.route()))
 
     async def _starting(self) -> Mapping[str, str]:
         """What Serve says of each deployment that does not run as it should."""

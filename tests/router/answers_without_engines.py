@@ -20,7 +20,7 @@ from vllm.platforms import current_platform
 from engine.arguments import engine_args
 from engine.models import resolve_model
 from engine.wire import AddRequest, Kind
-from router.app import build_openai_app
+from router.app import build_openai_app, make_front_end
 from router.auditor import Auditor
 from router.core_client import ClusterCoreClient
 from router.engine_ends import EngineEnds
@@ -87,9 +87,16 @@ async def answers(options: dict[str, Any]) -> dict[str, Any]:
         options=options,
         frontend={"enable_scale_out": True},
     )
-    health = Health(cluster.core.pools, EngineEnds(CollectorRegistry()), _nothing_starts)
-    client, auditor = ClusterCoreClient(cluster.core), Auditor(cluster.core)
-    app = await build_openai_app(settings, client, health, auditor)
+    front_end = make_front_end(settings, ClusterCoreClient(cluster.core))
+    health = Health(
+        cluster.core.pools,
+        EngineEnds(CollectorRegistry()),
+        _nothing_starts,
+        is_served=front_end.is_served,
+        pairs=cluster.core.pairs,
+    )
+    auditor = Auditor(cluster.core, front_end.request_ids)
+    app = await build_openai_app(front_end, (health.route(), auditor.route()))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         given = {}

@@ -148,8 +148,7 @@ def answer(replica: Replica, holdings: Holdings) -> None:
 async def test_replicas_are_asked_while_requests_run() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
-    auditor = Auditor(cluster.core)
-    auditor.front_end = lambda: cluster.core.lifecycle.requests
+    auditor = Auditor(cluster.core, lambda: cluster.core.lifecycle.requests)
     answer(p, HAS_NONE)
     answer(d, Holdings(["r"], 1, 1.0, 1, 0, 0.1))
     add(cluster.core, request())
@@ -166,7 +165,7 @@ async def test_replicas_are_asked_while_requests_run() -> None:
 async def test_a_replica_that_goes_meanwhile_does_not_count() -> None:
     cluster = Cluster()
     answer(cluster.prefill[0], HAS_NONE)
-    asking = asyncio.create_task(Auditor(cluster.core).audit())
+    asking = asyncio.create_task(Auditor(cluster.core, tuple).audit())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     cluster.decode[0].replica_gone("killed")
@@ -176,12 +175,13 @@ async def test_a_replica_that_goes_meanwhile_does_not_count() -> None:
 
 def test_over_http() -> None:
     cluster = Cluster(num=0)
-    auditor = Auditor(cluster.core)
+    waiting: list[str] = []
+    auditor = Auditor(cluster.core, lambda: waiting)
     app = Starlette(routes=[auditor.route()])
     with TestClient(app) as client:
         answer = client.get(PATH)
         assert (answer.status_code, answer.json()["disagreements"]) == (200, [])
-        auditor.front_end = lambda: ["r"]
+        waiting.append("r")
         answer = client.get(PATH)
         assert answer.status_code == 503
         assert answer.json()["disagreements"] == [

@@ -137,8 +137,7 @@ def ask(
     async def starting() -> Mapping[str, str]:
         return {"decode": "no memory"}
 
-    health = Health(pools, ends, starting, pairs=pairs)
-    health.is_served = lambda: not errored
+    health = Health(pools, ends, starting, is_served=lambda: not errored, pairs=pairs or Pairs())
     app = Starlette(routes=[health.route()])
     with TestClient(app) as client:
         answer = client.get(PATH)
