@@ -20,12 +20,12 @@ RATE_TIME_S = 30.0
 
 @dataclass(slots=True)
 class _Line:
+    load: ReplicaLoad
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds by request id."""
     sent_s: float = 0.0
     deadlines: dict[str, float] = field(default_factory=dict)
     """By request id, of those that give way to others for a while once it has passed."""
-    load: ReplicaLoad = field(default=ReplicaLoad(replica_id="", work_s=0.0))
 
 
 class Ledger:
