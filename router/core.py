@@ -18,8 +18,8 @@ from router.policies import Policy
 from router.pool import Pool
 from router.prediction import Predictor
 from router.recovery import RecoveryLimits
+from router.reroute import asks_acknowledgements
 from router.scaling_report import ScalingReport
-from router.second_look import looks_again
 from router.settings import RoutingSettings
 from router.traffic import TrafficMeter
 from router.transfers import Transfers
@@ -97,7 +97,7 @@ def build_core(
         decode,
         placer,
         ttft_s=settings.slo.ttft_s,
-        asks_load=looks_again(policy, num_routers=num_routers),
+        asks_acknowledgements=asks_acknowledgements(policy, num_routers=num_routers),
         metrics=metrics,
         traffic=traffic,
     )

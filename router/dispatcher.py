@@ -18,8 +18,8 @@ from router.placement import Placement, Placer
 from router.policies import RoutePlan
 from router.pool import Pool, Replica
 from router.request import RequestState, decode_request, prefill_request
+from router.reroute import MAX_ACKNOWLEDGEMENTS
 from router.route_note import note_route
-from router.second_look import MOST_LOOKS
 from router.traffic import TrafficMeter
 
 
@@ -33,16 +33,16 @@ class Dispatcher:
         placer: Placer,
         *,
         ttft_s: float,
-        asks_load: bool,
+        asks_acknowledgements: bool,
         metrics: RouterMetrics,
         traffic: TrafficMeter,
     ) -> None:
-        """`asks_load`: prefill replicas acknowledge prompts, which may be rerouted then."""
+        """`asks_acknowledgements`: of prefill replicas; prompts may be rerouted then."""
         self._prefill = prefill
         self._decode = decode
         self._placer = placer
         self._ttft_s = ttft_s
-        self._asks_load = asks_load
+        self._asks_acknowledgements = asks_acknowledgements
         self._metrics = metrics
         self._traffic = traffic
         self._in_engines: dict[str, RequestState] = {}
@@ -118,7 +118,9 @@ class Dispatcher:
         )
         due_in_s = request.priority / 1000 + reader.request_s - time.time()
         replica = self._prefill[reader.replica_id]
-        asks_load = self._asks_load and state.num_looks < MOST_LOOKS
+        asks_load = (
+            self._asks_acknowledgements and state.num_acknowledgements < MAX_ACKNOWLEDGEMENTS
+        )
         replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
         if (change := state.sent_to_prefill(replica, time.monotonic())) is not None:
             self._metrics.phase_changed(change)

@@ -2,7 +2,7 @@
 
 Follows what replicas say beside outputs: that they are there, have a prompt, do not take one, are
 gone. Owns the quarantine of suspects. Whether a request goes on is decided in `router.recovery`,
-whether a prompt is rerouted in `router.second_look`; every step that is taken for it goes through
+whether a prompt is rerouted in `router.reroute`; every step that is taken for it goes through
 `RequestLifecycle.isolated`.
 """
 
@@ -23,7 +23,7 @@ from router.quarantine import Quarantine
 from router.recovery import Failures, RecoveryLimits, one_more, plan_move
 from router.refusals import rejected
 from router.request import RequestState
-from router.second_look import moves_on
+from router.reroute import is_rerouted
 
 logger = logging.getLogger(__name__)
 
@@ -115,15 +115,15 @@ class Failover:
     def _acknowledged(self, replica: Replica, engine_request_id: str) -> None:
         """A prefill replica has a prompt, and has just said what is ahead of it."""
         if (state := self._dispatcher.find(replica, engine_request_id)) is not None:
-            self._lifecycle.deliver(self._lifecycle.isolated(self._reconsider, state, replica))
+            self._lifecycle.deliver(self._lifecycle.isolated(self._reroute, state, replica))
 
-    def _reconsider(self, state: RequestState, replica: Replica) -> Outputs:
+    def _reroute(self, state: RequestState, replica: Replica) -> Outputs:
         state.acknowledged()
         better = self._better(state, replica)
         if better is None:
             self._dispatcher.stays(state, replica)
             return []
-        self._metrics.called_back()
+        self._metrics.rerouted()
         self._dispatcher.withdraw(state)
         state.rerouted()
         return self._lifecycle.send(state, better)
@@ -135,7 +135,7 @@ class Failover:
             placement = self._placer.place(state, state.plan)
         except NoReplica:
             return None
-        is_better = moves_on(
+        is_better = is_rerouted(
             here_s=replica.work_s,
             there_s=placement.ttft_s,
             request_s=placement.reader.request_s,

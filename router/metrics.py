@@ -53,7 +53,7 @@ class RouterMetrics:
             ("pool", "reason"),
             registry=registry,
         )
-        self.called_back = Counter(
+        self.rerouted = Counter(
             "pdserve_called_back",
             "Prompts that left a replica as others had sent more there than was known.",
             registry=registry,

@@ -80,8 +80,8 @@ class RequestState:
     first_token_s: float | None = None
     last_token_s: float | None = None
     attempt: int = 0
-    num_looks: int = 0
-    """Answers of replicas on which it could have moved on: see router.second_look."""
+    num_acknowledgements: int = 0
+    """Answers of replicas on which it could have moved on: see router.reroute."""
     num_moves: int = 0
     failures: Failures | None = None
     """Of engines with it, as long as it may have caused them."""
@@ -200,7 +200,7 @@ class RequestState:
 
     def acknowledged(self) -> None:
         """Its replica has said what is ahead of it there."""
-        self.num_looks += 1
+        self.num_acknowledgements += 1
 
     # What engines compute of it.
 

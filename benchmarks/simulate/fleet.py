@@ -22,7 +22,7 @@ from router.lanes import latest_start_ms
 from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
 from router.policies import RoutePlan
-from router.second_look import MOST_LOOKS, moves_on
+from router.reroute import MAX_ACKNOWLEDGEMENTS, is_rerouted
 from router.transfer_fit import Reads
 from router.transfers import Handover
 
@@ -158,7 +158,7 @@ class Fleet:
             return
         router, now_s = self.routers[request.router_id], self.agenda.now_s
         work_s = self._prefill_s(request)
-        plan = self._look_again(router, router.plan(self.prefill, work_s, now_s), work_s)
+        plan = self._rerouted(router, router.plan(self.prefill, work_s, now_s), work_s)
         local = self._read_in_decode(request, plan.finish_s)
         if not request.num_moves:
             asks_prefill = local is None or local.relieves_prefill
@@ -174,16 +174,16 @@ class Fleet:
         replica = router.enter(self.prefill, plan, request, work_s, now_s, deadline_s=due_s)
         self.send_to_prefill(request, replica)
 
-    def _look_again(self, router: SimRouter, plan: RoutePlan, work_s: float) -> RoutePlan:
+    def _rerouted(self, router: SimRouter, plan: RoutePlan, work_s: float) -> RoutePlan:
         """Where a prompt goes once replicas have said what they have, as in production but for the
         round trip that each answer takes."""
         now_s, ledger = self.agenda.now_s, router.ledgers[self.prefill.name]
-        for _ in range(MOST_LOOKS if router.looks_again else 0):
+        for _ in range(MAX_ACKNOWLEDGEMENTS if router.asks_acknowledgements else 0):
             replica = self.prefill.by_id[plan.replica_id]
             report_load(self.routers, router, self.prefill, replica, now_s)
             here_s = ledger.work_s(plan.replica_id) + work_s
             better = router.plan(self.prefill, work_s, now_s)
-            if not moves_on(here_s=here_s, there_s=better.finish_s, request_s=work_s):
+            if not is_rerouted(here_s=here_s, there_s=better.finish_s, request_s=work_s):
                 break
             plan = better
         return plan

@@ -11,7 +11,7 @@ from benchmarks.simulate.pools import SimPool, SimReplica
 from benchmarks.simulate.requests import SimRequest
 from router.ledger import Ledger
 from router.policies import POLICIES, RoutePlan
-from router.second_look import looks_again
+from router.reroute import asks_acknowledgements
 from router.transfers import Handover, Transfers
 
 
@@ -30,7 +30,7 @@ class SimRouter:
         self.reading_s: dict[str, dict[int, float]] = {}
         """By decode replica, the prompts that it reads itself."""
         self._policy = POLICIES[policy]
-        self.looks_again = looks_again(self._policy, num_routers=num_routers)
+        self.asks_acknowledgements = asks_acknowledgements(self._policy, num_routers=num_routers)
         self._rng = random.Random(f"{seed}/{router_id}")
 
     def pick(

@@ -8,20 +8,20 @@ those alone that went to the wrong place.
 
 from router.policies import Policy
 
-MOST_LOOKS = 2
+MAX_ACKNOWLEDGEMENTS = 2
 """Answers that a prompt may move on after; in simulation more gained little."""
 
-LEAST_GAIN = 0.25
+MIN_GAIN = 0.25
 """Of a prompt's own work, that moving must save. Less is within what is not known of the others."""
 
 
-def looks_again(policy: Policy, *, num_routers: int) -> bool:
+def asks_acknowledgements(policy: Policy, *, num_routers: int) -> bool:
     """Whether a router asks at all: one that is alone knows everything, and a policy that does not
     go by predictions is not corrected by them."""
     return num_routers > 1 and policy.is_predictive
 
 
-def moves_on(*, here_s: float, there_s: float, request_s: float) -> bool:
+def is_rerouted(*, here_s: float, there_s: float, request_s: float) -> bool:
     """Whether another way is worth it.
 
     Args:
@@ -29,4 +29,4 @@ def moves_on(*, here_s: float, there_s: float, request_s: float) -> bool:
         there_s: the same for the best other way, as predicted.
         request_s: the prompt's own work.
     """
-    return there_s + LEAST_GAIN * request_s < here_s
+    return there_s + MIN_GAIN * request_s < here_s

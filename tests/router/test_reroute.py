@@ -12,7 +12,7 @@ from router.metrics import RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
-from router.second_look import MOST_LOOKS, looks_again, moves_on
+from router.reroute import MAX_ACKNOWLEDGEMENTS, asks_acknowledgements, is_rerouted
 from router.slo import Slo
 from router.traffic import TrafficMeter
 
@@ -59,7 +59,7 @@ class Cluster:
         replica.taken(Taken(newest, LoadReport(others_work_s=others_work_s)))
 
     @property
-    def num_called_back(self) -> float | None:
+    def num_rerouted(self) -> float | None:
         found: float | None = self.registry.get_sample_value("pdserve_called_back_total")
         return found
 
@@ -80,7 +80,7 @@ def asks(replica: Replica) -> list[bool]:
 def test_it_moves_where_that_is_worth_a_part_of_its_own_work(
     here_s: float, there_s: float, moves: bool
 ) -> None:
-    assert moves_on(here_s=here_s, there_s=there_s, request_s=1.0) is moves
+    assert is_rerouted(here_s=here_s, there_s=there_s, request_s=1.0) is moves
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_it_moves_where_that_is_worth_a_part_of_its_own_work(
     ],
 )
 async def test_who_asks_what_a_replica_has(policy: str, num_routers: int, looks: bool) -> None:
-    assert looks_again(POLICIES[policy], num_routers=num_routers) is looks
+    assert asks_acknowledgements(POLICIES[policy], num_routers=num_routers) is looks
     cluster = Cluster(num_routers=num_routers, policy=policy)
     await cluster.send()
     assert asks(cluster.has()) == [looks]
@@ -109,7 +109,7 @@ async def test_a_prompt_leaves_a_replica_that_has_more_than_was_known() -> None:
     assert second is not first
     assert end_of(first).told(Kind.ABORT) == ["r"]
     assert [each.request_id for each in end_of(second).added()] == ["r~2"]
-    assert cluster.num_called_back == 1
+    assert cluster.num_rerouted == 1
     # Its tokens are those of the second; what the first one says of it is nobody's.
     step(first, prefilled(5, request_id="r"))
     step(second, prefilled(6, request_id="r~2"))
@@ -124,9 +124,9 @@ async def test_a_prompt_leaves_a_replica_that_has_more_than_was_known() -> None:
 async def test_it_looks_only_so_often() -> None:
     cluster = Cluster()
     await cluster.send()
-    for _ in range(MOST_LOOKS):
+    for _ in range(MAX_ACKNOWLEDGEMENTS):
         cluster.answer(MUCH_S)
-    assert cluster.num_called_back == MOST_LOOKS
+    assert cluster.num_rerouted == MAX_ACKNOWLEDGEMENTS
     assert asks(cluster.has()) == [False]
 
 
@@ -136,7 +136,7 @@ async def test_it_stays_where_no_more_is_ahead_of_it_than_was_known() -> None:
     first = cluster.has()
     cluster.answer(0.0)
     assert cluster.has() is first
-    assert cluster.num_called_back == 0
+    assert cluster.num_rerouted == 0
 
 
 async def test_an_answer_that_comes_too_late_changes_nothing() -> None:
@@ -146,7 +146,7 @@ async def test_an_answer_that_comes_too_late_changes_nothing() -> None:
     step(first, prefilled())
     first.taken(Taken("r", LoadReport(others_work_s=MUCH_S)))
     assert end_of(first).told(Kind.ABORT) == []
-    assert cluster.num_called_back == 0
+    assert cluster.num_rerouted == 0
 
 
 async def test_only_the_replica_that_reads_a_prompt_is_thought_to_have_it_cached() -> None:
@@ -166,4 +166,4 @@ async def test_it_stays_where_every_other_replica_leaves() -> None:
     for replica in cluster.prefill:
         replica.set_listed(False)
     cluster.answer(MUCH_S)
-    assert cluster.num_called_back == 0
+    assert cluster.num_rerouted == 0
