@@ -81,7 +81,7 @@ class RequestState:
     last_token_s: float | None = None
     attempt: int = 0
     num_acknowledgements: int = 0
-    """Answers of replicas on which it could have moved on: see router.reroute."""
+    """After which it could have been rerouted: see router.reroute."""
     num_moves: int = 0
     failures: Failures | None = None
     """Of engines with it, as long as it may have caused them."""

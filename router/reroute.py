@@ -1,28 +1,28 @@
-"""Whether a prompt moves on at once, now that its replica has said what is ahead of it. Pure.
+"""Whether a prompt is rerouted, now that its replica has acknowledged it. Pure.
 
 Routers hear of each other's requests through the replicas, a moment late: where one sends a prompt,
-another may just have sent its own. The replica's answer tells, and a prompt that waits costs
-nothing to call back. Asking before sending would cost each prompt a round trip; this costs one to
-those alone that went to the wrong place.
+another may just have sent its own. The acknowledgement says what is ahead of the prompt, and one
+that waits costs nothing to withdraw. Asking before sending would cost each prompt a round trip;
+this costs one to those alone that went to the wrong place.
 """
 
 from router.policies import Policy
 
 MAX_ACKNOWLEDGEMENTS = 2
-"""Answers that a prompt may move on after; in simulation more gained little."""
+"""After which a prompt may be rerouted; in simulation more gained little."""
 
 MIN_GAIN = 0.25
-"""Of a prompt's own work, that moving must save. Less is within what is not known of the others."""
+"""Of a prompt's own work, that a reroute must save. Less is within what is not known of others."""
 
 
 def asks_acknowledgements(policy: Policy, *, num_routers: int) -> bool:
-    """Whether a router asks at all: one that is alone knows everything, and a policy that does not
+    """Whether a router asks for any: one that is alone knows everything, and a policy that does not
     go by predictions is not corrected by them."""
     return num_routers > 1 and policy.is_predictive
 
 
 def is_rerouted(*, here_s: float, there_s: float, request_s: float) -> bool:
-    """Whether another way is worth it.
+    """Whether another route is worth it.
 
     Args:
         here_s: until the prompt is read where it is, as its replica has just said.

@@ -1,4 +1,4 @@
-"""A prompt moves on where its replica says that more is ahead of it than was known."""
+"""A prompt is rerouted where its replica says that more is ahead of it than was known."""
 
 from typing import Any
 
