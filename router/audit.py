@@ -29,7 +29,7 @@ class RouterHoldings:
     """By replica, what the ledger has there; by the same names."""
     reading: Mapping[str, frozenset[str]]
     """By decode replica, whose prompts are counted as being computed there."""
-    arrivals: frozenset[str]
+    pending_first_tokens: frozenset[str]
     """Ids of those that are counted as having no token."""
     suspects: frozenset[str]
     """Ids of those in quarantine."""
@@ -82,7 +82,8 @@ def _in_router(before: RouterHoldings, after: RouterHoldings) -> Iterator[str]:
         yield from _named(f"the ledger of {replica_id} lacks requests", placed - ledger)
         reading = after.reading.get(replica_id, frozenset())
         yield from _named(f"{replica_id} is counted as reading", reading - placed)
-    yield from _named("ended requests count as without a token", after.arrivals - after.requests)
+    pending = after.pending_first_tokens - after.requests
+    yield from _named("ended requests count as without a token", pending)
     yield from _named("ended requests are in quarantine", after.suspects - after.requests)
     if after.num_inflight != len(after.requests):
         yield f"pdserve_inflight says {after.num_inflight:g} requests, not {len(after.requests)}"

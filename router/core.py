@@ -67,7 +67,7 @@ class RouterCore:
             placed={replica_id: frozenset(ids) for replica_id, ids in placed.items()},
             ledger={each.replica_id: each.pool.ledger.sent(each.replica_id) for each in replicas},
             reading={each.replica_id: frozenset(each.reading) for each in replicas},
-            arrivals=self.lifecycle.pending_first_tokens,
+            pending_first_tokens=self.lifecycle.pending_first_tokens,
             suspects=frozenset(state.request_id for state in self.failover.suspects),
             num_inflight=self.metrics.num_inflight(),
         )

@@ -16,12 +16,12 @@ from typing import Concatenate, ParamSpec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.wire import StepOutputs
-from router.arrivals import Arrivals
 from router.dispatcher import Dispatcher
 from router.errors import CannotBeSent
 from router.handoff import Route, plan_handoff
 from router.metrics import RouterMetrics
 from router.output_queue import OutputQueue
+from router.pending_first_tokens import PendingFirstTokens
 from router.phases import COMPLETE, RequestPhase
 from router.placement import Placement, Placer
 from router.pool import Pool, PoolEvents, Replica
@@ -86,7 +86,7 @@ class RequestLifecycle:
         self._traffic = traffic
         self._predictor = predictor
         self._requests: dict[str, RequestState] = {}
-        self._pending = Arrivals(waits.first_token_s, self._first_token_too_late)
+        self._pending = PendingFirstTokens(waits.first_token_s, self._first_token_too_late)
         self._subscribers: list[RequestEvents] = []
         for pool in (prefill, decode):
             pool.subscribe(PoolEvents(stepped=self._stepped))

@@ -23,7 +23,7 @@ RUNNING = RouterHoldings(
     placed={"d0": frozenset({"r~2"})},
     ledger={"p0": frozenset(), "d0": frozenset({"r~2"})},
     reading={"d0": frozenset({"r~2"})},
-    arrivals=ONE,
+    pending_first_tokens=ONE,
     suspects=ONE,
     num_inflight=1,
 )
@@ -33,7 +33,7 @@ EMPTY = RouterHoldings(
     placed={},
     ledger={"p0": frozenset(), "d0": frozenset()},
     reading={},
-    arrivals=frozenset(),
+    pending_first_tokens=frozenset(),
     suspects=frozenset(),
     num_inflight=0,
 )
@@ -46,7 +46,7 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
     [
         pytest.param({}, [], id="all-agree"),
         pytest.param(
-            {"requests": frozenset(), "num_inflight": 0, "arrivals": frozenset(),
+            {"requests": frozenset(), "num_inflight": 0, "pending_first_tokens": frozenset(),
              "suspects": frozenset()},
             ["the front end waits for requests that nobody has: r"],
             id="a-client-would-wait-for-ever",
@@ -67,8 +67,9 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
             {"reading": {"d0": frozenset({"x"})}}, ["d0 is counted as reading: x"], id="reading"
         ),
         pytest.param(
-            {"arrivals": frozenset({"x"})}, ["ended requests count as without a token: x"],
-            id="arrivals",
+            {"pending_first_tokens": frozenset({"x"})},
+            ["ended requests count as without a token: x"],
+            id="pending-first-tokens",
         ),
         pytest.param(
             {"suspects": frozenset({"x"})}, ["ended requests are in quarantine: x"], id="suspects"
@@ -77,7 +78,7 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
             {"num_inflight": 2}, ["pdserve_inflight says 2 requests, not 1"], id="gauge"
         ),
         pytest.param(
-            {"arrivals": frozenset("abcdefg")},
+            {"pending_first_tokens": frozenset("abcdefg")},
             ["ended requests count as without a token: a, b, c, d, e and 2 more"],
             id="many-are-counted",
         ),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from router.request import RequestState
 
 
-class Arrivals:
+class PendingFirstTokens:
     """The requests of one router between receipt and first token."""
 
     def __init__(self, timeout_s: float | None, too_late: Callable[[RequestState], None]) -> None:
