@@ -19,7 +19,7 @@ from cluster.scaling_args import scaling_args
 from cluster.sections import PoolConfig, RouterConfig
 from engine.deployment import EngineDeployment, EngineSettings
 from kvtransfer.tls import TlsFiles
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.sandbox.limits import TaskLimits
 from router.server import Router

@@ -6,7 +6,7 @@ Owns no state: the pools own what they know. Never sends anything.
 from collections.abc import Set
 from dataclasses import dataclass
 
-from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
+from router.admission import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
 from router.handoff import HandoffPlan, Route
 from router.local_prefill import STEP_SHARE, DecodeReader, plan_local_prefill
 from router.pairs import Pairs

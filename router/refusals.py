@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from router.admit import AdmissionPlan
+from router.admission import AdmissionPlan
 
 RETRY_AFTER_S = 10
 MAX_REASON_CHARS = 1000

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtransfer.tls import TlsFiles
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.sandbox.limits import TaskLimits
 from router.slo import Slo

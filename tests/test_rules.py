@@ -22,7 +22,7 @@ RANKS = {
 DECIDING = (
     "decode/failing_reads.py",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "cluster/scaling").glob("*.py"))),
-    "router/admit.py",
+    "router/admission.py",
     "router/cost_fit.py",
     "router/costs.py",
     "router/faults.py",

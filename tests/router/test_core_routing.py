@@ -14,7 +14,7 @@ from vllm.v1.metrics.stats import PrefillStats
 from engine.step_limit import STEP_LIMIT
 from engine.steps import StepSample
 from engine.wire import Kind, LoadReport, StepOutputs
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.core import build_core
 from router.metrics import RouterMetrics
 from router.policies import POLICIES

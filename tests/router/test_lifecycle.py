@@ -13,7 +13,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from engine.wire import Kind
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.route_note import NOTE, RouteNote
 from router.settings import RoutingSettings
 

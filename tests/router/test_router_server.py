@@ -13,7 +13,7 @@ from ray._private import worker
 
 from engine.errors import ReplicaLeaves
 from engine.preemption import RAISES_EXIT
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.server import Router
 from router.settings import FrontendSettings, RouterSettings, RoutingSettings

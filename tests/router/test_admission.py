@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from router.admit import (
+from router.admission import (
     AdmissionLimits,
     AdmissionPlan,
     DecodeOutlook,
