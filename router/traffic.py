@@ -12,10 +12,10 @@ from dataclasses import replace
 from router.costs import DecodeCost, PrefillCost
 from router.phases import RequestPhase
 from router.pool import Pool, Replica
-from router.reach import Best, describe_unreachable, predict_best
 from router.request import RequestState
 from router.scaling_report import PoolSize, ScalingReport, TrafficCounts
 from router.slo import Slo
+from router.slo_feasibility import BestCase, describe_infeasible, predict_best
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,11 @@ class TrafficMeter:
     def __init__(self, slo: Slo) -> None:
         self._slo = slo
         self._counts = TrafficCounts()
-        self._best = Best(ttft_s=None, itl_s=None)
+        self._best = BestCase(ttft_s=None, itl_s=None)
 
     def predict(self, prefill: PrefillCost, decode: DecodeCost) -> None:
-        """Says which targets are out of reach before anything was measured."""
-        self._say_unreachable(predict_best(prefill, decode), "predicted")
+        """Warns of targets that are infeasible, before anything was measured."""
+        self._warn_infeasible(predict_best(prefill, decode), "predicted")
 
     def arrived(self, *, prefill_s: float, num_tokens: int) -> None:
         """A request was routed for the first time; `prefill_s` is what it asks of prefill."""
@@ -61,10 +61,10 @@ class TrafficMeter:
             self._counts += TrafficCounts(itl_measured=1, itl_met=int(itl_s <= self._slo.itl_s))
             self._best = replace(self._best, itl_s=min(itl_s, self._best.itl_s or itl_s))
             if self._counts.itl_measured == ENOUGH_MEASURED:
-                self._say_unreachable(self._best, "measured")
+                self._warn_infeasible(self._best, "measured")
 
-    def _say_unreachable(self, best: Best, how: str) -> None:
-        for line in describe_unreachable(best, self._slo, how=how):
+    def _warn_infeasible(self, best: BestCase, how: str) -> None:
+        for line in describe_infeasible(best, self._slo, how=how):
             logger.warning(line)
 
     def report(

@@ -35,7 +35,7 @@ DECIDING = (
     "router/policies.py",
     "router/prediction.py",
     "router/prefixes.py",
-    "router/reach.py",
+    "router/slo_feasibility.py",
     "router/recovery.py",
     "router/transfer_fit.py",
     "router/transfers.py",

@@ -7,7 +7,7 @@ from router.slo import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
+class BestCase:
     """The best that a request can get: the shortest prompt, alone in its replicas.
 
     None where nothing is known.
@@ -17,15 +17,15 @@ class Best:
     itl_s: float | None
 
 
-def predict_best(prefill: PrefillCost, decode: DecodeCost) -> Best:
+def predict_best(prefill: PrefillCost, decode: DecodeCost) -> BestCase:
     """What the cost models say of a prompt of one token."""
-    return Best(
+    return BestCase(
         ttft_s=prefill.seconds(num_uncached=1, num_tokens=1),
         itl_s=decode.step_s(batch=1, num_context_tokens=1),
     )
 
 
-def describe_unreachable(best: Best, slo: Slo, *, how: str) -> tuple[str, ...]:
+def describe_infeasible(best: BestCase, slo: Slo, *, how: str) -> tuple[str, ...]:
     """A line for each target that is below the best; `how` the best is known, in a word."""
     pairs = (("slo.ttft_s", slo.ttft_s, best.ttft_s), ("slo.itl_s", slo.itl_s, best.itl_s))
     return tuple(

@@ -3,10 +3,10 @@
 import pytest
 
 from router.costs import DecodeCost, PrefillCost
-from router.reach import Best, describe_unreachable, predict_best
 from router.slo import Slo
+from router.slo_feasibility import BestCase, describe_infeasible, predict_best
 
-BEST = Best(ttft_s=0.01, itl_s=0.004)
+BEST = BestCase(ttft_s=0.01, itl_s=0.004)
 ROWS = [
     ("both-met", 0.01, 0.004, ()),
     ("itl", 0.5, 0.003,
@@ -22,12 +22,12 @@ ROWS = [
     ("ttft_s", "itl_s", "lines"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
 def test_what_cannot_be_met(ttft_s: float, itl_s: float, lines: tuple[str, ...]) -> None:
-    assert describe_unreachable(BEST, Slo(ttft_s=ttft_s, itl_s=itl_s), how="measured") == lines
+    assert describe_infeasible(BEST, Slo(ttft_s=ttft_s, itl_s=itl_s), how="measured") == lines
 
 
 def test_the_unknown_is_not_unreachable() -> None:
-    nothing = Best(ttft_s=None, itl_s=None)
-    assert describe_unreachable(nothing, Slo(ttft_s=1e-9, itl_s=1e-9), how="measured") == ()
+    nothing = BestCase(ttft_s=None, itl_s=None)
+    assert describe_infeasible(nothing, Slo(ttft_s=1e-9, itl_s=1e-9), how="measured") == ()
 
 
 def test_prediction_is_of_one_token_alone() -> None:
