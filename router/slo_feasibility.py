@@ -1,4 +1,4 @@
-"""Targets that even an idle replica does not meet, and the best that can be had. Pure."""
+"""Whether targets are feasible: the best case, and those below it, which no replica meets. Pure."""
 
 from dataclasses import dataclass
 
