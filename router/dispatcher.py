@@ -10,16 +10,16 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreRequest
 
-from router.handoff import Route
 from router.lanes import latest_start_ms
 from router.metrics import RouterMetrics
 from router.phases import RequestPhase
 from router.placement import Placement, Placer
-from router.policies import RoutePlan
+from router.policies import ReplicaPlan
 from router.pool import Pool, Replica
 from router.request import RequestState, decode_request, prefill_request
 from router.reroute import MAX_ACKNOWLEDGEMENTS
 from router.route_note import note_route
+from router.routes import Route
 from router.traffic import TrafficMeter
 
 
@@ -106,10 +106,10 @@ class Dispatcher:
         """A request's name stands for nothing any more."""
         self._in_engines.pop(state.engine_request_id, None)
 
-    def _to_prefill(self, state: RequestState, reader: RoutePlan) -> None:
+    def _to_prefill(self, state: RequestState, reader: ReplicaPlan) -> None:
         samples = state.route is not Route.DECODE_FIRST
-        hands_over = state.route is not Route.PREFILL_ONLY
-        request = prefill_request(state, samples=samples, hands_over=hands_over)
+        transfers_kv = state.route is not Route.PREFILL_ONLY
+        request = prefill_request(state, samples=samples, transfers_kv=transfers_kv)
         request.priority = latest_start_ms(
             arrival_s=request.arrival_time,
             prefill_s=reader.request_s,

@@ -13,7 +13,6 @@ from engine.wire import Rejection, StepOutputs
 from router.dispatcher import Dispatcher
 from router.errors import NoReplica
 from router.faults import FAILURES, HANGS, Fault
-from router.handoff import HandoffPlan, Route
 from router.lifecycle import Outputs, RequestEvents, RequestLifecycle
 from router.metrics import RouterMetrics
 from router.phases import RequestPhase
@@ -24,6 +23,7 @@ from router.recovery import Failures, RecoveryLimits, one_more, plan_move
 from router.refusals import rejected
 from router.request import RequestState
 from router.reroute import is_rerouted
+from router.routes import Route, RoutePlan
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class Failover:
         """Sends what is left of a request to its next engine; a suspect only to one apart."""
         if not state.is_suspect:
             return self._lifecycle.route(state)
-        state.replan(HandoffPlan(route=Route.DECODE_ONLY, reason="suspect"))
+        state.replan(RoutePlan(route=Route.DECODE_ONLY, reason="suspect"))
         self._lifecycle.hold(state)
         if not self._decode.is_open:
             return []

@@ -18,7 +18,6 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from engine.wire import StepOutputs
 from router.dispatcher import Dispatcher
 from router.errors import CannotBeSent
-from router.handoff import Route, plan_handoff
 from router.metrics import RouterMetrics
 from router.output_queue import OutputQueue
 from router.pending_first_tokens import PendingFirstTokens
@@ -29,6 +28,7 @@ from router.prediction import Predictor
 from router.refusals import Refusal, bad_request, too_many, unavailable
 from router.request import RequestState
 from router.route_note import RouteNote, note_failure
+from router.routes import Route, plan_route
 from router.traffic import TrafficMeter
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class RequestLifecycle:
 
     def route(self, state: RequestState) -> Outputs:
         """Sends a request, or what is left of it, to its next engine."""
-        plan = plan_handoff(
+        plan = plan_route(
             state.params,
             num_output_tokens=state.num_output_tokens,
             has_prefill=self._placer.has_prefill,

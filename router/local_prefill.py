@@ -83,19 +83,19 @@ class LocalPlan:
 
 
 def plan_local_prefill(
-    reader: DecodeReader, *, prefill_s: float, handover_s: float, ttft_s: float, itl_s: float
+    reader: DecodeReader, *, prefill_s: float, transfer_s: float, ttft_s: float, itl_s: float
 ) -> LocalPlan | None:
     """How decode reads a prompt; None has it go to prefill.
 
     Args:
         prefill_s: until a prefill replica is predicted to be done with it.
-        handover_s: from there to decode's first token, as measured lately.
+        transfer_s: from there to decode's first token, as measured lately.
         ttft_s: the target.
         itl_s: the target: no answer that decode writes may wait longer for a token.
     """
     if reader.one_step_s <= itl_s:
         first_token_s = reader.one_step_ttft_s
-        if first_token_s >= prefill_s + handover_s or not reader.can_slow_to(reader.one_step_s):
+        if first_token_s >= prefill_s + transfer_s or not reader.can_slow_to(reader.one_step_s):
             return None
         reason = "cached_in_decode" if reader.is_cached else "short_prompt"
         return LocalPlan(reason=reason, ttft_s=first_token_s)

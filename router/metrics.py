@@ -13,11 +13,11 @@ from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
 from router.cost_fit import PoolCost
-from router.handoff import HandoffPlan, Route
 from router.phases import RequestPhase
-from router.policies import RoutePlan
+from router.policies import ReplicaPlan
 from router.pool import Pool
 from router.request import PhaseChange, TokensOut
+from router.routes import Route, RoutePlan
 
 _LATENCY_BUCKETS_S = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5,
@@ -34,7 +34,7 @@ class RouterMetrics:
 
         self._ttft = histogram("pdserve_ttft_seconds", "Receipt to first token.").observe
         self._itl = histogram("pdserve_itl_seconds", "From one token to the next.").observe
-        self._handover = histogram(
+        self._transfer = histogram(
             "pdserve_handover_seconds", "From prefill's first token to decode's first."
         ).observe
         phase = histogram("pdserve_phase_seconds", "Time in each phase.", ("phase",))
@@ -77,7 +77,7 @@ class RouterMetrics:
             "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
 
-    def routed(self, plan: HandoffPlan, reader: RoutePlan) -> None:
+    def routed(self, plan: RoutePlan, reader: ReplicaPlan) -> None:
         """A request is on its way to the replica that reads its prompt."""
         self._routes.labels(plan.route.name.lower(), plan.reason).inc()
         pool = "decode" if plan.route is Route.DECODE_ONLY else "prefill"
@@ -118,7 +118,7 @@ class RouterMetrics:
         if out.gap_s is not None:
             self._itl(out.gap_s / out.num)
         if out.transfer_s is not None:
-            self._handover(out.transfer_s)
+            self._transfer(out.transfer_s)
         self._tokens.inc(out.num)
 
     def ended(self, outcome: str) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from router.admission import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
-from router.handoff import HandoffPlan, Route
 from router.local_prefill import STEP_SHARE, DecodeReader, plan_local_prefill
 from router.pairs import Pairs
-from router.policies import RoutePlan
+from router.policies import ReplicaPlan
 from router.pool import Pool, Replica
 from router.prediction import Predictor
 from router.request import RequestState
+from router.routes import Route, RoutePlan
 from router.settings import RoutingSettings
 
 
@@ -21,8 +21,8 @@ from router.settings import RoutingSettings
 class Placement:
     """A way for a request."""
 
-    plan: HandoffPlan
-    reader: RoutePlan
+    plan: RoutePlan
+    reader: ReplicaPlan
     """The replica that reads the prompt: of prefill, or of decode where decode does it all."""
     ttft_s: float
     """Until its first token, as predicted."""
@@ -57,7 +57,7 @@ class Placer:
         """Whether a prefill replica may get work that a decode replica can go on with."""
         return self._prefill.ledger.has_open(self._stranded())
 
-    def place(self, state: RequestState, plan: HandoffPlan) -> Placement:
+    def place(self, state: RequestState, plan: RoutePlan) -> Placement:
         """A way that follows `plan`, or that has decode read the prompt where that is better.
 
         Raises:
@@ -86,13 +86,13 @@ class Placer:
             local = plan_local_prefill(
                 self._decode_reader(own_reader),
                 prefill_s=reader.finish_s,
-                handover_s=self._predictor.transfer_s,
+                transfer_s=self._predictor.transfer_s,
                 ttft_s=self._settings.slo.ttft_s,
                 itl_s=self._settings.slo.itl_s,
             )
             if local is not None:
                 return Placement(
-                    plan=HandoffPlan(route=Route.DECODE_ONLY, reason=local.reason),
+                    plan=RoutePlan(route=Route.DECODE_ONLY, reason=local.reason),
                     reader=own_reader,
                     ttft_s=local.ttft_s,
                     prefill_s=reader.request_s if local.relieves_prefill else 0.0,
@@ -125,7 +125,7 @@ class Placer:
                 each.replica_id,
             ),
         )
-        reader = RoutePlan(
+        reader = ReplicaPlan(
             replica_id=replica.replica_id,
             reason="no other suspect there",
             wait_s=replica.work_s,
@@ -134,7 +134,7 @@ class Placer:
             ),
         )
         return Placement(
-            plan=HandoffPlan(route=Route.DECODE_ONLY, reason="suspect"),
+            plan=RoutePlan(route=Route.DECODE_ONLY, reason="suspect"),
             reader=reader,
             ttft_s=reader.finish_s,
             prefill_s=reader.request_s,
@@ -149,7 +149,7 @@ class Placer:
         if not self._decode.ledger.has_open(barred):
             return None
         num_output = self._predictor.output_tokens(state.params.max_tokens)
-        plan = self._decode.plan_handover(
+        plan = self._decode.plan_transfer(
             prefill,
             work_s,
             num_tokens=state.num_tokens,
@@ -182,7 +182,7 @@ class Placer:
         num_output = self._predictor.output_tokens(state.params.max_tokens)
         return self.decode_share_s(state) + placement.reader.request_s / num_output
 
-    def _decode_reader(self, reader: RoutePlan) -> DecodeReader:
+    def _decode_reader(self, reader: ReplicaPlan) -> DecodeReader:
         replica = self._decode[reader.replica_id]
         return DecodeReader(
             base_s=self._decode.cost.decode.base_s,

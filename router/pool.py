@@ -35,10 +35,10 @@ from router.cost_fit import CostFit, PoolCost, StepShape
 from router.errors import CannotBeSent, NoReplica
 from router.faults import Fault, fault_of
 from router.ledger import Ledger
-from router.policies import Policy, RoutePlan
+from router.policies import Policy, ReplicaPlan
 from router.prefixes import PrefixIndex, index_block_size
 from router.transfer_fit import Reads
-from router.transfers import Handover, Transfers
+from router.transfers import TransferEstimate, Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -385,8 +385,8 @@ class Pool:
         cached: Mapping[str, tuple[int, float]] | None = None,
         *,
         barred: Set[str] = frozenset(),
-        handover: Handover | None = None,
-    ) -> RoutePlan:
+        transfer: TransferEstimate | None = None,
+    ) -> ReplicaPlan:
         """The replica for a request, by the configured policy; arguments as in `Ledger.snapshot`.
 
         Raises:
@@ -399,11 +399,11 @@ class Pool:
             request_s=request_s,
             cached=cached,
             barred=barred,
-            handover=handover,
+            transfer=transfer,
         )
         return self._policy(snapshot, self._rng)
 
-    def plan_handover(
+    def plan_transfer(
         self,
         prefill: Replica,
         request_s: float,
@@ -411,7 +411,7 @@ class Pool:
         num_tokens: int,
         num_steps: int,
         barred: Set[str] = frozenset(),
-    ) -> RoutePlan:
+    ) -> ReplicaPlan:
         """The replica for what another pool's replica has read. Raises NoReplica as `plan` does.
 
         `num_steps`: of the answer, which spreads over them what its KV takes to come.
@@ -419,16 +419,18 @@ class Pool:
         return self.plan(
             request_s,
             barred=barred,
-            handover=self._handover(prefill, num_tokens=num_tokens, num_steps=num_steps),
+            transfer=self._transfer(prefill, num_tokens=num_tokens, num_steps=num_steps),
         )
 
-    def _handover(self, prefill: Replica, *, num_tokens: int, num_steps: int) -> Handover | None:
+    def _transfer(
+        self, prefill: Replica, *, num_tokens: int, num_steps: int
+    ) -> TransferEstimate | None:
         source, reader = prefill.facts, next((each.facts for each in self), None)
         if reader is None or source.kv_bytes_per_token is None:
             return None
         # All ranks of the side that has more of them read at once, each its part.
         num_ranks = max(source.kv.tp_size, reader.kv.tp_size)
-        return self.transfers.handover(
+        return self.transfers.estimate(
             prefill.replica_id,
             num_bytes=num_tokens * source.kv_bytes_per_token / num_ranks,
             num_steps=num_steps,
@@ -454,7 +456,7 @@ class Pool:
 
     def plan_prefill(
         self, chain: Sequence[int], num_tokens: int, *, barred: Set[str] = frozenset()
-    ) -> RoutePlan:
+    ) -> ReplicaPlan:
         """The replica for a prompt that is to be read. Raises NoReplica as `plan` does."""
         cost, trust = self.cost.prefill, self.prefixes.trust
         cached: dict[str, tuple[int, float]] = {}

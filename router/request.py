@@ -15,12 +15,12 @@ from vllm.v1.metrics.stats import PrefillStats
 
 from engine.output_tokens import with_output_tokens
 from engine.step_limit import STEP_LIMIT
-from router.handoff import HandoffPlan, Route
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.prefixes import extend_chain
 from router.recovery import Failures
 from router.route_note import RouteNote
+from router.routes import Route, RoutePlan
 
 KV_PARAMS = "kv_transfer_params"
 
@@ -60,7 +60,7 @@ class RequestState:
     """Of the HTTP request that it answers."""
     num_ahead: int = 0
     """Requests without a first token when it came."""
-    plan: HandoffPlan | None = None
+    plan: RoutePlan | None = None
     """Of what is left, made anew whenever it is routed; None before that."""
     output_token_ids: list[int] = field(default_factory=list)
     """What the client has been given."""
@@ -169,12 +169,12 @@ class RequestState:
         self.waits_until = waits_until
         return change
 
-    def replan(self, plan: HandoffPlan) -> None:
+    def replan(self, plan: RoutePlan) -> None:
         """What is left of it goes another way, and is in no engine."""
         self.plan = plan
         self.prefill = self.decode = None
 
-    def begin_attempt(self, plan: HandoffPlan, *, num_predicted_cached: int) -> None:
+    def begin_attempt(self, plan: RoutePlan, *, num_predicted_cached: int) -> None:
         """It is about to be sent, under a new name."""
         self.plan = plan
         self.attempt += 1
@@ -274,12 +274,12 @@ class RequestState:
             self.num_moves += 1
 
 
-def prefill_request(state: RequestState, *, samples: bool, hands_over: bool) -> EngineCoreRequest:
+def prefill_request(state: RequestState, *, samples: bool, transfers_kv: bool) -> EngineCoreRequest:
     """What the prefill engine is asked: all tokens so far, and one more.
 
     Args:
         samples: the token counts; otherwise it is thrown away and costs as little as it can.
-        hands_over: decode will pull the KV blocks.
+        transfers_kv: decode will pull the KV blocks.
     """
     prompt = state.request.prompt_token_ids
     if samples:
@@ -297,9 +297,9 @@ def prefill_request(state: RequestState, *, samples: bool, hands_over: bool) -> 
             # A prompt of embeddings cannot be continued by tokens.
             params = with_output_tokens(params, state.output_token_ids)
             params.max_tokens = state.num_output_tokens + 1
-    if hands_over:
-        handover = {"do_remote_decode": True, "do_remote_prefill": False}
-        params.extra_args = {**(params.extra_args or {}), KV_PARAMS: handover}
+    if transfers_kv:
+        remote_decode = {"do_remote_decode": True, "do_remote_prefill": False}
+        params.extra_args = {**(params.extra_args or {}), KV_PARAMS: remote_decode}
     return _with(state, params, prompt)
 
 

@@ -26,7 +26,7 @@ DECIDING = (
     "router/cost_fit.py",
     "router/costs.py",
     "router/faults.py",
-    "router/handoff.py",
+    "router/routes.py",
     "router/lanes.py",
     "engine/lateness.py",
     "engine/step_limit.py",

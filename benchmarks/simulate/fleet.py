@@ -21,10 +21,10 @@ from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.lanes import latest_start_ms
 from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
-from router.policies import RoutePlan
+from router.policies import ReplicaPlan
 from router.reroute import MAX_ACKNOWLEDGEMENTS, is_rerouted
 from router.transfer_fit import Reads
-from router.transfers import Handover
+from router.transfers import TransferEstimate
 
 EXPECTED_OUTPUT_TOKENS = 128.0
 """Of an answer, over which a router spreads a prompt that decode reads."""
@@ -174,7 +174,7 @@ class Fleet:
         replica = router.enter(self.prefill, plan, request, work_s, now_s, deadline_s=due_s)
         self.send_to_prefill(request, replica)
 
-    def _rerouted(self, router: SimRouter, plan: RoutePlan, work_s: float) -> RoutePlan:
+    def _rerouted(self, router: SimRouter, plan: ReplicaPlan, work_s: float) -> ReplicaPlan:
         """Where a prompt goes once replicas have said what they have, as in production but for the
         round trip that each answer takes."""
         now_s, ledger = self.agenda.now_s, router.ledgers[self.prefill.name]
@@ -210,7 +210,7 @@ class Fleet:
                 is_cached=False,
             ),
             prefill_s=prefill_s,
-            handover_s=self.spec.handover_s + decode.profile.transfer_s(request.num_tokens),
+            transfer_s=self.spec.handover_s + decode.profile.transfer_s(request.num_tokens),
             ttft_s=ttft_s,
             itl_s=itl_s,
         )
@@ -276,16 +276,16 @@ class Fleet:
             request,
             self._share_s(request),
             self.agenda.now_s,
-            handover=self._handover(request),
+            transfer=self._transfer(request),
         )
         self._set_out(request, replica)
         replica.engine.submit(request)
 
-    def _handover(self, request: SimRequest) -> Handover | None:
+    def _transfer(self, request: SimRequest) -> TransferEstimate | None:
         source, nodes = self._prefilled_by.get(request.request_id), self.spec.nodes
         if source is None or nodes is None or not nodes.seen:
             return None
-        return self.routers[request.router_id].transfers.handover(
+        return self.routers[request.router_id].transfers.estimate(
             source.replica_id,
             num_bytes=request.num_tokens * self.spec.prefill.kv_bytes_per_token,
             num_steps=EXPECTED_OUTPUT_TOKENS,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from benchmarks.simulate.pools import SimPool, SimReplica
 from benchmarks.simulate.requests import SimRequest
 from router.ledger import Ledger
-from router.policies import POLICIES, RoutePlan
+from router.policies import POLICIES, ReplicaPlan
 from router.reroute import asks_acknowledgements
-from router.transfers import Handover, Transfers
+from router.transfers import TransferEstimate, Transfers
 
 
 class SimRouter:
@@ -41,24 +41,24 @@ class SimRouter:
         now_s: float,
         *,
         deadline_s: float | None = None,
-        handover: Handover | None = None,
+        transfer: TransferEstimate | None = None,
     ) -> SimReplica:
         """Picks a ready replica, of which there must be one, and enters the work."""
-        plan = self.plan(pool, work_s, now_s, handover)
+        plan = self.plan(pool, work_s, now_s, transfer)
         return self.enter(pool, plan, request, work_s, now_s, deadline_s=deadline_s)
 
     def plan(
-        self, pool: SimPool, work_s: float, now_s: float, handover: Handover | None = None
-    ) -> RoutePlan:
+        self, pool: SimPool, work_s: float, now_s: float, transfer: TransferEstimate | None = None
+    ) -> ReplicaPlan:
         """The replica for a request; at least one must be ready."""
         ledger = self.ledgers[pool.name]
-        snapshot = ledger.snapshot(now_s, request_s=work_s, handover=handover)
+        snapshot = ledger.snapshot(now_s, request_s=work_s, transfer=transfer)
         return self._policy(snapshot, self._rng)
 
     def enter(
         self,
         pool: SimPool,
-        plan: RoutePlan,
+        plan: ReplicaPlan,
         request: SimRequest,
         work_s: float,
         now_s: float,

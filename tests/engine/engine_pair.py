@@ -14,7 +14,7 @@ from vllm.v1.outputs import KVConnectorOutput
 
 from kvtransfer.config import Role, kv_transfer_config
 from kvtransfer.nixl import num_dropped_tokens
-from router.handoff import Route, plan_handoff
+from router.routes import Route, plan_route
 
 HANDOVER = {"do_remote_decode": True, "do_remote_prefill": False}
 
@@ -111,7 +111,7 @@ class EnginePair:
         self, request_id: str, num_tokens: int, num_more: int, *, regex: str | None = None
     ) -> None:
         """`regex` is what the answer must match."""
-        plan = plan_handoff(
+        plan = plan_route(
             SamplingParams(max_tokens=num_more),
             num_tokens=num_tokens,
             num_dropped_tokens=self.num_dropped,

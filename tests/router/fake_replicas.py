@@ -14,7 +14,7 @@ from router.pool import Pool, Replica
 from router.request import RequestState
 from router.route_note import NOTE
 
-HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
+KV_OF_PREFILL = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
 
 
 @dataclass
@@ -125,7 +125,7 @@ def prefilled(token: int = 9, request_id: str = "r") -> EngineCoreOutput:
         request_id,
         [token],
         finish_reason=FinishReason.LENGTH,
-        kv_transfer_params=dict(HANDED_OVER),
+        kv_transfer_params=dict(KV_OF_PREFILL),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from core_clusters import LIMITS, Cluster, lose
-from fake_replicas import HANDED_OVER, add, decoded, end_of, join, prefilled, request, step
+from fake_replicas import KV_OF_PREFILL, add, decoded, end_of, join, prefilled, request, step
 from vllm.exceptions import GenerationError
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
@@ -37,7 +37,7 @@ async def test_first_token_from_prefill_then_decode_continues() -> None:
     assert asked.sampling_params is not None
     assert asked.sampling_params.max_tokens == 4
     assert asked.sampling_params.extra_args == {
-        "kv_transfer_params": HANDED_OVER,
+        "kv_transfer_params": KV_OF_PREFILL,
         OUTPUT_TOKENS: [9],
     }
     step(d, decoded(1))
@@ -68,14 +68,14 @@ async def test_decode_samples_every_token_where_prefill_cannot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "replica", "hands_over"),
+    ("options", "replica", "transfers_kv"),
     [
         pytest.param({"max_tokens": 1}, "p0", False, id="one-token-in-prefill"),
         pytest.param({"prompt_logprobs": 1}, "d0", False, id="prompt-logprobs-in-decode"),
     ],
 )
 async def test_one_engine_does_it_all(
-    options: dict[str, Any], replica: str, hands_over: bool
+    options: dict[str, Any], replica: str, transfers_kv: bool
 ) -> None:
     cluster = Cluster()
     add(cluster.core, request(**options))
@@ -103,7 +103,7 @@ async def test_an_answer_that_ends_at_its_first_token_never_reaches_decode() -> 
     cluster.check_settled()
 
 
-async def test_abort_while_prefilling_frees_what_is_handed_over_late() -> None:
+async def test_abort_while_prefilling_frees_kv_that_comes_late() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     add(cluster.core, request())
@@ -116,7 +116,7 @@ async def test_abort_while_prefilling_frees_what_is_handed_over_late() -> None:
     cluster.check_settled()
 
 
-async def test_abort_after_handover_goes_to_decode_alone() -> None:
+async def test_abort_after_the_transfer_began_goes_to_decode_alone() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     add(cluster.core, request())
@@ -205,7 +205,7 @@ async def test_metrics_have_the_cost_model_of_each_pool() -> None:
         assert cluster.registry.get_sample_value("pdserve_cost_seconds", labels) == seconds
 
 
-async def test_metrics_tell_ttft_itl_and_handover_apart() -> None:
+async def test_metrics_tell_ttft_itl_and_transfer_apart() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
     add(cluster.core, request())

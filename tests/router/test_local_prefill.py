@@ -30,7 +30,7 @@ def reader(
 @pytest.mark.parametrize(
     ("of", "prefill_s", "reason"),
     [
-        pytest.param(reader(), 0.03, "short_prompt", id="sooner-than-prefill-and-handover"),
+        pytest.param(reader(), 0.03, "short_prompt", id="sooner-than-prefill-and-transfer"),
         pytest.param(reader(is_cached=True), 0.03, "cached_in_decode", id="cached"),
         pytest.param(reader(), 0.02, None, id="prefill-is-sooner"),
         pytest.param(reader(reading_s=0.04), 0.5, None, id="others-would-wait-too-long"),
@@ -47,14 +47,14 @@ def reader(
 def test_decode_reads_a_prompt_itself(
     of: DecodeReader, prefill_s: float, reason: str | None
 ) -> None:
-    plan = plan_local_prefill(of, prefill_s=prefill_s, handover_s=0.01, ttft_s=TTFT_S, itl_s=ITL_S)
+    plan = plan_local_prefill(of, prefill_s=prefill_s, transfer_s=0.01, ttft_s=TTFT_S, itl_s=ITL_S)
     assert (plan and plan.reason) == reason
 
 
 def test_pieces_leave_the_answers_their_time() -> None:
     """Of steps of 35 ms, 15 are for answers: 0.2 s of prompts take 0.35 s."""
     of = reader(reading_s=0.1, request_s=0.1)
-    plan = plan_local_prefill(of, prefill_s=9.0, handover_s=0.01, ttft_s=TTFT_S, itl_s=ITL_S)
+    plan = plan_local_prefill(of, prefill_s=9.0, transfer_s=0.01, ttft_s=TTFT_S, itl_s=ITL_S)
     assert plan is not None
     assert plan.step_limit_s == STEP_SHARE * ITL_S == pytest.approx(0.035)
     assert plan.ttft_s == pytest.approx(of.step_s + 0.35)

@@ -63,7 +63,7 @@ class Cluster:
             add(self.core, request(request_id, max_tokens=max_tokens))
 
 
-async def test_a_handover_goes_to_a_decode_that_can_read_there() -> None:
+async def test_a_transfer_goes_to_a_decode_that_can_read_there() -> None:
     cluster = Cluster()
     cluster.bar("p0-d0", "p1-d1")
     await cluster.add("a", "b", "c", "d")
@@ -147,7 +147,7 @@ class Storm:
         self.num_replicas = 10
         self.num_seen: dict[str, int] = {}
         """By replica, the requests that were looked at."""
-        self.num_handovers = 0
+        self.num_transfers = 0
 
     @property
     def replicas(self) -> list[Replica]:
@@ -235,7 +235,7 @@ class Storm:
             kv = (asked.sampling_params.extra_args or {}).get(KV_PARAMS)
             if kv is None:
                 continue
-            self.num_handovers += 1
+            self.num_transfers += 1
             if replica.pool is self.core.prefill:
                 opened = self.core.decode.ledger.open_ids
                 assert replica.replica_id not in self.core.pairs.stranded(opened)
@@ -266,12 +266,12 @@ class Storm:
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 async def test_whatever_comes_and_goes_requests_go_where_they_can(policy: str, local: bool) -> None:
-    num_handovers = 0
+    num_transfers = 0
     for seed in range(20):
         storm = Storm(seed, policy, local=local)
         for _ in range(300):
             await storm.happen()
             storm.check()
         storm.end()
-        num_handovers += storm.num_handovers
-    assert num_handovers > 20, "or it has shown nothing"
+        num_transfers += storm.num_transfers
+    assert num_transfers > 20, "or it has shown nothing"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from core_clusters import Cluster
-from fake_replicas import HANDED_OVER, add, new_replica, request
+from fake_replicas import KV_OF_PREFILL, add, new_replica, request
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.exit_cause import EngineExit
@@ -157,13 +157,13 @@ class World:
             running.num_tokens += 1
             params = running.request.sampling_params
             assert params is not None
-            hands_over = "kv_transfer_params" in (params.extra_args or {})
+            transfers_kv = "kv_transfer_params" in (params.extra_args or {})
             output = EngineCoreOutput(
                 request_id,
                 [running.num_tokens],
                 finish_reason=FinishReason.LENGTH if running.is_done else None,
-                kv_transfer_params=dict(HANDED_OVER)
-                if engine.pool == "prefill" and hands_over
+                kv_transfer_params=dict(KV_OF_PREFILL)
+                if engine.pool == "prefill" and transfers_kv
                 else None,
             )
             outputs.append((running.router, output))

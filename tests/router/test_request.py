@@ -12,18 +12,18 @@ import torch
 from fake_replicas import request
 
 import router.request
-from router.handoff import HandoffPlan, Route
 from router.phases import RequestPhase
 from router.request import PhaseChange, RequestState, TokensOut
+from router.routes import Route, RoutePlan
 
-PREFILL_FIRST = HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
-DECODE_ONLY = HandoffPlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
+PREFILL_FIRST = RoutePlan(route=Route.PREFILL_FIRST, reason="default")
+DECODE_ONLY = RoutePlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
 SOME: Any = object()
 """A replica of which nothing is asked."""
 MAY_CHANGE = ("self", "output")
 
 
-def sent(plan: HandoffPlan = PREFILL_FIRST) -> RequestState:
+def sent(plan: RoutePlan = PREFILL_FIRST) -> RequestState:
     state = RequestState(request=request(), received_s=10.0)
     state.replan(plan)
     state.begin_attempt(plan, num_predicted_cached=0)
@@ -80,7 +80,7 @@ async def test_whatever_comes_next_ends_the_wait() -> None:
     ],
 )  # fmt: skip
 def test_what_is_known_of_tokens_when_they_come(
-    plan: HandoffPlan, is_moved: bool, second: TokensOut
+    plan: RoutePlan, is_moved: bool, second: TokensOut
 ) -> None:
     state = sent(plan)
     assert state.add_tokens([7], 11.5) == TokensOut(num=1, ttft_s=1.5)

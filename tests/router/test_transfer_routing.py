@@ -37,7 +37,7 @@ class Cluster:
                 # A token of 1 MB: a fake prompt has three.
                 join(pool, kind + node, block_size=64, node_id=node, kv_bytes_per_token=1e6)
 
-    async def hand_over(self, prefill_id: str) -> str:
+    async def transfer(self, prefill_id: str) -> str:
         """The decode replica that goes on with what a prefill replica has read."""
         self.num_sent += 1
         name = f"r{self.num_sent}"
@@ -87,8 +87,8 @@ async def test_what_is_idle_on_the_node_of_the_kv_gets_it() -> None:
         cluster = Cluster()
         if measured:
             cluster.say_reads()
-        assert await cluster.hand_over("p0") == "d0"
-        assert await cluster.hand_over("p1") == "d1"
+        assert await cluster.transfer("p0") == "d0"
+        assert await cluster.transfer("p1") == "d1"
 
 
 async def test_work_counts_as_much_as_the_way() -> None:
@@ -96,9 +96,9 @@ async def test_work_counts_as_much_as_the_way() -> None:
     cluster.say_reads()
     # Three megabytes take 150 ms from another node: 3 ms of each of fifty steps.
     busy(cluster.core.decode["d0"], 0.002)
-    assert await cluster.hand_over("p0") == "d0"
+    assert await cluster.transfer("p0") == "d0"
     busy(cluster.core.decode["d0"], 0.004)
-    assert await cluster.hand_over("p0") == "d1"
+    assert await cluster.transfer("p0") == "d1"
 
 
 async def test_replicas_that_do_not_say_how_large_their_kv_is_are_chosen_by_work() -> None:
@@ -107,13 +107,13 @@ async def test_replicas_that_do_not_say_how_large_their_kv_is_are_chosen_by_work
     for replica in cluster.core.prefill:
         replica.facts = msgspec.structs.replace(replica.facts, kv_bytes_per_token=None)
     busy(cluster.core.decode["d1"], 0.0001)
-    assert await cluster.hand_over("p1") == "d0"
+    assert await cluster.transfer("p1") == "d0"
 
 
 async def test_what_was_measured_goes_with_the_replica() -> None:
     cluster = Cluster()
     cluster.say_reads()
     cluster.core.decode["d0"].replica_gone("killed")
-    assert await cluster.hand_over("p0") == "d1"
+    assert await cluster.transfer("p0") == "d1"
     join(cluster.core.decode, "d2", block_size=64, node_id="0", kv_bytes_per_token=1e6)
-    assert await cluster.hand_over("p0") == "d2"
+    assert await cluster.transfer("p0") == "d2"

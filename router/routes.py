@@ -20,19 +20,19 @@ class Route(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HandoffPlan:
+class RoutePlan:
     route: Route
     reason: str
 
 
-def plan_handoff(
+def plan_route(
     params: SamplingParams,
     *,
     num_output_tokens: int = 0,
     has_prefill: bool = True,
     num_tokens: int = 0,
     num_dropped_tokens: int = 0,
-) -> HandoffPlan:
+) -> RoutePlan:
     """How to split a request, or what is left of it, between the phases.
 
     Args:
@@ -46,18 +46,18 @@ def plan_handoff(
     """
     if _wants_prompt_logprobs(params) and num_output_tokens == 0:
         # Needs a forward pass over the whole prompt in the engine that answers.
-        return HandoffPlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
+        return RoutePlan(route=Route.DECODE_ONLY, reason="prompt_logprobs")
     if not has_prefill:
-        return HandoffPlan(route=Route.DECODE_ONLY, reason="no_prefill_replica")
+        return RoutePlan(route=Route.DECODE_ONLY, reason="no_prefill_replica")
     if 0 < num_dropped_tokens < num_tokens:
-        return HandoffPlan(route=Route.DECODE_FIRST, reason="prompt_cut_short")
+        return RoutePlan(route=Route.DECODE_FIRST, reason="prompt_cut_short")
     if params.max_tokens == num_output_tokens + 1:
-        return HandoffPlan(route=Route.PREFILL_ONLY, reason="max_tokens")
+        return RoutePlan(route=Route.PREFILL_ONLY, reason="max_tokens")
     if params.repetition_detection is not None:
         # vLLM looks for a repetition only where the length does not end the answer first, as it
         # does in prefill.
-        return HandoffPlan(route=Route.DECODE_FIRST, reason="repetition_detection")
-    return HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
+        return RoutePlan(route=Route.DECODE_FIRST, reason="repetition_detection")
+    return RoutePlan(route=Route.PREFILL_FIRST, reason="default")
 
 
 def _wants_prompt_logprobs(params: SamplingParams) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
 
-from router.handoff import Route, plan_handoff
+from router.routes import Route, plan_route
 
 GRAMMAR = StructuredOutputsParams(choice=["yes", "no"])
 REPETITION = RepetitionDetectionParams(max_pattern_size=4, min_pattern_size=1, min_count=3)
@@ -41,7 +41,7 @@ REPETITION = RepetitionDetectionParams(max_pattern_size=4, min_pattern_size=1, m
 )
 def test_route(options: dict[str, Any], route: Route) -> None:
     params = SamplingParams(**{"max_tokens": 16, **options})
-    plan = plan_handoff(params)
+    plan = plan_route(params)
     assert plan.route is route
     assert plan.reason
 
@@ -49,7 +49,7 @@ def test_route(options: dict[str, Any], route: Route) -> None:
 @pytest.mark.parametrize("max_tokens", [1, 16])
 def test_a_prompt_that_prefill_cuts_short_gets_every_token_from_decode(max_tokens: int) -> None:
     params = SamplingParams(max_tokens=max_tokens)
-    plan = plan_handoff(params, num_tokens=6, num_dropped_tokens=2)
+    plan = plan_route(params, num_tokens=6, num_dropped_tokens=2)
     assert (plan.route, plan.reason) == (Route.DECODE_FIRST, "prompt_cut_short")
 
 
@@ -58,7 +58,7 @@ def test_a_prompt_that_prefill_reads_whole_has_its_first_token_from_there(
     num_tokens: int, num_dropped: int
 ) -> None:
     params = SamplingParams(max_tokens=16)
-    plan = plan_handoff(params, num_tokens=num_tokens, num_dropped_tokens=num_dropped)
+    plan = plan_route(params, num_tokens=num_tokens, num_dropped_tokens=num_dropped)
     assert plan.route is Route.PREFILL_FIRST
 
 
@@ -74,10 +74,10 @@ def test_route_of_what_is_left(
     options: dict[str, Any], num_output_tokens: int, route: Route
 ) -> None:
     params = SamplingParams(**{"max_tokens": 16, **options})
-    assert plan_handoff(params, num_output_tokens=num_output_tokens).route is route
+    assert plan_route(params, num_output_tokens=num_output_tokens).route is route
 
 
 @pytest.mark.parametrize("max_tokens", [1, 16])
 def test_without_prefill_decode_does_it_all(max_tokens: int) -> None:
-    plan = plan_handoff(SamplingParams(max_tokens=max_tokens), has_prefill=False)
+    plan = plan_route(SamplingParams(max_tokens=max_tokens), has_prefill=False)
     assert plan.route is Route.DECODE_ONLY
