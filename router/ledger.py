@@ -139,7 +139,7 @@ class Ledger:
         left_s = max(0.0, load.work_s - done_s)
         self._renew(line, left_s + work_s, counted_s=now_s, reported_s=load.reported_s)
 
-    def settle(self, replica_id: str, request_id: str, *, was_done: bool = True) -> None:
+    def complete(self, replica_id: str, request_id: str, *, was_done: bool = True) -> None:
         """A request has ended, by itself or not.
 
         Work that drains was counted down while the engine did it; what was not done, and what a

@@ -241,7 +241,7 @@ class RequestLifecycle:
             if output.new_token_ids:
                 replica.reading.pop(output.request_id, None)
             if output.finished:
-                replica.settle(output.request_id)
+                replica.complete(output.request_id)
             if state is None:
                 if output.kv_transfer_params is not None:
                     # Aborted while this was under way; its KV is nobody's now.

@@ -155,17 +155,17 @@ class Replica:
             deadline_s=None if due_in_s is None else now_s + due_in_s,
         )
 
-    def settle(self, request_id: str, *, was_done: bool = True) -> None:
+    def complete(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
         self.reading.pop(request_id, None)
-        self.pool.ledger.settle(self.replica_id, request_id, was_done=was_done)
+        self.pool.ledger.complete(self.replica_id, request_id, was_done=was_done)
 
     def has(self, request_id: str) -> bool:
         """Whether a request was sent there and has not ended."""
         return self.pool.ledger.has(self.replica_id, request_id)
 
     def abort(self, request_id: str) -> None:
-        self.settle(request_id, was_done=False)
+        self.complete(request_id, was_done=False)
         self.end.send(Kind.ABORT, [request_id])
 
     def clear(self, request_id: str) -> None:
@@ -229,7 +229,7 @@ class Replica:
         return before
 
     def rejected(self, rejection: Rejection) -> None:
-        self.settle(rejection.request_id, was_done=False)
+        self.complete(rejection.request_id, was_done=False)
         if rejection.has_suspect:
             # Until it says otherwise, whosever that suspect is.
             self.load = msgspec.structs.replace(self.load, has_suspect=True)

@@ -242,7 +242,7 @@ class Fleet:
         if replica is not None and replica.engine is engine:
             router = self.routers[request.router_id]
             if self.decode is not None or not request.num_left:
-                router.settle(self.prefill, replica, request)
+                router.complete(self.prefill, replica, request)
             if self.spec.reports_with_outputs:
                 report_load(self.routers, router, self.prefill, replica, self.agenda.now_s)
             if not request.num_left:
@@ -323,7 +323,7 @@ class Fleet:
         pool = self.decode or self.prefill
         replica = pool.by_engine[id(engine)]
         self._prefilled_by.pop(request.request_id, None)
-        self.routers[request.router_id].settle(pool, replica, request)
+        self.routers[request.router_id].complete(pool, replica, request)
         self._end(request, pool, replica)
 
     def _end(self, request: SimRequest, pool: SimPool, replica: SimReplica) -> None:

@@ -77,9 +77,9 @@ class SimRouter:
         self.sent_s[plan.replica_id] = self.sent_s.get(plan.replica_id, 0.0) + work_s
         return pool.by_id[plan.replica_id]
 
-    def settle(self, pool: SimPool, replica: SimReplica, request: SimRequest) -> None:
+    def complete(self, pool: SimPool, replica: SimReplica, request: SimRequest) -> None:
         """The replica is done with the request."""
-        self.ledgers[pool.name].settle(replica.replica_id, str(request.request_id))
+        self.ledgers[pool.name].complete(replica.replica_id, str(request.request_id))
         left_s = self.sent_s.get(replica.replica_id, 0.0) - request.work_s
         self.sent_s[replica.replica_id] = max(left_s, 0.0)  # floats may end up below nothing
 

@@ -50,7 +50,7 @@ class Cluster:
             outputs += queue.get_nowait().outputs
         return outputs
 
-    def check_settled(self) -> None:
+    def check_complete(self) -> None:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
         holdings = self.core.holdings(frozenset())
         assert audit(holdings, holdings, {}).disagreements == ()

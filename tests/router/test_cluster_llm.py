@@ -94,7 +94,7 @@ async def test_what_it_refuses_leaves_nothing(error: Exception, raised: type[Exc
     if isinstance(caught.value, GracefulHTTPError):
         assert caught.value.http_status == HTTPStatus.SERVICE_UNAVAILABLE
     assert not llm.output_processor.has_unfinished_requests()
-    cluster.check_settled()
+    cluster.check_complete()
     llm.shutdown()
 
 
@@ -206,7 +206,7 @@ async def test_prompt_logprobs_have_a_bound(params: dict[str, Any], is_taken: bo
         with pytest.raises(VLLMValidationError, match="More than 12 log probabilities"):
             await ask(llm, **params)
         assert not llm.output_processor.has_unfinished_requests()
-        cluster.check_settled()
+        cluster.check_complete()
     llm.shutdown()
 
 

@@ -52,7 +52,7 @@ async def test_what_engines_compute_is_handed_on_and_the_rest_of_an_answer_may_b
     assert output.new_token_ids == [9]
     client.cancel(["r", "one-that-has-ended"])
     assert not client.dp_engines_running()
-    cluster.check_settled()
+    cluster.check_complete()
     ended = cluster.registry.get_sample_value("pdserve_requests_total", {"end": "abort"})
     assert ended == 1
 
@@ -65,7 +65,7 @@ async def test_the_front_end_forgets_one_whose_adding_was_broken_off() -> None:
         await ClusterCoreClient(cluster.core).add_request_async(odd)
     (output,) = cluster.outputs()
     assert (output.request_id, output.finish_reason) == ("odd", FinishReason.ABORT)
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_an_answer_that_ends_by_a_stop_string_counts_as_one() -> None:
@@ -79,7 +79,7 @@ async def test_an_answer_that_ends_by_a_stop_string_counts_as_one() -> None:
         step(d, decoded(token))
     await client.abort_requests_async(["r"])
     assert end_of(d).told(Kind.ABORT) == ["r"]
-    cluster.check_settled()
+    cluster.check_complete()
     ended = cluster.registry.get_sample_value
     assert ended("pdserve_requests_total", {"end": "stop"}) == 1
     counts = cluster.core.scaling_report().counts

@@ -36,7 +36,7 @@ async def test_prefill_dies_and_its_requests_are_prefilled_elsewhere() -> None:
     step(other, EngineCoreOutput("b", [1], finish_reason=FinishReason.STOP))
     step(other, EngineCoreOutput("a~2", [2], finish_reason=FinishReason.STOP))
     assert [output.request_id for output in cluster.outputs()] == ["b", "a"]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_prefill_dies_before_decode_has_its_blocks() -> None:
@@ -65,7 +65,7 @@ async def test_prefill_dies_once_decode_has_its_blocks_and_nobody_cares() -> Non
     lose(cluster.prefill[0])
     step(decode, decoded(2, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1], [2]]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 @pytest.mark.parametrize("streamed", [0, 1], ids=["before-its-first-token", "mid-stream"])
@@ -93,7 +93,7 @@ async def test_decode_dies_and_the_answer_goes_on_elsewhere(streamed: int) -> No
     tokens = [token for output in cluster.outputs() for token in output.new_token_ids]
     assert tokens == [9, *range(streamed), 5, 6]
     assert cluster.registry.get_sample_value("pdserve_recovery_seconds_count") == 1
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_the_last_token_of_a_moved_answer_needs_no_decode() -> None:
@@ -192,7 +192,7 @@ async def test_a_request_that_makes_every_engine_fail_is_refused_with_the_third(
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
     assert (len(cluster.core.prefill.ledger), len(cluster.core.decode.ledger)) == (2, 3)
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_after_one_failure_all_go_on_at_once() -> None:
@@ -259,7 +259,7 @@ async def test_a_suspect_stays_away_from_another_routers() -> None:
     other.step_received(StepOutputs([], LoadReport()))
     (asked,) = end_of(other).added()
     step(other, decoded(1, ends=True, request_id=asked.request_id))
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_what_was_computed_elsewhere_has_not_made_an_engine_fail() -> None:
@@ -318,7 +318,7 @@ async def test_a_suspect_that_needs_one_token_more_waits_for_a_decode_replica_wi
     async with asyncio.timeout(10):
         (ended,) = (await cluster.core.outputs.get()).outputs
     assert ended.finish_reason == FinishReason.ERROR
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 @pytest.mark.parametrize("num_beside", [0, 1])
@@ -345,7 +345,7 @@ async def test_suspects_that_have_to_wait_for_a_replica_do_not_keep_others_from_
         while len(ended) < 3:
             ended += (await cluster.core.outputs.get()).outputs
     assert {output.finish_reason for output in ended} == {FinishReason.ERROR}
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_an_engine_that_is_stopped_gives_its_requests_back() -> None:
@@ -420,4 +420,4 @@ async def test_a_rejected_request_ends_in_an_error_with_a_status() -> None:
     assert len(note.refusal.message) < 1100
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
-    cluster.check_settled()
+    cluster.check_complete()

@@ -43,7 +43,7 @@ async def test_first_token_from_prefill_then_decode_continues() -> None:
     step(d, decoded(1))
     step(d, decoded(2), decoded(3, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[1], [2], [3]]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_decode_samples_every_token_where_prefill_cannot() -> None:
@@ -64,7 +64,7 @@ async def test_decode_samples_every_token_where_prefill_cannot() -> None:
     assert (asked.sampling_params.max_tokens, asked.sampling_params.seed) == (4, 3)
     step(d, decoded(1, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[1]]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ async def test_one_engine_does_it_all(
     target = next(r for r in (*cluster.prefill, *cluster.decode) if r.replica_id == replica)
     step(target, decoded(1, ends=True))
     assert [output.finish_reason for output in cluster.outputs()] == [FinishReason.LENGTH]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_an_answer_that_ends_at_its_first_token_never_reaches_decode() -> None:
@@ -100,7 +100,7 @@ async def test_an_answer_that_ends_at_its_first_token_never_reaches_decode() -> 
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.STOP
     assert end_of(d).sent == []
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_abort_while_prefilling_frees_kv_that_comes_late() -> None:
@@ -113,7 +113,7 @@ async def test_abort_while_prefilling_frees_kv_that_comes_late() -> None:
     assert end_of(p).told(Kind.RELEASE) == ["r"]
     assert end_of(d).sent == []
     assert cluster.outputs() == []
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_abort_after_the_transfer_began_goes_to_decode_alone() -> None:
@@ -124,7 +124,7 @@ async def test_abort_after_the_transfer_began_goes_to_decode_alone() -> None:
     cluster.core.lifecycle.stop(["r"], FinishReason.STOP)
     assert end_of(d).told(Kind.ABORT) == ["r"]
     assert end_of(p).told(Kind.RELEASE) == []
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_without_prefill_decode_does_it_all() -> None:
@@ -145,7 +145,7 @@ async def test_without_decode_a_request_waits_for_one() -> None:
     step(p, prefilled())
     step(cluster.decode[0], decoded(1, ends=True))
     assert [output.new_token_ids for output in cluster.outputs()] == [[9], [1]]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_those_that_wait_for_a_replica_are_a_queue_as_well() -> None:
@@ -166,7 +166,7 @@ async def test_a_wait_has_an_end() -> None:
     async with asyncio.timeout(10):
         outputs = (await cluster.core.outputs.get()).outputs
     assert [output.finish_reason for output in outputs] == [FinishReason.ERROR]
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_a_request_that_waits_can_be_aborted() -> None:
@@ -176,7 +176,7 @@ async def test_a_request_that_waits_can_be_aborted() -> None:
     cluster.core.lifecycle.stop(["r"], FinishReason.STOP)
     await asyncio.sleep(0.05)
     assert cluster.outputs() == []
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 @pytest.mark.parametrize("pool", ["prefill", "decode"])
@@ -190,7 +190,7 @@ async def test_an_engine_that_fails_with_a_request_gives_its_answer_a_status(poo
     assert isinstance(note.error, GenerationError)
     (output,) = cluster.outputs()
     assert output.finish_reason == FinishReason.ERROR
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_metrics_have_the_cost_model_of_each_pool() -> None:

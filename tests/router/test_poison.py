@@ -245,4 +245,4 @@ async def test_poison_ends_three_engines_at_most_and_no_innocent_request(
     is_refused = world.ended[POISON].finish_reason == FinishReason.ERROR
     assert is_refused is (world.num_failures == REFUSED_AFTER)
     for router in world.routers:
-        router.check_settled()
+        router.check_complete()

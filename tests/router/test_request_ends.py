@@ -44,17 +44,17 @@ async def test_what_no_message_can_carry_is_refused_and_leaves_nothing(
     assert note.refusal is not None
     assert note.refusal.status == 400
     assert note.refusal.retry_after_s is None
-    cluster.check_settled()
+    cluster.check_complete()
     add(cluster.core, request("next"))
     step(cluster.prefill[0], EngineCoreOutput("next", [1], finish_reason=FinishReason.STOP))
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_an_id_that_cannot_be_sent_can_be_aborted() -> None:
     cluster = Cluster()
     add(cluster.core, request(HALF_A_LETTER))
     cluster.core.lifecycle.stop([HALF_A_LETTER], FinishReason.ABORT)
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 @dataclass
@@ -104,4 +104,4 @@ async def test_one_that_cannot_go_on_in_decode_does_not_keep_the_others_and_free
         ("b", False),
     ]
     step(d, decoded(1, ends=True, request_id="a"), decoded(1, ends=True, request_id="b"))
-    cluster.check_settled()
+    cluster.check_complete()
