@@ -100,7 +100,7 @@ def build(args: Mapping[str, Any]) -> Application:
         num_routers=config.router.replicas,
         routing=_routing(config),
         recovery=RecoveryLimits(
-            max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
+            max_failovers=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
         ),
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,

@@ -19,7 +19,7 @@ from router.phases import RequestPhase
 from router.placement import Placement, Placer
 from router.pool import Pool, PoolEvents, Replica
 from router.quarantine import Quarantine
-from router.recovery import Failures, RecoveryLimits, one_more, plan_move
+from router.recovery import Failures, RecoveryLimits, one_more, plan_failover
 from router.refusals import rejected
 from router.request import RequestState
 from router.reroute import is_rerouted
@@ -194,18 +194,18 @@ class Failover:
     ) -> Outputs:
         """Starts a request again that no engine has any more, or gives it up."""
         state.suspected(failures)
-        plan = plan_move(
-            num_moves=state.num_moves + state.num_blameless_moves,
+        plan = plan_failover(
+            num_failovers=state.num_failovers + state.num_blameless_failovers,
             failures=failures,
             num_alone=state.num_alone_failures,
             num_hangs=state.num_hangs,
             limits=self._limits,
         )
-        if not plan.moves:
+        if not plan.goes_on:
             return self._lifecycle.fail(state, f"{cause}; {plan.reason}")
-        self._metrics.moved(cause)
+        self._metrics.failed_over(cause)
         logger.info("request %s moves: %s", state.request_id, cause)
-        state.moves(time.monotonic(), is_blameless=is_blameless)
+        state.failed_over(time.monotonic(), is_blameless=is_blameless)
         return self._restart(state)
 
     def _restart(self, state: RequestState) -> Outputs:

@@ -64,7 +64,7 @@ class RouterMetrics:
         )  # fmt: skip
         self._ended = Counter("pdserve_requests", "Requests ended.", ("end",), registry=registry)
         self._tokens = Counter("pdserve_output_tokens", "Tokens handed on.", registry=registry)
-        self._moves = Counter(
+        self._failovers = Counter(
             "pdserve_moves",
             "Requests that lost their engine, by cause.",
             ("cause",),
@@ -106,8 +106,8 @@ class RouterMetrics:
         if start is not None and end is not None:
             self._queue[pool](end - start)
 
-    def moved(self, cause: str) -> None:
-        self._moves.labels(cause).inc()
+    def failed_over(self, cause: str) -> None:
+        self._failovers.labels(cause).inc()
 
     def tokens_out(self, out: TokensOut) -> None:
         """A client was given tokens."""

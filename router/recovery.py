@@ -27,7 +27,7 @@ machines and networks hang too: hardly anybody is beside the cause that often.""
 class RecoveryLimits:
     """How far a router goes for a request before it gives it up."""
 
-    max_moves: int
+    max_failovers: int
     """Moves to another engine that one request is worth."""
     max_wait_s: float
     """Seconds that a request waits for a pool without a live replica."""
@@ -57,10 +57,10 @@ class Failures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MovePlan:
+class FailoverPlan:
     """Whether a request goes on elsewhere, and why not."""
 
-    moves: bool
+    goes_on: bool
     reason: str
 
 
@@ -70,29 +70,33 @@ def one_more(before: Failures | None, *, num_tokens: int, was_prefilling: bool) 
     return Failures(num=num + 1, num_tokens=num_tokens, was_prefilling=was_prefilling)
 
 
-def plan_move(
+def plan_failover(
     *,
-    num_moves: int,
+    num_failovers: int,
     failures: Failures | None,
     num_alone: int,
     num_hangs: int,
     limits: RecoveryLimits,
-) -> MovePlan:
+) -> FailoverPlan:
     """Whether a request that has lost its engine gets another.
 
     Args:
-        num_moves: moves before this one.
+        num_failovers: moves before this one.
         failures: with the one that it has just lost, if that has failed; engines that drain or were
             stopped have not, nor has one whose connection was lost.
         num_alone: engines that have ever ended with this request and no other in them.
         num_hangs: engines and replicas that have ever hung with this request.
     """
     if num_alone >= REFUSED_AFTER:
-        return MovePlan(moves=False, reason=f"{num_alone} engines failed that had nothing else")
+        return FailoverPlan(
+            goes_on=False, reason=f"{num_alone} engines failed that had nothing else"
+        )
     if failures is not None and failures.num >= REFUSED_AFTER:
-        return MovePlan(moves=False, reason=f"{failures.num} engines failed at the same place")
+        return FailoverPlan(
+            goes_on=False, reason=f"{failures.num} engines failed at the same place"
+        )
     if num_hangs >= MOST_HANGS:
-        return MovePlan(moves=False, reason=f"{num_hangs} engines hung with it")
-    if num_moves >= limits.max_moves:
-        return MovePlan(moves=False, reason=f"it was moved {num_moves} times already")
-    return MovePlan(moves=True, reason="its engine is gone")
+        return FailoverPlan(goes_on=False, reason=f"{num_hangs} engines hung with it")
+    if num_failovers >= limits.max_failovers:
+        return FailoverPlan(goes_on=False, reason=f"it was moved {num_failovers} times already")
+    return FailoverPlan(goes_on=True, reason="its engine is gone")

@@ -82,17 +82,17 @@ class RequestState:
     attempt: int = 0
     num_acknowledgements: int = 0
     """After which it could have been rerouted: see router.reroute."""
-    num_moves: int = 0
+    num_failovers: int = 0
     failures: Failures | None = None
     """Of engines with it, as long as it may have caused them."""
-    num_blameless_moves: int = 0
-    """Moves for another reason than an engine's end, since its last token; `num_moves` has the
+    num_blameless_failovers: int = 0
+    """Moves for another reason than an engine's end, since its last token; `num_failovers` has the
     others."""
     num_hangs: int = 0
     """Engines and replicas that have hung with it."""
     num_alone_failures: int = 0
     """Engines that have ended with it and no other request in them."""
-    moved_s: float | None = None
+    lost_s: float | None = None
     """When it was taken from its last engine, until a token comes from the next."""
 
     @property
@@ -222,12 +222,12 @@ class RequestState:
             gap_s = now_s - self.last_token_s
             if self.num_output_tokens == 1 and self._comes_from_prefill:
                 transfer_s = gap_s
-        if self.moved_s is not None:
-            recovery_s = now_s - self.moved_s
-            self.moved_s = None
+        if self.lost_s is not None:
+            recovery_s = now_s - self.lost_s
+            self.lost_s = None
         self.last_token_s = now_s
         self.output_token_ids += tokens
-        self.num_blameless_moves = 0
+        self.num_blameless_failovers = 0
         return TokensOut(
             num=len(tokens),
             ttft_s=ttft_s,
@@ -238,7 +238,7 @@ class RequestState:
 
     @property
     def _comes_from_prefill(self) -> bool:
-        return self.num_moves == 0 and self.route is Route.PREFILL_FIRST
+        return self.num_failovers == 0 and self.route is Route.PREFILL_FIRST
 
     @property
     def writing_s(self) -> float | None:
@@ -265,13 +265,13 @@ class RequestState:
         """It has shown that it is not what made engines fail."""
         self.failures = None
 
-    def moves(self, now_s: float, *, is_blameless: bool) -> None:
+    def failed_over(self, now_s: float, *, is_blameless: bool) -> None:
         """It has lost its engine, and goes on in another."""
-        self.moved_s = self.moved_s or now_s
+        self.lost_s = self.lost_s or now_s
         if is_blameless:
-            self.num_blameless_moves += 1
+            self.num_blameless_failovers += 1
         else:
-            self.num_moves += 1
+            self.num_failovers += 1
 
 
 def prefill_request(state: RequestState, *, samples: bool, transfers_kv: bool) -> EngineCoreRequest:

@@ -15,7 +15,7 @@ from router.settings import RoutingSettings
 from router.slo import Slo
 from router.traffic import TrafficMeter
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0)
 
 
 class Cluster:

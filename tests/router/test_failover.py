@@ -18,7 +18,7 @@ from router.request import KV_PARAMS
 from router.route_note import NOTE, RouteNote
 
 
-def moves(cluster: Cluster, cause: str) -> float | None:
+def failovers(cluster: Cluster, cause: str) -> float | None:
     moved: float | None
     moved = cluster.registry.get_sample_value("pdserve_moves_total", {"cause": cause})
     return moved
@@ -32,7 +32,7 @@ async def test_prefill_dies_and_its_requests_are_prefilled_elsewhere() -> None:
     lose(lost)
     assert cluster.outputs() == []
     assert [asked.request_id for asked in end_of(other).added()] == ["b", "a~2"]
-    assert moves(cluster, "prefill_connection_lost") == 1
+    assert failovers(cluster, "prefill_connection_lost") == 1
     step(other, EngineCoreOutput("b", [1], finish_reason=FinishReason.STOP))
     step(other, EngineCoreOutput("a~2", [2], finish_reason=FinishReason.STOP))
     assert [output.request_id for output in cluster.outputs()] == ["b", "a"]
@@ -133,7 +133,7 @@ async def test_decode_dies_while_prefill_works_and_the_answer_waits() -> None:
 
 
 async def test_moves_are_bounded() -> None:
-    cluster = Cluster(num=3, limits=replace(LIMITS, max_moves=1))
+    cluster = Cluster(num=3, limits=replace(LIMITS, max_failovers=1))
     add(cluster.core, request())
     for turn, prefill in enumerate(cluster.prefill[:2]):
         (asked,) = end_of(prefill).added()
@@ -147,7 +147,7 @@ async def test_moves_are_bounded() -> None:
 async def test_lost_connections_count_only_where_nothing_comes_between_them(
     gets_tokens: bool,
 ) -> None:
-    cluster = Cluster(num=4, limits=replace(LIMITS, max_moves=1))
+    cluster = Cluster(num=4, limits=replace(LIMITS, max_failovers=1))
     add(cluster.core, request(max_tokens=100))
     for _ in range(3):
         if not (state := cluster.core.lifecycle.requests.get("r")):
@@ -364,7 +364,7 @@ async def test_a_draining_replica_that_runs_out_of_time_has_its_requests_moved()
     add(cluster.core, request("late"))
     lose(leaving)
     assert [asked.request_id for asked in end_of(other).added()] == ["late", "r~2"]
-    assert moves(cluster, "prefill_drained") == 1
+    assert failovers(cluster, "prefill_drained") == 1
 
 
 async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_suspects() -> None:
@@ -382,7 +382,7 @@ async def test_a_replica_that_falls_silent_is_given_up_and_its_requests_are_no_s
     assert end_of(other).closed_because is None
     lose(silent)
     assert {asked.request_id for asked in end_of(other).added()} == {"a~2", "b"}
-    assert moves(cluster, "prefill_replica_silent") == 1
+    assert failovers(cluster, "prefill_replica_silent") == 1
     assert all(state.failures is None for state in cluster.core.lifecycle.requests.values())
 
 

@@ -37,7 +37,7 @@ from router.serve_list import ListedReplica
 from router.slo import Slo
 from router.traffic import TrafficMeter
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0)
 KILLED = EngineExit(cause="SIGKILL", text="the engine was ended by SIGKILL")
 NO_ROUTE = "no route to host"
 

@@ -21,7 +21,7 @@ from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
 from router.pool import Replica
 from router.recovery import REFUSED_AFTER, RecoveryLimits
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0)
 HOWS = ("ends", "stalls")
 POISON = "poison"
 NUM_TOKENS = 40

@@ -8,10 +8,10 @@ from router.recovery import (
     Failures,
     RecoveryLimits,
     one_more,
-    plan_move,
+    plan_failover,
 )
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0)
 SAME_PLACE = "3 engines failed at the same place"
 ALONE = "3 engines failed that had nothing else"
 MOVED = "its engine is gone"
@@ -22,7 +22,7 @@ def failures(num: int, *, num_tokens: int = 40, was_prefilling: bool = False) ->
 
 
 @pytest.mark.parametrize(
-    ("with_it", "num_alone", "num_moves", "reason"),
+    ("with_it", "num_alone", "num_failovers", "reason"),
     [
         pytest.param(None, 0, 0, MOVED, id="no engine failed"),
         pytest.param(failures(1), 1, 0, MOVED, id="one"),
@@ -32,20 +32,26 @@ def failures(num: int, *, num_tokens: int = 40, was_prefilling: bool = False) ->
         pytest.param(None, 0, 3, "it was moved 3 times already", id="moved too often"),
     ],
 )
-def test_plan_move(with_it: Failures | None, num_alone: int, num_moves: int, reason: str) -> None:
-    plan = plan_move(
-        num_moves=num_moves, failures=with_it, num_alone=num_alone, num_hangs=0, limits=LIMITS
+def test_plan_move(
+    with_it: Failures | None, num_alone: int, num_failovers: int, reason: str
+) -> None:
+    plan = plan_failover(
+        num_failovers=num_failovers,
+        failures=with_it,
+        num_alone=num_alone,
+        num_hangs=0,
+        limits=LIMITS,
     )
 
-    assert (plan.moves, plan.reason) == (reason == MOVED, reason)
+    assert (plan.goes_on, plan.reason) == (reason == MOVED, reason)
 
 
 @pytest.mark.parametrize(("num_hangs", "moves"), [(MOST_HANGS - 1, True), (MOST_HANGS, False)])
 def test_who_hangs_engines_at_ever_other_places_is_refused_too(num_hangs: int, moves: bool) -> None:
-    plan = plan_move(
-        num_moves=0, failures=failures(1), num_alone=0, num_hangs=num_hangs, limits=LIMITS
+    plan = plan_failover(
+        num_failovers=0, failures=failures(1), num_alone=0, num_hangs=num_hangs, limits=LIMITS
     )
-    assert plan.moves is moves
+    assert plan.goes_on is moves
 
 
 def test_failures_add_up_to_a_suspect() -> None:

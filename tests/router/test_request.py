@@ -85,8 +85,8 @@ def test_what_is_known_of_tokens_when_they_come(
     state = sent(plan)
     assert state.add_tokens([7], 11.5) == TokensOut(num=1, ttft_s=1.5)
     if is_moved:
-        state.moves(12.5, is_blameless=False)
-        state.moves(13.0, is_blameless=False)
+        state.failed_over(12.5, is_blameless=False)
+        state.failed_over(13.0, is_blameless=False)
     assert state.add_tokens([8], 13.5) == second
     assert state.add_tokens([9, 9], 14.0) == TokensOut(num=2, gap_s=0.5)
     assert state.output_token_ids == [7, 8, 9, 9]
@@ -95,10 +95,10 @@ def test_what_is_known_of_tokens_when_they_come(
 
 def test_moves_for_another_reason_than_an_engines_end_are_forgotten_with_the_next_token() -> None:
     state = sent()
-    state.moves(11.0, is_blameless=True)
-    state.moves(11.0, is_blameless=False)
+    state.failed_over(11.0, is_blameless=True)
+    state.failed_over(11.0, is_blameless=False)
     state.add_tokens([7], 12.0)
-    assert (state.num_blameless_moves, state.num_moves) == (0, 1)
+    assert (state.num_blameless_failovers, state.num_failovers) == (0, 1)
 
 
 def assignments(module: Path) -> Iterator[tuple[str, int]]:
