@@ -22,20 +22,20 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.hf import HfRenderer
 
-from router.answers import TellsRoute
-from router.client_headers import RestoresHeaders
+from router.api_keys import ApiKeyMiddleware
+from router.cancellation import CancellationShield
+from router.client_headers import ClientHeadersMiddleware
 from router.client_templates import ClientTemplates
-from router.clients import KnowsClient
+from router.clients import ClientIdentityMiddleware
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
-from router.disconnect import EndsByItself
 from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.frontend_config import front_end_config, has_drafts
 from router.grammar_check import GrammarCheck
-from router.keys import NeedsKey
-from router.limits import BodyLimit, HeaderLimit
+from router.limits import BodyLimitMiddleware, HeaderLimitMiddleware
 from router.loop_validation import compile_nothing_in_the_loop
+from router.route_header import RouteHeaderMiddleware
 from router.sandbox.process import SandboxProcess, zygote_arguments
 from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
@@ -125,16 +125,18 @@ def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
     """vLLM's app with what a request passes before it, and its answer after it."""
     cors = _taken(app, CORSMiddleware, CORSMiddleware, is_needed=True)
     has_keys = bool(app.state.args.api_key)
-    needs_key = _taken(app, AuthenticationMiddleware, NeedsKey, is_needed=has_keys)
+    needs_key = _taken(app, AuthenticationMiddleware, ApiKeyMiddleware, is_needed=has_keys)
     layers: list[Layer] = [
-        EndsByItself,  # A request that Serve ends, ends in the engines too.
-        RestoresHeaders,  # From here on they are the client's, not Serve's.
-        partial(KnowsClient, has_keys=has_keys),
+        CancellationShield,  # A request that Serve ends, ends in the engines too.
+        ClientHeadersMiddleware,  # From here on they are the client's, not Serve's.
+        partial(ClientIdentityMiddleware, has_keys=has_keys),
         cors,  # On refusals too.
-        HeaderLimit,  # 431
+        HeaderLimitMiddleware,  # 431
         needs_key,  # 401, before a body is read.
-        partial(BodyLimit, limits=settings.limits),  # 408, 413; and 400 for what is in it.
-        TellsRoute,  # The status and the route of a stream; errors of a bounded length.
+        partial(
+            BodyLimitMiddleware, limits=settings.limits
+        ),  # 408, 413; and 400 for what is in it.
+        RouteHeaderMiddleware,  # The status and the route of a stream; errors of a bounded length.
     ]
     whole: ASGIApp = app
     for layer in reversed(layers):

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from router.api_keys import has_key
 from router.engine_ends import EngineEnds
-from router.keys import has_key
 from router.pairs import Pairs
 from router.pool import Pool
 

@@ -14,11 +14,11 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from engine.models import resolve_model
+from router.api_keys import OPEN_PATHS
 from router.app import TASKS, layered
 from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.health import Health
-from router.keys import OPEN_PATHS
 from router.pairs import Pairs
 from router.refusals import Refusal
 from router.route_note import NOTE

@@ -13,7 +13,7 @@ OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/load", "/version"})
 _HAS_KEY = "pdserve.has_key"
 
 
-class NeedsKey(AuthenticationMiddleware):  # type: ignore[misc]
+class ApiKeyMiddleware(AuthenticationMiddleware):  # type: ignore[misc]
     """Answers 401, as vLLM does, to whoever has no key; on every path that does anything."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

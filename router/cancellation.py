@@ -15,7 +15,7 @@ GRACE_S = 5.0
 """An app that does not end by itself is cancelled after this."""
 
 
-class EndsByItself:
+class CancellationShield:
     """Shields the app from being cancelled; a cancel is passed on late, if at all."""
 
     def __init__(self, app: ASGIApp) -> None:

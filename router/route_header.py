@@ -29,7 +29,7 @@ _BEFORE_AN_ENGINE_IS_ASKED = (b"event: response.created\n", b"event: response.in
 _BAD_REQUEST = frozenset({400, 408, 413, 431})
 
 
-class TellsRoute:
+class RouteHeaderMiddleware:
     """Adds the header `x-pdserve-route`, and answers refusals and errors with their status."""
 
     def __init__(self, app: ASGIApp) -> None:
