@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreRequest
 
-from router.lanes import latest_start_ms
+from router.deadline_order import latest_start_ms
 from router.metrics import RouterMetrics
 from router.phases import RequestPhase
 from router.placement import Placement, Placer

@@ -27,7 +27,7 @@ DECIDING = (
     "router/costs.py",
     "router/faults.py",
     "router/routes.py",
-    "router/lanes.py",
+    "router/deadline_order.py",
     "engine/lateness.py",
     "engine/step_limit.py",
     "router/ledger.py",

@@ -18,7 +18,7 @@ from benchmarks.simulate.profiles import EngineProfile
 from benchmarks.simulate.requests import Arrival, SimRequest
 from benchmarks.simulate.routing import SimRouter, report_load
 from benchmarks.simulate.shared_cores import Contention, share_cores
-from router.lanes import latest_start_ms
+from router.deadline_order import latest_start_ms
 from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
 from router.policies import ReplicaPlan

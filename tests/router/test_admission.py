@@ -12,7 +12,7 @@ from router.admission import (
     plan_admission,
 )
 from router.costs import DecodeCost
-from router.lanes import CLIENT_STEP_S, latest_start_ms
+from router.deadline_order import CLIENT_STEP_S, latest_start_ms
 from router.slo import Slo
 
 SLO = Slo(ttft_s=0.5, itl_s=0.05)
