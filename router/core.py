@@ -66,7 +66,7 @@ class RouterCore:
             requests=frozenset(self.lifecycle.requests),
             placed={replica_id: frozenset(ids) for replica_id, ids in placed.items()},
             ledger={each.replica_id: each.pool.ledger.sent(each.replica_id) for each in replicas},
-            reading={each.replica_id: frozenset(each.reading) for each in replicas},
+            prefilling={each.replica_id: frozenset(each.prefilling) for each in replicas},
             pending_first_tokens=self.lifecycle.pending_first_tokens,
             suspects=frozenset(state.request_id for state in self.failover.suspects),
             num_inflight=self.metrics.num_inflight(),

@@ -58,22 +58,22 @@ class Dispatcher:
         Raises:
             CannotBeSent: it holds what no message can.
         """
-        plan, reader = placement.plan, placement.reader
+        plan, prefill_at = placement.plan, placement.prefill_at
         if state.attempt == 0:
             self._traffic.arrived(prefill_s=placement.prefill_s, num_tokens=state.num_tokens)
-        self._metrics.routed(plan, reader)
+        self._metrics.routed(plan, prefill_at)
         note_route(state.note, f"{plan.route.name.lower()};reason={plan.reason}")
         self.forget(state)
-        state.begin_attempt(plan, num_predicted_cached=reader.num_cached_tokens)
+        state.begin_attempt(plan, num_predicted_cached=prefill_at.num_cached_tokens)
         self._in_engines[state.engine_request_id] = state
         if plan.route is Route.DECODE_ONLY:
-            replica = self._decode[reader.replica_id]
+            replica = self._decode[prefill_at.replica_id]
             work_s = self._placer.local_share_s(state, placement)
             request = decode_request(state, None, step_limit_s=placement.step_limit_s)
             self._to_decode(state, replica, request, work_s)
-            replica.reading[state.engine_request_id] = reader.request_s
+            replica.prefilling[state.engine_request_id] = prefill_at.request_s
         else:
-            self._to_prefill(state, reader)
+            self._to_prefill(state, prefill_at)
 
     def transfer(self, state: RequestState, kv_transfer_params: dict[str, Any] | None) -> bool:
         """Sends a request that prefill is done with on to decode.
@@ -106,22 +106,22 @@ class Dispatcher:
         """A request's name stands for nothing any more."""
         self._in_engines.pop(state.engine_request_id, None)
 
-    def _to_prefill(self, state: RequestState, reader: ReplicaPlan) -> None:
+    def _to_prefill(self, state: RequestState, prefill_at: ReplicaPlan) -> None:
         samples = state.route is not Route.DECODE_FIRST
         transfers_kv = state.route is not Route.PREFILL_ONLY
         request = prefill_request(state, samples=samples, transfers_kv=transfers_kv)
         request.priority = latest_start_ms(
             arrival_s=request.arrival_time,
-            prefill_s=reader.request_s,
+            prefill_s=prefill_at.request_s,
             ttft_s=self._ttft_s,
             client_priority=request.priority,
         )
-        due_in_s = request.priority / 1000 + reader.request_s - time.time()
-        replica = self._prefill[reader.replica_id]
+        due_in_s = request.priority / 1000 + prefill_at.request_s - time.time()
+        replica = self._prefill[prefill_at.replica_id]
         asks_load = (
             self._asks_acknowledgements and state.num_acknowledgements < MAX_ACKNOWLEDGEMENTS
         )
-        replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
+        replica.add(request, prefill_at.request_s, due_in_s=due_in_s, asks_load=asks_load)
         if (change := state.sent_to_prefill(replica, time.monotonic())) is not None:
             self._metrics.phase_changed(change)
         if not asks_load:

@@ -138,7 +138,7 @@ class Failover:
         is_better = is_rerouted(
             here_s=replica.work_s,
             there_s=placement.ttft_s,
-            request_s=placement.reader.request_s,
+            request_s=placement.prefill_at.request_s,
         )
         return placement if is_better else None
 
@@ -226,6 +226,6 @@ class Failover:
             placement = self._placer.place_apart(state, self._quarantine.occupied)
             if placement is None:
                 break
-            self._quarantine.enter(state, placement.reader.replica_id)
+            self._quarantine.enter(state, placement.prefill_at.replica_id)
             outputs += self._lifecycle.isolated(self._lifecycle.send, state, placement)
         return outputs

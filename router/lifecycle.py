@@ -239,7 +239,7 @@ class RequestLifecycle:
         for output in step.outputs:
             state = self._dispatcher.find(replica, output.request_id)
             if output.new_token_ids:
-                replica.reading.pop(output.request_id, None)
+                replica.prefilling.pop(output.request_id, None)
             if output.finished:
                 replica.complete(output.request_id)
             if state is None:

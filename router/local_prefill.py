@@ -19,14 +19,14 @@ there at once. The rest is for what a prefill pool that is catching up hands ove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeReader:
+class DecodeCandidate:
     """A decode replica that might read a prompt."""
 
     base_s: float
     """Of a step, whatever is in it."""
     answers_s: float
     """What the answers that it writes add to each step."""
-    reading_s: float
+    prefilling_s: float
     """Predicted seconds of the prompts that it is reading already."""
     request_s: float
     """Of this prompt, less what is cached there."""
@@ -44,7 +44,7 @@ class DecodeReader:
     @property
     def one_step_s(self) -> float:
         """The next step, if it reads all of these prompts: they bring a base of their own."""
-        return self.answers_s + self.reading_s + self.request_s
+        return self.answers_s + self.prefilling_s + self.request_s
 
     @property
     def one_step_ttft_s(self) -> float:
@@ -57,7 +57,7 @@ class DecodeReader:
 
     def in_pieces_s(self, limit_s: float) -> float:
         """Until the prompt is read in steps of `limit_s`, which must be above `step_s`."""
-        return (self.reading_s + self.request_s) * limit_s / (limit_s - self.step_s)
+        return (self.prefilling_s + self.request_s) * limit_s / (limit_s - self.step_s)
 
     def ttft_s(self, limit_s: float | None) -> float:
         """Until the first token, where no step that also writes answers may take longer."""
@@ -83,7 +83,7 @@ class LocalPlan:
 
 
 def plan_local_prefill(
-    reader: DecodeReader, *, prefill_s: float, transfer_s: float, ttft_s: float, itl_s: float
+    candidate: DecodeCandidate, *, prefill_s: float, transfer_s: float, ttft_s: float, itl_s: float
 ) -> LocalPlan | None:
     """How decode reads a prompt; None has it go to prefill.
 
@@ -93,16 +93,18 @@ def plan_local_prefill(
         ttft_s: the target.
         itl_s: the target: no answer that decode writes may wait longer for a token.
     """
-    if reader.one_step_s <= itl_s:
-        first_token_s = reader.one_step_ttft_s
-        if first_token_s >= prefill_s + transfer_s or not reader.can_slow_to(reader.one_step_s):
+    if candidate.one_step_s <= itl_s:
+        first_token_s = candidate.one_step_ttft_s
+        if first_token_s >= prefill_s + transfer_s or not candidate.can_slow_to(
+            candidate.one_step_s
+        ):
             return None
-        reason = "cached_in_decode" if reader.is_cached else "short_prompt"
+        reason = "cached_in_decode" if candidate.is_cached else "short_prompt"
         return LocalPlan(reason=reason, ttft_s=first_token_s)
     limit_s = STEP_SHARE * itl_s
-    if prefill_s <= ttft_s or reader.step_s >= limit_s or not reader.can_slow_to(limit_s):
+    if prefill_s <= ttft_s or candidate.step_s >= limit_s or not candidate.can_slow_to(limit_s):
         return None
-    first_token_s = reader.step_s + reader.in_pieces_s(limit_s)
+    first_token_s = candidate.step_s + candidate.in_pieces_s(limit_s)
     if first_token_s > ttft_s:
         return None
     return LocalPlan(reason="prefill_saturated", ttft_s=first_token_s, step_limit_s=limit_s)

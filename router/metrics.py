@@ -77,11 +77,11 @@ class RouterMetrics:
             "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
         )
 
-    def routed(self, plan: RoutePlan, reader: ReplicaPlan) -> None:
+    def routed(self, plan: RoutePlan, prefill_at: ReplicaPlan) -> None:
         """A request is on its way to the replica that reads its prompt."""
         self._routes.labels(plan.route.name.lower(), plan.reason).inc()
         pool = "decode" if plan.route is Route.DECODE_ONLY else "prefill"
-        self._picks.labels(pool, reader.reason).inc()
+        self._picks.labels(pool, prefill_at.reason).inc()
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()

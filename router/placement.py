@@ -7,7 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from router.admission import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
-from router.local_prefill import STEP_SHARE, DecodeReader, plan_local_prefill
+from router.local_prefill import STEP_SHARE, DecodeCandidate, plan_local_prefill
 from router.pairs import Pairs
 from router.policies import ReplicaPlan
 from router.pool import Pool, Replica
@@ -22,7 +22,7 @@ class Placement:
     """A way for a request."""
 
     plan: RoutePlan
-    reader: ReplicaPlan
+    prefill_at: ReplicaPlan
     """The replica that reads the prompt: of prefill, or of decode where decode does it all."""
     ttft_s: float
     """Until its first token, as predicted."""
@@ -66,26 +66,26 @@ class Placer:
         num_tokens = state.num_tokens
         if plan.route is Route.DECODE_ONLY:
             chain = state.blocks(self._decode.block_size)
-            reader = self._decode.plan_prefill(chain, num_tokens)
+            prefill_at = self._decode.plan_prefill(chain, num_tokens)
             # Without a prefill replica all prompts come here, and nothing else reads them.
             limit_s = STEP_SHARE * self._settings.slo.itl_s if self.has_prefill else None
             return Placement(
                 plan=plan,
-                reader=reader,
-                ttft_s=self._decode_reader(reader).ttft_s(limit_s),
-                prefill_s=reader.request_s,
+                prefill_at=prefill_at,
+                ttft_s=self._decode_candidate(prefill_at).ttft_s(limit_s),
+                prefill_s=prefill_at.request_s,
                 step_limit_s=limit_s,
             )
         chain = state.blocks(self._prefill.block_size)
         barred: Set[str] = frozenset()
         if plan.route is not Route.PREFILL_ONLY:
             barred = self._stranded()
-        reader = self._prefill.plan_prefill(chain, num_tokens, barred=barred)
+        prefill_at = self._prefill.plan_prefill(chain, num_tokens, barred=barred)
         if self._settings.local_prefill and plan.route is not Route.PREFILL_ONLY:
-            own_reader = self._decode.plan_prefill(chain, num_tokens)
+            own = self._decode.plan_prefill(chain, num_tokens)
             local = plan_local_prefill(
-                self._decode_reader(own_reader),
-                prefill_s=reader.finish_s,
+                self._decode_candidate(own),
+                prefill_s=prefill_at.finish_s,
                 transfer_s=self._predictor.transfer_s,
                 ttft_s=self._settings.slo.ttft_s,
                 itl_s=self._settings.slo.itl_s,
@@ -93,13 +93,16 @@ class Placer:
             if local is not None:
                 return Placement(
                     plan=RoutePlan(route=Route.DECODE_ONLY, reason=local.reason),
-                    reader=own_reader,
+                    prefill_at=own,
                     ttft_s=local.ttft_s,
-                    prefill_s=reader.request_s if local.relieves_prefill else 0.0,
+                    prefill_s=prefill_at.request_s if local.relieves_prefill else 0.0,
                     step_limit_s=local.step_limit_s,
                 )
         return Placement(
-            plan=plan, reader=reader, ttft_s=reader.finish_s, prefill_s=reader.request_s
+            plan=plan,
+            prefill_at=prefill_at,
+            ttft_s=prefill_at.finish_s,
+            prefill_s=prefill_at.request_s,
         )
 
     def place_apart(self, state: RequestState, occupied: Set[str]) -> Placement | None:
@@ -125,7 +128,7 @@ class Placer:
                 each.replica_id,
             ),
         )
-        reader = ReplicaPlan(
+        prefill_at = ReplicaPlan(
             replica_id=replica.replica_id,
             reason="no other suspect there",
             wait_s=replica.work_s,
@@ -135,9 +138,9 @@ class Placer:
         )
         return Placement(
             plan=RoutePlan(route=Route.DECODE_ONLY, reason="suspect"),
-            reader=reader,
-            ttft_s=reader.finish_s,
-            prefill_s=reader.request_s,
+            prefill_at=prefill_at,
+            ttft_s=prefill_at.finish_s,
+            prefill_s=prefill_at.request_s,
         )
 
     def decode_replica(self, state: RequestState, prefill: Replica, work_s: float) -> str | None:
@@ -180,18 +183,18 @@ class Placer:
     def local_share_s(self, state: RequestState, placement: Placement) -> float:
         """The same where decode reads the prompt too: once, spread over the steps of its stay."""
         num_output = self._predictor.output_tokens(state.params.max_tokens)
-        return self.decode_share_s(state) + placement.reader.request_s / num_output
+        return self.decode_share_s(state) + placement.prefill_at.request_s / num_output
 
-    def _decode_reader(self, reader: ReplicaPlan) -> DecodeReader:
-        replica = self._decode[reader.replica_id]
-        return DecodeReader(
+    def _decode_candidate(self, prefill_at: ReplicaPlan) -> DecodeCandidate:
+        replica = self._decode[prefill_at.replica_id]
+        return DecodeCandidate(
             base_s=self._decode.cost.decode.base_s,
-            answers_s=reader.wait_s,
-            reading_s=replica.reading_s,
-            request_s=reader.request_s,
+            answers_s=prefill_at.wait_s,
+            prefilling_s=replica.prefilling_s,
+            request_s=prefill_at.request_s,
             kv_usage_fraction=replica.load.kv_usage_fraction,
             has_room=replica.load.num_waiting == 0,
-            is_cached=reader.num_cached_tokens > 0,
+            is_cached=prefill_at.num_cached_tokens > 0,
         )
 
     def _outlook(self, state: RequestState) -> DecodeOutlook:

@@ -78,7 +78,7 @@ class Replica:
     """Answers that are awaited, by the prefill engine in question."""
     asked: deque[asyncio.Future[Holdings]] = field(default_factory=deque)
     """Answers about what it holds that are awaited, in the order in which they come."""
-    reading: dict[str, float] = field(default_factory=dict)
+    prefilling: dict[str, float] = field(default_factory=dict)
     """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
     has_joined: bool = False
     """It was in the pool, and may be no longer."""
@@ -117,8 +117,8 @@ class Replica:
         return self.pool.ledger.work_s(self.replica_id)
 
     @property
-    def reading_s(self) -> float:
-        return sum(self.reading.values())
+    def prefilling_s(self) -> float:
+        return sum(self.prefilling.values())
 
     def set_listed(self, is_listed: bool) -> None:
         """Serve lists it, or does no longer."""
@@ -157,7 +157,7 @@ class Replica:
 
     def complete(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
-        self.reading.pop(request_id, None)
+        self.prefilling.pop(request_id, None)
         self.pool.ledger.complete(self.replica_id, request_id, was_done=was_done)
 
     def has(self, request_id: str) -> bool:

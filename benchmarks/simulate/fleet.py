@@ -19,7 +19,7 @@ from benchmarks.simulate.requests import Arrival, SimRequest
 from benchmarks.simulate.routing import SimRouter, report_load
 from benchmarks.simulate.shared_cores import Contention, share_cores
 from router.deadline_order import latest_start_ms
-from router.local_prefill import DecodeReader, LocalPlan, plan_local_prefill
+from router.local_prefill import DecodeCandidate, LocalPlan, plan_local_prefill
 from router.phases import RequestPhase
 from router.policies import ReplicaPlan
 from router.reroute import MAX_ACKNOWLEDGEMENTS, is_rerouted
@@ -200,10 +200,10 @@ class Fleet:
         reading_s = router.reading_s.setdefault(plan.replica_id, {})
         engine = decode.by_id[plan.replica_id].engine
         local = plan_local_prefill(
-            DecodeReader(
+            DecodeCandidate(
                 base_s=decode.profile.overhead_s + decode.profile.decode[0].cost.base_s,
                 answers_s=plan.wait_s,
-                reading_s=sum(reading_s.values()),
+                prefilling_s=sum(reading_s.values()),
                 request_s=request_s,
                 kv_usage_fraction=engine.kv_usage_fraction,
                 has_room=not engine.waiting,

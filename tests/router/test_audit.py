@@ -22,7 +22,7 @@ RUNNING = RouterHoldings(
     requests=ONE,
     placed={"d0": frozenset({"r~2"})},
     ledger={"p0": frozenset(), "d0": frozenset({"r~2"})},
-    reading={"d0": frozenset({"r~2"})},
+    prefilling={"d0": frozenset({"r~2"})},
     pending_first_tokens=ONE,
     suspects=ONE,
     num_inflight=1,
@@ -32,7 +32,7 @@ EMPTY = RouterHoldings(
     requests=frozenset(),
     placed={},
     ledger={"p0": frozenset(), "d0": frozenset()},
-    reading={},
+    prefilling={},
     pending_first_tokens=frozenset(),
     suspects=frozenset(),
     num_inflight=0,
@@ -64,7 +64,9 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
             id="ledger-lost",
         ),
         pytest.param(
-            {"reading": {"d0": frozenset({"x"})}}, ["d0 is counted as reading: x"], id="reading"
+            {"prefilling": {"d0": frozenset({"x"})}},
+            ["d0 is counted as prefilling: x"],
+            id="prefilling",
         ),
         pytest.param(
             {"pending_first_tokens": frozenset({"x"})},

@@ -163,10 +163,10 @@ async def test_prompts_that_come_at_once_do_not_all_stall_decode() -> None:
     for replica in cluster.decode:
         request_ids = read_by_decode[replica.replica_id]
         assert 1 <= len(request_ids) < 10
-        assert 0.02 < replica.reading_s <= 0.05
+        assert 0.02 < replica.prefilling_s <= 0.05
         for request_id in request_ids:
             step(replica, decoded(7, request_id=request_id))
-        assert replica.reading_s == 0
+        assert replica.prefilling_s == 0
     add(cluster.core, prompt("next", 400, first=99))
     assert "next" in {*cluster.asked()["d0"], *cluster.asked()["d1"]}
 
