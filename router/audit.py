@@ -28,7 +28,7 @@ class RouterHoldings:
     ledger: Mapping[str, frozenset[str]]
     """By replica, what the ledger has there; by the same names."""
     prefilling: Mapping[str, frozenset[str]]
-    """By decode replica, whose prompts are counted as being computed there."""
+    """By decode replica, whose prompts are counted as being prefilled there."""
     pending_first_tokens: frozenset[str]
     """Ids of those that are counted as having no token."""
     suspects: frozenset[str]

@@ -1,9 +1,9 @@
-"""The order in which prompts wait for prefill: by slack to their deadline. Pure.
+"""The order in which prompts wait for prefill: least slack to their deadline first. Pure.
 
 A prompt's slack is what is left until it must start. It shrinks by one second a second for all that
 wait, so their order never changes, and a number fixed at arrival says it: the latest start. It also
 means that nothing starves: whatever comes later than a prompt's deadline queues behind it. Engines
-put a prompt that has missed its latest start behind the others for a while (`engine.lateness`).
+demote a prompt that has missed its latest start for a while (`engine.lateness`).
 """
 
 STRETCH = 4.0

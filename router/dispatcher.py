@@ -91,7 +91,7 @@ class Dispatcher:
         return True
 
     def stays(self, state: RequestState, replica: Replica) -> None:
-        """A prompt is read where it is: it will be cached there."""
+        """A prompt is prefilled where it is: it will be cached there."""
         self._prefill.prefixes.add(replica.replica_id, state.chain)
 
     def withdraw(self, state: RequestState) -> None:

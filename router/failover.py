@@ -129,7 +129,7 @@ class Failover:
         return self._lifecycle.send(state, better)
 
     def _better(self, state: RequestState, replica: Replica) -> Placement | None:
-        """A way that is worth leaving a prefill replica for, which has not begun yet."""
+        """A placement that is worth leaving a prefill replica for, which has not begun yet."""
         assert state.plan is not None
         try:
             placement = self._placer.place(state, state.plan)

@@ -78,7 +78,7 @@ class RouterMetrics:
         )
 
     def routed(self, plan: RoutePlan, prefill_at: ReplicaPlan) -> None:
-        """A request is on its way to the replica that reads its prompt."""
+        """A request is on its way to the replica that prefills."""
         self._routes.labels(plan.route.name.lower(), plan.reason).inc()
         pool = "decode" if plan.route is Route.DECODE_ONLY else "prefill"
         self._picks.labels(pool, prefill_at.reason).inc()

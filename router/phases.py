@@ -18,4 +18,4 @@ class RequestPhase(enum.Enum):
 
 
 COMPLETE = ("stop", "length", "repetition")
-"""How answers end that are whole."""
+"""How complete responses end."""

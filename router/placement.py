@@ -19,21 +19,21 @@ from router.settings import RoutingSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A way for a request."""
+    """A route for a request, and the replica at its beginning."""
 
     plan: RoutePlan
     prefill_at: ReplicaPlan
-    """The replica that reads the prompt: of prefill, or of decode where decode does it all."""
+    """The replica that prefills: of prefill, or of decode where decode does it all."""
     ttft_s: float
     """Until its first token, as predicted."""
     prefill_s: float
     """Predicted engine seconds that it asks of the prefill pool, or would if that had room."""
     step_limit_s: float | None = None
-    """Where decode reads the prompt in pieces: how long a step may take that reads one."""
+    """Where decode prefills in pieces: how long a step with one may take."""
 
 
 class Placer:
-    """Plans ways over two pools."""
+    """Plans routes over two pools."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Placer:
         return self._prefill.ledger.has_open(self._stranded())
 
     def place(self, state: RequestState, plan: RoutePlan) -> Placement:
-        """A way that follows `plan`, or that has decode read the prompt where that is better.
+        """A placement that follows `plan`, or that has decode prefill where that is better.
 
         Raises:
             NoReplica: the plan needs a pool in which no replica may get new work.
@@ -67,7 +67,7 @@ class Placer:
         if plan.route is Route.DECODE_ONLY:
             chain = state.blocks(self._decode.block_size)
             prefill_at = self._decode.plan_prefill(chain, num_tokens)
-            # Without a prefill replica all prompts come here, and nothing else reads them.
+            # Without a prefill replica all prompts come here, and nothing else prefills them.
             limit_s = STEP_SHARE * self._settings.slo.itl_s if self.has_prefill else None
             return Placement(
                 plan=plan,
@@ -144,9 +144,9 @@ class Placer:
         )
 
     def decode_replica(self, state: RequestState, prefill: Replica, work_s: float) -> str | None:
-        """The decode replica that goes on with what a prefill replica has read.
+        """The decode replica that goes on with what a prefill replica has computed.
 
-        None where no open one can read there: then the prompt must be read anew.
+        None where no open one can read there: then the prompt must be prefilled anew.
         """
         barred = self._pairs.barred(prefill.replica_id)
         if not self._decode.ledger.has_open(barred):
@@ -165,7 +165,7 @@ class Placer:
         return self._pairs.stranded(self._decode.ledger.open_ids)
 
     def admission(self, state: RequestState, placement: Placement | None) -> AdmissionPlan:
-        """Whether a new request is taken, now that its way is known; None while there is none."""
+        """Whether a new request is taken, now that it has a placement, or none."""
         limits = self._settings.admission
         ttft_s = itl_s = 0.0
         if limits.refuses and placement is not None:
@@ -181,7 +181,7 @@ class Placer:
         return cost.share_s(num_context_tokens=state.num_tokens + num_output / 2)
 
     def local_share_s(self, state: RequestState, placement: Placement) -> float:
-        """The same where decode reads the prompt too: once, spread over the steps of its stay."""
+        """The same where decode prefills too: once, spread over the steps of its stay."""
         num_output = self._predictor.output_tokens(state.params.max_tokens)
         return self.decode_share_s(state) + placement.prefill_at.request_s / num_output
 

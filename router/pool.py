@@ -79,7 +79,7 @@ class Replica:
     asked: deque[asyncio.Future[Holdings]] = field(default_factory=deque)
     """Answers about what it holds that are awaited, in the order in which they come."""
     prefilling: dict[str, float] = field(default_factory=dict)
-    """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
+    """Of decode: predicted seconds of the prompts that it prefills, until their first token."""
     has_joined: bool = False
     """It was in the pool, and may be no longer."""
     exit: EngineExit | None = None
@@ -173,7 +173,7 @@ class Replica:
         self.end.send(Kind.CLEAR, [request_id])
 
     def release(self, request_id: str) -> None:
-        """Has KV blocks freed that were handed over and will not be pulled."""
+        """Has KV blocks freed that are kept for decode and will not be pulled."""
         self.end.send(Kind.RELEASE, [request_id])
 
     async def warm_up(self, peer: KVPeer) -> str | None:
@@ -292,7 +292,7 @@ class Pool:
         self.block_size: int | None = None
         """Tokens of a block of `prefixes`; None before the first replica."""
         self.num_dropped_tokens = 0
-        """At the end of each prompt that a replica hands over; all of one pool are alike."""
+        """At the end of each prompt whose KV a replica transfers; all of one pool are alike."""
         self._fit = CostFit()
         self._policy = policy
         self._replicas: dict[str, Replica] = {}
@@ -412,9 +412,9 @@ class Pool:
         num_steps: int,
         barred: Set[str] = frozenset(),
     ) -> ReplicaPlan:
-        """The replica for what another pool's replica has read. Raises NoReplica as `plan` does.
+        """The replica for what another pool's has computed. Raises NoReplica as `plan` does.
 
-        `num_steps`: of the answer, which spreads over them what its KV takes to come.
+        `num_steps`: of the response, which spreads over them what its KV takes to come.
         """
         return self.plan(
             request_s,
@@ -457,7 +457,7 @@ class Pool:
     def plan_prefill(
         self, chain: Sequence[int], num_tokens: int, *, barred: Set[str] = frozenset()
     ) -> ReplicaPlan:
-        """The replica for a prompt that is to be read. Raises NoReplica as `plan` does."""
+        """The replica that is to prefill a prompt. Raises NoReplica as `plan` does."""
         cost, trust = self.cost.prefill, self.prefixes.trust
         cached: dict[str, tuple[int, float]] = {}
         for replica_id, num_cached in self.num_cached(chain, num_tokens).items():

@@ -28,7 +28,7 @@ class RecoveryLimits:
     """How far a router goes for a request before it gives it up."""
 
     max_failovers: int
-    """Moves to another engine that one request is worth."""
+    """Failovers that one request is worth."""
     max_wait_s: float
     """Seconds that a request waits for a pool without a live replica."""
 
@@ -81,7 +81,7 @@ def plan_failover(
     """Whether a request that has lost its engine gets another.
 
     Args:
-        num_failovers: moves before this one.
+        num_failovers: before this one.
         failures: with the one that it has just lost, if that has failed; engines that drain or were
             stopped have not, nor has one whose connection was lost.
         num_alone: engines that have ever ended with this request and no other in them.

@@ -68,11 +68,11 @@ class RequestState:
     prefill: Replica | None = None
     decode: Replica | None = None
     chain: list[int] = field(default_factory=list)
-    """Hashes of the blocks of prompt and answer so far: see router.prefixes."""
+    """Hashes of the blocks of prompt and response so far: see router.prefixes."""
     num_predicted_cached: int = 0
-    """Tokens that the engine which reads the prompt was thought to have cached."""
+    """Tokens that the engine which prefills was thought to have cached."""
     prefill_stats: PrefillStats | None = None
-    """Of the engine that really read the prompt."""
+    """Of the engine that really prefilled."""
     received_s: float = field(default_factory=time.monotonic)
     phase_since_s: float = field(default_factory=time.monotonic)
     waits_until: asyncio.TimerHandle | None = None
@@ -115,7 +115,7 @@ class RequestState:
 
     @property
     def num_tokens(self) -> int:
-        """Of prompt and answer so far."""
+        """Of prompt and response so far."""
         embeds = self.request.prompt_embeds
         prompt = self.request.prompt_token_ids if embeds is None else embeds
         return len(() if prompt is None else prompt) + self.num_output_tokens
@@ -205,7 +205,7 @@ class RequestState:
     # What engines compute of it.
 
     def prefilled(self, stats: PrefillStats | None) -> None:
-        """A prefill engine has read the prompt."""
+        """A prefill engine is done with it."""
         self.prefill_stats = stats
 
     def observed_cached(self) -> None:
@@ -288,7 +288,7 @@ def prefill_request(state: RequestState, *, samples: bool, transfers_kv: bool) -
         params.min_tokens = min(params.min_tokens, params.max_tokens)
         _drop_prompt_logprobs(state, params)
     else:
-        # An end of sequence in the unused token must not keep the blocks from being handed over.
+        # An end of sequence in the unused token must not keep the blocks from being transferred.
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         params.skip_reading_prefix_cache = state.params.skip_reading_prefix_cache
         if prompt is not None:
@@ -312,8 +312,8 @@ def decode_request(
     """What the decode engine is asked: to go on after the tokens so far.
 
     Args:
-        kv_transfer_params: of the blocks that prefill hands over; None has decode compute them.
-        step_limit_s: then, of the steps in which it computes some beside other answers.
+        kv_transfer_params: of the blocks that prefill keeps for it; None has decode compute them.
+        step_limit_s: then, of the steps in which it computes some beside other requests.
     """
     params = with_output_tokens(state.params, state.output_token_ids)
     _drop_prompt_logprobs(state, params)

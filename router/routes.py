@@ -39,10 +39,10 @@ def plan_route(
         params: the request's sampling parameters, `max_tokens` already cut to the context limit.
         num_output_tokens: how many tokens its client has been given.
         has_prefill: whether a prefill replica is alive.
-        num_tokens: of prompt and answer so far.
-        num_dropped_tokens: at the end of a prompt that is handed over, which prefill leaves to
+        num_tokens: of prompt and response so far.
+        num_dropped_tokens: at the end of a prompt whose KV is transferred, which prefill leaves to
             decode: what it samples there is not the next token. Of models with recurrent state,
-            for one; shorter prompts are read whole.
+            for one; shorter prompts are prefilled whole.
     """
     if _wants_prompt_logprobs(params) and num_output_tokens == 0:
         # Needs a forward pass over the whole prompt in the engine that answers.

@@ -32,7 +32,7 @@ def failures(num: int, *, num_tokens: int = 40, was_prefilling: bool = False) ->
         pytest.param(None, 0, 3, "it was moved 3 times already", id="moved too often"),
     ],
 )
-def test_plan_move(
+def test_plan_failover(
     with_it: Failures | None, num_alone: int, num_failovers: int, reason: str
 ) -> None:
     plan = plan_failover(
