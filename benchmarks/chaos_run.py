@@ -17,7 +17,7 @@ from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_cases import UNREAD, Case, base_cases, crowd_cases, stop_case
 from benchmarks.chaos_client import Client, Outcome
 from benchmarks.chaos_failover import NUM_REQUESTS, measure_failover
-from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
+from benchmarks.chaos_faults import Fault, FaultOrder, Kind
 from benchmarks.chaos_inject import Injector
 from benchmarks.chaos_memory import MemoryWatch
 from benchmarks.chaos_metrics import Scrape
@@ -29,6 +29,7 @@ from benchmarks.chaos_routers import Routers
 from benchmarks.chaos_verdict import Injected, Record, Sample, Unread
 from benchmarks.serve_api import ServeApi
 from benchmarks.systems import RunningSystem, SystemFailedError
+from kvtransfer.phase import PHASES, Phase
 
 START_TIMEOUT_S = 900.0
 """Until there is a speed to go by, for all that is waited for; a machine may be slow."""
@@ -65,7 +66,7 @@ class RunOptions:
     seed: int
     kinds: tuple[Kind, ...]
     spare_last: bool
-    num_replicas: dict[PoolName, int]
+    num_replicas: dict[Phase, int]
     num_routers: int
     poisons: bool
     config: Path
@@ -141,7 +142,7 @@ class ChaosRun:
                 whole_after_s, last = await self._settle()
                 watch.cancel()
                 failovers = []
-                for pool in POOLS if whole_after_s is not None else ():
+                for pool in PHASES if whole_after_s is not None else ():
                     self._say(f"{pool}: an engine ends under {NUM_REQUESTS} requests")
                     failovers.append(await measure_failover(self._client, serve_api, pool))
                     whole_after_s, last = await self._settle()
@@ -206,7 +207,7 @@ class ChaosRun:
             ChaosError: none has started.
         """
         start_s = time.monotonic()
-        for pool in POOLS:
+        for pool in PHASES:
             await self._injector.kill_one(pool)
         answers = await asyncio.gather(*(self._undisturbed(case) for case in self._cases))
         answered_s = time.monotonic()
@@ -291,7 +292,7 @@ class ChaosRun:
         if target is None:
             self._say(f"no fault: {fault.kind.value} came too late")
             return
-        num_live = {pool: len(live[pool]) for pool in POOLS}
+        num_live = {pool: len(live[pool]) for pool in PHASES}
         self._note(fault, at_s=at_s, target=target, num_live=num_live)
 
     def _disturb_as_client(self, tasks: asyncio.TaskGroup, kind: Kind, rng: random.Random) -> str:
@@ -323,9 +324,7 @@ class ChaosRun:
         num_others = len(self._outcomes) - num_before
         self._unread.append(Unread(grown_bytes=max(grown, default=0), num_others=num_others))
 
-    def _note(
-        self, fault: Fault, *, at_s: float, target: str, num_live: dict[PoolName, int]
-    ) -> None:
+    def _note(self, fault: Fault, *, at_s: float, target: str, num_live: dict[Phase, int]) -> None:
         self._faults.append(
             Injected(at_s=at_s, kind=fault.kind, pool=fault.pool, target=target, num_live=num_live)
         )

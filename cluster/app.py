@@ -11,13 +11,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from cluster.config import ClusterConfig, Pool, parse_args
+from cluster.config import ClusterConfig, parse_args
 from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
 from cluster.nodes import warn_of_what_waits
 from cluster.scaling_args import scaling_args
 from cluster.sections import PoolConfig, RouterConfig
 from engine.deployment import EngineDeployment, EngineSettings
+from kvtransfer.phase import Phase
 from kvtransfer.tls import TlsFiles
 from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
@@ -144,7 +145,7 @@ def _routing(config: ClusterConfig) -> RoutingSettings:
     )
 
 
-def _size(config: ClusterConfig, name: Pool | Literal["router"]) -> dict[str, Any]:
+def _size(config: ClusterConfig, name: Phase | Literal["router"]) -> dict[str, Any]:
     """How many replicas Serve is told to run: a number, or a policy that follows the plan."""
     if not config.scales:
         fixed = config.router.replicas if name == "router" else config.pool(name).replicas
@@ -188,7 +189,7 @@ def _places(section: PoolConfig | RouterConfig) -> dict[str, Any]:
     return {"resources": section.resources, **labels}
 
 
-def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
+def _pool_app(server: str, config: ClusterConfig, name: Phase) -> Application:
     pool = config.pool(name)
     settings = EngineSettings(
         model=config.model,

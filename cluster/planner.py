@@ -24,6 +24,7 @@ from cluster.scaling import (
     plan_scale,
 )
 from cluster.scaling_args import settings_from
+from kvtransfer.phase import PHASES
 from router.scaling_report import ScalingReport
 
 # A child of Serve's own logger: its handlers write the controller's log.
@@ -90,7 +91,7 @@ class Planner:
             self._state,
         )
         self._state = self._plan.state
-        for pool in ("prefill", "decode"):
+        for pool in PHASES:
             plan: PoolPlan = getattr(self._plan, pool)
             target = self._contexts[pool].target_num_replicas
             self._metrics.observe(pool, plan, is_change=plan.target != target)

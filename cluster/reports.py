@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cluster.scaling import Attainment, Engines, Load, Traffic
+from kvtransfer.phase import Phase
 from router.costs import DecodeCost
 from router.scaling_report import ScalingReport, TrafficCounts
 
@@ -35,9 +36,9 @@ class Observed:
     traffic: tuple[Traffic, ...]
     load: Load
     engines: Engines
-    num_ready: Mapping[str, int]
+    num_ready: Mapping[Phase, int]
     """By pool: replicas that a router may send requests to."""
-    num_draining: Mapping[str, int]
+    num_draining: Mapping[Phase, int]
 
 
 class Reports:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -31,6 +31,7 @@ from kvtransfer.config import kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
 from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
+from kvtransfer.phase import Phase
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
 from kvtransfer.tls import new_tls
@@ -110,7 +111,7 @@ class EngineMetrics:
 class EngineServer:
     """A replica that owns one engine. Its subclasses are the servers of the two phases."""
 
-    phase: Literal["prefill", "decode"]
+    phase: Phase
 
     def __init__(self, settings: EngineSettings) -> None:
         context = serve.get_replica_context()

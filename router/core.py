@@ -6,6 +6,7 @@ them through `router.core_client`; tests drive them without it.
 
 from dataclasses import dataclass
 
+from kvtransfer.phase import PHASES
 from router.audit import RouterHoldings
 from router.dispatcher import Dispatcher
 from router.failover import Failover
@@ -86,8 +87,7 @@ def build_core(
     settings = settings or RoutingSettings()
     transfers, predictor, pairs, outputs = Transfers(), Predictor(), Pairs(), OutputQueue()
     prefill, decode = (
-        Pool(name, policy, num_routers=num_routers, transfers=transfers)
-        for name in ("prefill", "decode")
+        Pool(name, policy, num_routers=num_routers, transfers=transfers) for name in PHASES
     )
     placer = Placer(
         prefill, decode, settings, pairs=pairs, num_routers=num_routers, predictor=predictor

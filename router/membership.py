@@ -70,7 +70,7 @@ class Membership:
         dead_nodes: Callable[[Collection[str]], Collection[str]],
     ) -> None:
         """`dead_nodes` says which of some nodes are dead; it may block (`router.nodes`)."""
-        self._pools = {pool.name: pool for pool in pools}
+        self._pools: dict[str, Pool] = {pool.name: pool for pool in pools}
         self._engine_ends = engine_ends
         self._warm_ups = WarmUps(*pools, pairs)
         self._router_id = router_id

@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput
 
+from kvtransfer.phase import PHASES, Phase
 from router.cost_fit import PoolCost
 from router.phases import RequestPhase
 from router.policies import ReplicaPlan
@@ -40,7 +41,7 @@ class RouterMetrics:
         phase = histogram("pdserve_phase_seconds", "Time in each phase.", ("phase",))
         self._phase = {each: phase.labels(each.value).observe for each in RequestPhase}
         queue = histogram("pdserve_queue_seconds", "Waiting in an engine's queue.", ("pool",))
-        self._queue = {pool: queue.labels(pool).observe for pool in ("prefill", "decode")}
+        self._queue = {pool: queue.labels(pool).observe for pool in PHASES}
         self._routes = Counter(
             "pdserve_routes",
             "Ways of requests, by route and why.",
@@ -98,7 +99,7 @@ class RouterMetrics:
         (family,) = self._inflight.collect()
         return float(sum(sample.value for sample in family.samples))
 
-    def queued(self, pool: str, output: EngineCoreOutput) -> None:
+    def queued(self, pool: Phase, output: EngineCoreOutput) -> None:
         """Takes the engine's own times of queueing from a phase's first output."""
         times = {event.type: event.timestamp for event in output.events or ()}
         start = times.get(EngineCoreEventType.QUEUED)

@@ -31,6 +31,7 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer
+from kvtransfer.phase import Phase
 from router.cost_fit import CostFit, PoolCost, StepShape
 from router.errors import CannotBeSent, NoReplica
 from router.faults import Fault, fault_of
@@ -277,7 +278,7 @@ class Pool:
 
     def __init__(
         self,
-        name: str,
+        name: Phase,
         policy: Policy,
         *,
         num_routers: int = 1,

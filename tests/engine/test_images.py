@@ -25,9 +25,10 @@ from engine.arguments import engine_args
 from engine.channel import connect
 from engine.host import EngineHost
 from engine.replica import EngineReplica
-from kvtransfer.config import Role, kv_transfer_config
+from kvtransfer.config import kv_transfer_config
 from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer
+from kvtransfer.phase import Phase
 from kvtransfer.stats import pair_deltas
 from router.app import send_images_whole
 from router.cluster_llm import ClusterLLM
@@ -94,7 +95,7 @@ class Cluster:
         )
         self.replicas: list[EngineReplica] = []
 
-    async def start(self, role: Role, model: str, engine_id: str) -> None:
+    async def start(self, role: Phase, model: str, engine_id: str) -> None:
         pool = self.core.prefill if role == "prefill" else self.core.decode
         transfer = kv_transfer_config(role, engine_id=engine_id, lease_s=30, backends=["UCX"])
         args = engine_args(model, {**OPTIONS, "kv_transfer_config": transfer})

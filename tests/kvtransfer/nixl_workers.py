@@ -23,8 +23,9 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
 from engine.models import resolve_model
-from kvtransfer.config import Role, kv_transfer_config
+from kvtransfer.config import kv_transfer_config
 from kvtransfer.credentials import Credentials, give_credentials
+from kvtransfer.phase import Phase
 from kvtransfer.side_channel import SideChannel
 from kvtransfer.stats import pair_deltas
 from kvtransfer.worker import LeasedMetadata, PdNixlWorker
@@ -246,7 +247,7 @@ def _connect(decode: PdNixlWorker, port: int) -> None:
     assert ready == (True, None)
 
 
-def _config(role: Role, read_timeout_s: float) -> VllmConfig:
+def _config(role: Phase, read_timeout_s: float) -> VllmConfig:
     transfer = kv_transfer_config(
         role,
         engine_id=role,

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from engine.exit_cause import EngineExit
+from kvtransfer.phase import Phase
 from router.engine_ends import EngineEnds
 from router.health import PATH, Health
 from router.pairs import Pair, Pairs
@@ -24,7 +25,7 @@ def nothing(*_: Any) -> None:
     pass
 
 
-def pool(name: str = "decode") -> Pool:
+def pool(name: Phase = "decode") -> Pool:
     return Pool(name, POLICIES["least_work"])
 
 

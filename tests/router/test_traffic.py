@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fake_replicas import new_replica, replica_facts, request
 
+from kvtransfer.phase import Phase
 from router.costs import DecodeCost, PrefillCost
 from router.phases import RequestPhase
 from router.policies import POLICIES
@@ -24,7 +25,7 @@ def replica(age_s: float) -> Any:
 WARM = replica(WARM_UP_S + 1)
 
 
-def empty_pool(name: str) -> Pool:
+def empty_pool(name: Phase) -> Pool:
     return Pool(name, POLICIES["p2c"])
 
 
