@@ -18,10 +18,10 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
 
 from router.core_client import ClusterCoreClient
+from router.engine_requests import KV_PARAMS
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
 from router.loop_validation import check_lengths, count_prompt_logprobs
-from router.request import KV_PARAMS
 from router.route_note import NOTE
 
 

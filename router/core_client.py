@@ -13,8 +13,8 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.step_limit import STEP_LIMIT
 from router.core import RouterCore
+from router.engine_requests import KV_PARAMS
 from router.lifecycle import last_output
-from router.request import KV_PARAMS
 from router.route_note import NOTE
 
 

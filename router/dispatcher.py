@@ -11,12 +11,13 @@ from typing import Any
 from vllm.v1.engine import EngineCoreRequest
 
 from router.deadline_order import latest_start_ms
+from router.engine_requests import decode_request, prefill_request
 from router.metrics import RouterMetrics
 from router.phases import RequestPhase
 from router.placement import Placement, Placer
 from router.policies import ReplicaPlan
 from router.pool import Pool, Replica
-from router.request import RequestState, decode_request, prefill_request
+from router.request import RequestState
 from router.reroute import MAX_ACKNOWLEDGEMENTS
 from router.route_note import note_route
 from router.routes import Route

@@ -11,10 +11,10 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from engine.output_tokens import OUTPUT_TOKENS
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.audit import audit
+from router.engine_requests import KV_PARAMS
 from router.phases import RequestPhase
 from router.pool import Replica
 from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
-from router.request import KV_PARAMS
 from router.route_note import NOTE, RouteNote
 
 

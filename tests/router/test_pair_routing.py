@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry
 
 from engine.wire import Kind
 from router.core import build_core
+from router.engine_requests import KV_PARAMS
 from router.metrics import RouterMetrics
 from router.pairs import Pair
 from router.phases import RequestPhase
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
-from router.request import KV_PARAMS
 from router.settings import RoutingSettings
 from router.slo import Slo
 from router.traffic import TrafficMeter
