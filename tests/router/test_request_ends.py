@@ -1,18 +1,21 @@
 """Whatever a request holds and whatever goes wrong with it: it ends, and nobody else notices."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from core_clusters import Cluster, fail
+from core_clusters import Cluster, fail, lose
 from fake_replicas import add, decoded, end_of, prefilled, request, step
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
-from engine.wire import Kind
+from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.pool import Replica
+from router.recovery import Failures
 from router.route_note import NOTE, RouteNote
 
 BEYOND_64_BITS = 2**70
+TWICE = Failures(num=2, num_tokens=0, was_prefilling=False)
 HALF_A_LETTER = "\ud800"
 
 
@@ -104,4 +107,45 @@ async def test_one_that_cannot_go_on_in_decode_does_not_keep_the_others_and_free
         ("b", False),
     ]
     step(d, decoded(1, ends=True, request_id="a"), decoded(1, ends=True, request_id="b"))
+    cluster.check_complete()
+
+
+def breaks_when_it_waited(cluster: Cluster) -> None:
+    lose(cluster.decode[0])
+    add(cluster.core, request("odd"))
+    _BreaksFor(cluster.prefill[0], "odd")
+    cluster.decode = [cluster.join(cluster.core.decode, "new")]
+
+
+def breaks_when_its_engine_was_stopped(cluster: Cluster) -> None:
+    add(cluster.core, request("odd"))
+    _BreaksFor(cluster.prefill[0], "odd")
+    step(cluster.prefill[0], EngineCoreOutput("odd", [], finish_reason=FinishReason.ABORT))
+
+
+def breaks_when_another_suspect_was_there(cluster: Cluster) -> None:
+    add(cluster.core, request("odd")).suspected(TWICE)
+    lose(cluster.prefill[0])
+    (replica,) = cluster.decode
+    (asked,) = end_of(replica).added()
+    replica.rejected(Rejection(asked.request_id, "another suspect is here", has_suspect=True))
+    _BreaksFor(replica, "odd")
+    replica.step_received(StepOutputs([], LoadReport()))
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        breaks_when_it_waited,
+        breaks_when_its_engine_was_stopped,
+        breaks_when_another_suspect_was_there,
+    ],
+)
+async def test_whichever_step_goes_wrong_it_ends_and_leaves_nothing(
+    breaks: Callable[[Cluster], None],
+) -> None:
+    cluster = Cluster()
+    breaks(cluster)
+    (output,) = cluster.outputs()
+    assert (output.request_id, output.finish_reason) == ("odd", FinishReason.ERROR)
     cluster.check_complete()
