@@ -1,4 +1,4 @@
-"""The handoff table of the design, feature by feature."""
+"""The route table of the design, feature by feature."""
 
 from typing import Any
 

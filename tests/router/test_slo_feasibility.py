@@ -25,7 +25,7 @@ def test_what_cannot_be_met(ttft_s: float, itl_s: float, lines: tuple[str, ...])
     assert describe_infeasible(BEST, Slo(ttft_s=ttft_s, itl_s=itl_s), how="measured") == lines
 
 
-def test_the_unknown_is_not_unreachable() -> None:
+def test_the_unknown_is_not_infeasible() -> None:
     nothing = BestCase(ttft_s=None, itl_s=None)
     assert describe_infeasible(nothing, Slo(ttft_s=1e-9, itl_s=1e-9), how="measured") == ()
 

@@ -1,4 +1,4 @@
-"""Handovers stay within a node where that is sooner, by what replicas have said of their reads."""
+"""Transfers stay within a node where that is sooner, by what replicas have said of their reads."""
 
 import msgspec
 import pytest

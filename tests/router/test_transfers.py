@@ -1,4 +1,4 @@
-"""What handovers are predicted to take, by what was measured of the pair or of others like it."""
+"""What transfers are predicted to take, by what was measured of the pair or of others like it."""
 
 import random
 
