@@ -16,6 +16,7 @@ from router.phases import RequestPhase
 from router.pool import Replica
 from router.recovery import IN_FLIGHT_TOKENS, Failures, one_more
 from router.route_note import NOTE, RouteNote
+from router.routes import Route, RoutePlan
 
 
 def failovers(cluster: Cluster, cause: str) -> float | None:
@@ -186,7 +187,7 @@ async def test_a_request_that_makes_every_engine_fail_is_refused_with_the_third(
     for _ in range(2):
         fail(next(each for each in cluster.core.prefill if end_of(each).added()))
     suspect = cluster.core.lifecycle.requests["r"]
-    assert (suspect.plan.route.name, suspect.plan.reason) == ("DECODE_ONLY", "suspect")
+    assert suspect.plan == RoutePlan(route=Route.DECODE_ONLY, reason="suspect")
     assert cluster.outputs() == []
     fail(next(each for each in cluster.core.decode if end_of(each).added()))
     (output,) = cluster.outputs()

@@ -112,7 +112,7 @@ def assignments(module: Path) -> Iterator[tuple[str, int]]:
         for target in targets:
             for each in target.elts if isinstance(target, ast.Tuple) else [target]:
                 if isinstance(each, ast.Attribute) and ast.unparse(each.value) not in MAY_CHANGE:
-                    yield each.attr, node.lineno
+                    yield each.attr, each.lineno
 
 
 def test_nobody_else_changes_a_request() -> None:
