@@ -65,6 +65,8 @@ class SlowReads:
     silent: bool = False
     fails: int = 0
     """So many reads of blocks fail when they are looked at."""
+    sticks: int = 0
+    """So often a read of blocks cannot be cancelled."""
     most_at_once: int = 0
     first_blocks: list[int] = field(default_factory=list)
     """Of each read, in their order."""
@@ -108,6 +110,9 @@ class SlowReads:
     def release_xfer_handle(self, handle: Any) -> None:
         if not isinstance(handle, _Read):
             self.agent.release_xfer_handle(handle)
+        elif self.sticks and handle in self.under_way:
+            self.sticks -= 1
+            raise ConnectionError("injected")
         elif handle in self.under_way:
             self.under_way.remove(handle)
 

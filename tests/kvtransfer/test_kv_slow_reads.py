@@ -74,6 +74,27 @@ def test_a_peer_that_answers_and_moves_nothing_is_given_up(workers: Workers) -> 
     assert workers.failed == {"lost"}
 
 
+def test_a_read_that_cannot_be_cancelled_at_once_is_cancelled_later(workers: Workers) -> None:
+    workers.reads.silent = True
+    workers.reads.sticks = 3
+    workers.channel.stop()
+    workers.ask_for(["stuck"])
+    workers.until(1, step_s=0.1, within_s=4 * TIMEOUT_S)
+    assert workers.failed == {"stuck"}
+    assert not workers.reads.under_way
+    # Of two attempts one did not end well, and the other found nobody.
+    assert workers.num_failures == 2
+    assert len(workers.decode.xfer_stats.data["num_failed_transfers"]) == 1
+
+
+def test_a_read_that_has_failed_and_stands_is_one_failure(workers: Workers) -> None:
+    workers.reads.fails = workers.reads.sticks = 3
+    workers.ask_for(["stuck"])
+    workers.until(1, step_s=0.02, within_s=4 * TIMEOUT_S)
+    assert workers.failed == set()
+    assert workers.num_failures == 1
+
+
 def test_after_an_error_the_others_are_read_over_a_new_connection(workers: Workers) -> None:
     names = [f"request {number:03d}" for number in range(40)]
     connection = workers.connection
