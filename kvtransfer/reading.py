@@ -94,9 +94,9 @@ class ReadingWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def _may_begin(self, engine_id: str, pair: PairReads[Any]) -> bool:
         """Whether one more may be read now; also where that fails at once, or connects first."""
         if engine_id in self._reconnecting and engine_id in self._invalid_remote_engines:
-            # Once nothing is read of it any more only other handshakes put off its end, or vLLM
-            # itself wants a pause.
-            return pair.is_idle and not self._handshake_futures
+            # It is dropped as soon as nothing is read of it any more, unless vLLM wants a pause.
+            _, pause_until_s = self._invalid_engine_backoff.get(engine_id, (0.0, 0.0))
+            return pair.is_idle and pause_until_s > time.perf_counter()
         return pair.has_room
 
     def _begin_reads(self) -> None:

@@ -1,10 +1,14 @@
 """Slow reads are waited for, and a peer that is gone is found; on a clock of the test's own."""
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from nixl_workers import Workers, nixl_workers
+from nixl_workers import HOST, Workers, nixl_workers
 
+from kvtransfer import worker
+from kvtransfer.errors import PeerTimeout
 from kvtransfer.pair_reads import ReadLimits
 
 TIMEOUT_S = 5.0
@@ -105,3 +109,30 @@ def test_after_an_error_the_others_are_read_over_a_new_connection(workers: Worke
     assert sorted(workers.finished) == names
     assert workers.connection is not connection
     assert workers.num_failures == 1
+
+
+def test_peers_that_do_not_answer_keep_no_other_from_a_new_connection(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {f"lost {number}" for number in range(8)}
+    given_up, fetch = threading.Event(), worker.fetch_payloads
+
+    def fetch_or_wait(*where: Any, engine_id: str, **how: Any) -> Any:
+        if engine_id in lost:
+            given_up.wait(60)
+            raise PeerTimeout("no answer")
+        return fetch(*where, engine_id=engine_id, **how)
+
+    monkeypatch.setattr(worker, "fetch_payloads", fetch_or_wait)
+    for engine_id in lost:
+        assert workers.decode.warm_up(engine_id, HOST, 1, 1) == (False, None)
+    connection = workers.connection
+    workers.reads.fails = 1
+    workers.ask_for(["a", "b"])
+    try:
+        workers.until(2, step_s=0.02, within_s=60, beside=lost)
+        assert workers.decode._handshake_futures.keys() == lost
+    finally:
+        given_up.set()
+    assert workers.failed == set()
+    assert workers.connection is not connection
