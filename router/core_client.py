@@ -297,10 +297,16 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             ttft_s=self._targets.admission.ttft_s,
             client_priority=request.priority,
         )
-        due_in_s = request.priority / 1000 + reader.request_s - time.time()
+        # From receipt on: the time of day, of which the other two are, may be set meanwhile.
+        latest_start_s = state.received_s + request.priority / 1000 - request.arrival_time
         replica = self.prefill[reader.replica_id]
         asks_load = self._looks_again and state.num_looks < MOST_LOOKS
-        replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
+        replica.add(
+            request,
+            reader.request_s,
+            deadline_s=latest_start_s + reader.request_s,
+            asks_load=asks_load,
+        )
         state.prefill = replica
         if state.phase is not RequestPhase.PREFILLING:
             self._enter(state, RequestPhase.PREFILLING)
