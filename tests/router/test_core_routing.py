@@ -25,7 +25,7 @@ from router.settings import Targets
 from router.traffic import TrafficMeter
 
 BLOCK = 64
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:

@@ -36,7 +36,7 @@ from router.recovery import RecoveryLimits
 from router.serve_list import ListedReplica
 from router.traffic import TrafficMeter
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0)
 KILLED = EngineExit(cause="SIGKILL", text="the engine was ended by SIGKILL")
 NO_ROUTE = "no route to host"
 
