@@ -59,6 +59,7 @@ class PdNixlWorker(ReadingWorker):
     """Beside the model. Owns the NIXL agent, the leases it granted and the warm-ups under way."""
 
     xfer_handshake_metadata: Any
+    _handshake_futures: dict[str, Future[Any]]
 
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         cores = os.sched_getaffinity(0)

@@ -9,6 +9,7 @@ from nixl_workers import HOST, Workers, nixl_workers
 
 from kvtransfer import worker
 from kvtransfer.errors import PeerTimeout
+from kvtransfer.handshake import fetch_payloads
 from kvtransfer.pair_reads import ReadLimits
 
 TIMEOUT_S = 5.0
@@ -115,13 +116,13 @@ def test_peers_that_do_not_answer_keep_no_other_from_a_new_connection(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = {f"lost {number}" for number in range(8)}
-    given_up, fetch = threading.Event(), worker.fetch_payloads
+    given_up = threading.Event()
 
     def fetch_or_wait(*where: Any, engine_id: str, **how: Any) -> Any:
         if engine_id in lost:
             given_up.wait(60)
             raise PeerTimeout("no answer")
-        return fetch(*where, engine_id=engine_id, **how)
+        return fetch_payloads(*where, engine_id=engine_id, **how)
 
     monkeypatch.setattr(worker, "fetch_payloads", fetch_or_wait)
     for engine_id in lost:
