@@ -123,7 +123,7 @@ async def test_an_engine_that_is_named_with_two_addresses_is_one() -> None:
     second = asyncio.create_task(peers.warm_up(replace(PEER, port=9)))
     await asyncio.sleep(0)
     peers.stepped(step_stats(worker(0), worker(1)))
-    assert await asyncio.gather(first, second) == [None, None]
+    assert (await first, await second) == (None, None)
     assert core.called == ["prefill"]
     assert await peers.warm_up(replace(PEER, port=9)) is None
     assert len(core.called) == 2
