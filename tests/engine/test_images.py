@@ -77,7 +77,7 @@ class Cluster:
         self.core = ClusterCoreClient(
             POLICIES["round_robin"],
             RouterMetrics(CollectorRegistry(), traffic),
-            RecoveryLimits(max_moves=0, max_wait_s=10.0),
+            RecoveryLimits(max_moves=0, max_wait_s=10.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         config = engine_args(model, OPTIONS).create_engine_config()
