@@ -101,9 +101,10 @@ def build(args: Mapping[str, Any]) -> Application:
         num_routers=config.router.replicas,
         routing=_routing(config),
         recovery=RecoveryLimits(
-            max_failovers=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
+            max_failovers=config.recovery.max_moves,
+            max_wait_s=config.recovery.max_wait_s,
+            stall_timeout_s=config.recovery.stall_timeout_s,
         ),
-        stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
         tls=_tls(config),
     )
@@ -114,7 +115,7 @@ def build(args: Mapping[str, Any]) -> Application:
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,
-        health_check_timeout_s=settings.stall_timeout_s + 5.0,
+        health_check_timeout_s=settings.recovery.stall_timeout_s + 5.0,
         # A router that is replaced, in a config update say, keeps what waits for new engines.
         graceful_shutdown_timeout_s=config.recovery.max_wait_s + config.recovery.drain_s,
         # A line in a file for every request costs more than routing it.

@@ -70,7 +70,7 @@ class Assembly:
             router_id=router_id,
             secret=secret,
             tls=new_tls(settings.tls),
-            stall_timeout_s=settings.stall_timeout_s,
+            stall_timeout_s=settings.recovery.stall_timeout_s,
             engine_ends=self.engine_ends,
             dead_nodes=dead_nodes,
         )
@@ -81,7 +81,7 @@ class Assembly:
             changed=self._membership.listed,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
-        self._stall_timeout_s = settings.stall_timeout_s
+        self._stall_timeout_s = settings.recovery.stall_timeout_s
 
     def check_front_end(self) -> None:
         """Raises FrontEndStalled where nobody hands out what the engines compute."""

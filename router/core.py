@@ -4,6 +4,8 @@ Owns the parts: the pools, the lifecycle of requests, and their failover. vLLM's
 them through `router.core_client`; tests drive them without it.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtransfer.phase import PHASES
@@ -82,8 +84,9 @@ def build_core(
     traffic: TrafficMeter,
     settings: RoutingSettings | None = None,
     num_routers: int = 1,
+    clock: Callable[[], float] = time.monotonic,
 ) -> RouterCore:
-    """The parts of one router of `num_routers`, without a replica."""
+    """The parts of one router of `num_routers`, without a replica; `clock` says when they hang."""
     settings = settings or RoutingSettings()
     transfers, predictor, pairs, outputs = Transfers(), Predictor(), Pairs(), OutputQueue()
     prefill, decode = (
@@ -120,6 +123,7 @@ def build_core(
         placer=placer,
         limits=limits,
         metrics=metrics,
+        clock=clock,
     )
     return RouterCore(
         prefill=prefill,

@@ -117,12 +117,18 @@ class Dispatcher:
             ttft_s=self._ttft_s,
             client_priority=request.priority,
         )
-        due_in_s = request.priority / 1000 + prefill_at.request_s - time.time()
+        # From receipt on: the time of day, of which the other two are, may be set meanwhile.
+        latest_start_s = state.received_s + request.priority / 1000 - request.arrival_time
         replica = self._prefill[prefill_at.replica_id]
         asks_load = (
             self._asks_acknowledgements and state.num_acknowledgements < MAX_ACKNOWLEDGEMENTS
         )
-        replica.add(request, prefill_at.request_s, due_in_s=due_in_s, asks_load=asks_load)
+        replica.add(
+            request,
+            prefill_at.request_s,
+            deadline_s=latest_start_s + prefill_at.request_s,
+            asks_load=asks_load,
+        )
         if (change := state.sent_to_prefill(replica, time.monotonic())) is not None:
             self._metrics.phase_changed(change)
         if not asks_load:

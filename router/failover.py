@@ -8,6 +8,8 @@ whether a prompt is rerouted in `router.reroute`; every step that is taken for i
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 
 from engine.wire import Rejection, StepOutputs
 from router.dispatcher import Dispatcher
@@ -19,13 +21,16 @@ from router.phases import RequestPhase
 from router.placement import Placement, Placer
 from router.pool import Pool, PoolEvents, Replica
 from router.quarantine import Quarantine
-from router.recovery import Failures, RecoveryLimits, one_more, plan_failover
+from router.recovery import Failures, Hang, RecoveryLimits, one_more, plan_failover
 from router.refusals import rejected
 from router.request import RequestState
 from router.reroute import is_rerouted
 from router.routes import Route, RoutePlan
 
 logger = logging.getLogger(__name__)
+
+_HANGS_KEPT = 100
+"""The last ones: what several have in common is seen of a few."""
 
 
 class Failover:
@@ -41,13 +46,17 @@ class Failover:
         placer: Placer,
         limits: RecoveryLimits,
         metrics: RouterMetrics,
+        clock: Callable[[], float],
     ) -> None:
+        """`clock` says when replicas hang."""
         self._decode = decode
         self._lifecycle = lifecycle
         self._dispatcher = dispatcher
         self._placer = placer
         self._limits = limits
         self._metrics = metrics
+        self._clock = clock
+        self._hangs: deque[Hang] = deque(maxlen=_HANGS_KEPT)
         self._quarantine: Quarantine[RequestState] = Quarantine()
         lifecycle.subscribe(
             RequestEvents(stopped=self._stopped, progressed=self._progressed, ended=self._ended)
@@ -156,29 +165,36 @@ class Failover:
         outputs: Outputs = []
         requests = list(self._lifecycle.requests.values())
         had = [state for state in requests if state.replica is replica]
+        hang = None
+        if replica.fault in HANGS:
+            hang = Hang(replica_id=replica.replica_id, at_s=self._clock())
+            self._hangs.append(hang)
         if len(had) == 1 and replica.exit is not None and replica.exit.num_requests == 1:
             had[0].failed_alone()
         for state in requests:
             if state.replica is replica or (
                 state.prefill is replica and state.phase is RequestPhase.TRANSFERRING
             ):
-                outputs += self._lifecycle.isolated(self._lost, state, replica)
+                outputs += self._lifecycle.isolated(self._lost, state, replica, hang)
         self._lifecycle.deliver(outputs)
 
-    def _lost(self, state: RequestState, replica: Replica) -> Outputs:
+    def _lost(self, state: RequestState, replica: Replica, hang: Hang | None) -> Outputs:
         """A request has lost a replica."""
         fault = replica.fault
         how = fault.value if fault is not None else replica.load.leaves_because or "left"
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._dispatcher.withdraw(state)
-        if state.replica is replica and fault in HANGS:
+        if state.replica is replica and hang is not None:
             state.hung()
         if state.replica is replica and fault in FAILURES:
             failures = one_more(
                 failures,
                 num_tokens=state.num_output_tokens,
                 was_prefilling=state.phase is RequestPhase.PREFILLING,
+                hang=hang,
+                all_hangs=self._hangs,
+                stall_timeout_s=self._limits.stall_timeout_s,
             )
         return self._go_on(
             state,

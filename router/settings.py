@@ -66,8 +66,6 @@ class RouterSettings:
     """Of this application."""
     routing: RoutingSettings
     recovery: RecoveryLimits
-    stall_timeout_s: float
-    """A replica that says nothing for this long is taken for dead."""
     drain_s: float
     """How long it may take to finish its answers when its process is told to end."""
     tls: TlsFiles | None = None

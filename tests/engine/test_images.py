@@ -80,7 +80,7 @@ class Cluster:
         self.core = build_core(
             POLICIES["round_robin"],
             RouterMetrics(CollectorRegistry()),
-            RecoveryLimits(max_failovers=0, max_wait_s=10.0),
+            RecoveryLimits(max_failovers=0, max_wait_s=10.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         config = engine_args(model, OPTIONS).create_engine_config()

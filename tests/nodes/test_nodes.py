@@ -30,6 +30,8 @@ PROMPTS = ("crosses", "killed", "silent", "prefill cut off", "prefill back", "go
 """What the requests are for."""
 LONG = ("crosses", "prefill back")
 METRICS_PORT = 6385
+LOST = ("replica_silent", "connection_lost")
+"""Faults of replicas that may be back in a moment."""
 WITHIN_S = 240.0
 """For what must happen in the end: engines start again, Ray is sure that a node is dead."""
 POLL_S = 0.5
@@ -118,8 +120,9 @@ def num_faults(samples: list[Sample], *faults: str) -> float:
     return sum(total(samples, "pdserve_faults_total", fault=fault) for fault in faults)
 
 
-def num_lost(samples: list[Sample]) -> float:
-    return num_faults(samples, "replica_silent", "connection_lost")
+def num_moved(samples: list[Sample]) -> float:
+    """Requests that have lost the decode replica."""
+    return sum(total(samples, "pdserve_moves_total", cause=f"decode_{how}") for how in LOST)
 
 
 async def test_an_answer_crosses_the_network(
@@ -156,9 +159,11 @@ async def test_decode_node_cut_off_for_moments(
     answer = asyncio.create_task(answered(cluster.url, "silent"))
     before = await seen(client, cluster, is_decoding)
     with cluster.networks["decode"].cut_off():
-        await seen(client, cluster, lambda now: num_lost(now) > num_lost(before))
+        await seen(client, cluster, lambda now: num_moved(now) > num_moved(before))
     assert not differences(expected["silent"], await answer)
     assert cluster.engine_core("decode") == engine
+    num_lost = num_faults(before, *LOST) + 1
+    await seen(client, cluster, lambda now: num_faults(now, *LOST) == num_lost)
 
 
 async def test_prefill_node_cut_off_for_moments(
@@ -169,8 +174,7 @@ async def test_prefill_node_cut_off_for_moments(
     with cluster.networks["prefill"].cut_off():
         answer = await answered(cluster.url, "prefill cut off")
         assert not differences(expected["prefill cut off"], answer)
-    now = await scrape(client, cluster.url)
-    assert num_lost(now) > num_lost(before)
+    await seen(client, cluster, lambda now: num_faults(now, *LOST) > num_faults(before, *LOST))
     await seen(client, cluster, are_paired)
     kv_before = kv_on_the_wire(cluster)
     assert not differences(expected["prefill back"], await answered(cluster.url, "prefill back"))

@@ -1,10 +1,14 @@
 """A router's core over fake replicas, and how these are lost."""
 
+import time
+from collections.abc import Callable
+
 from fake_replicas import new_replica
 from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreOutput
 
 from engine.exit_cause import EngineExit
+from engine.wire import LoadReport, StepOutputs
 from router.audit import audit
 from router.core import build_core
 from router.metrics import PoolMetrics, RouterMetrics
@@ -15,7 +19,7 @@ from router.settings import RoutingSettings
 from router.slo import Slo
 from router.traffic import TrafficMeter
 
-LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:
@@ -27,12 +31,18 @@ class Cluster:
         *,
         limits: RecoveryLimits = LIMITS,
         settings: RoutingSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         metrics = RouterMetrics(self.registry)
         self.core = build_core(
-            POLICIES["round_robin"], metrics, limits, traffic=traffic, settings=settings
+            POLICIES["round_robin"],
+            metrics,
+            limits,
+            traffic=traffic,
+            settings=settings,
+            clock=clock,
         )
         PoolMetrics(self.core.pools, self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
@@ -73,3 +83,9 @@ def fail(replica: Replica, *, num_requests: int = 2) -> None:
     how = "the engine was ended by SIGSEGV"
     replica.engine_ended(EngineExit(cause="SIGSEGV", text=how, num_requests=num_requests))
     replica.replica_gone("the engine was ended by SIGSEGV")
+
+
+def hang(replica: Replica) -> None:
+    """The replica says that its engine does not answer."""
+    replica.step_received(StepOutputs([], LoadReport(leaves_because="stalled")))
+    replica.replica_gone("unhealthy")

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from core_clusters import LIMITS, Cluster, fail, lose
+from core_clusters import LIMITS, Cluster, fail, hang, lose
 from fake_replicas import add, decoded, end_of, prefilled, request, step
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
@@ -208,7 +208,7 @@ async def test_after_one_failure_all_go_on_at_once() -> None:
     assert not any(state.is_suspect for state in cluster.core.lifecycle.requests.values())
 
 
-TWICE = Failures(num=2, num_tokens=0, was_prefilling=False)
+TWICE = Failures(num_ended=2, num_tokens=0, was_prefilling=False)
 
 
 async def test_suspects_run_each_in_a_replica_without_another() -> None:
@@ -261,6 +261,33 @@ async def test_a_suspect_stays_away_from_another_routers() -> None:
     (asked,) = end_of(other).added()
     step(other, decoded(1, ends=True, request_id=asked.request_id))
     cluster.check_complete()
+
+
+@pytest.mark.parametrize(
+    ("other_after_s", "is_refused"), [(-2, False), (2, False), (-15, True), (15, True)]
+)
+async def test_who_is_hung_with_others_is_not_refused(
+    other_after_s: float, is_refused: bool
+) -> None:
+    """Engines hang with it three times, and others that it is not in shortly before or after, as
+    on machines that are paused; or at another time, as where it is what hangs them."""
+    seen_s = iter(
+        each
+        for number in range(3)
+        for each in sorted((60.0 * number, 60.0 * number + other_after_s))
+    )
+    cluster = Cluster(num=0, clock=lambda: next(seen_s))
+    prefill = cluster.join(cluster.core.prefill, "p")
+    state = add(cluster.core, request(max_tokens=100))
+    for number in range(3):
+        decodes = [cluster.join(cluster.core.decode, f"d{number}{which}") for which in "ab"]
+        if state.phase is RequestPhase.PREFILLING:
+            step(prefill, prefilled(request_id=state.engine_request_id))
+        decodes.sort(key=lambda each: (each is state.decode) is (other_after_s < 0))
+        for each in decodes:
+            hang(each)
+    reasons = {output.finish_reason for output in cluster.outputs()}
+    assert reasons == ({None, FinishReason.ERROR} if is_refused else {None})
 
 
 async def test_what_was_computed_elsewhere_has_not_made_an_engine_fail() -> None:

@@ -21,7 +21,7 @@ from router.slo import Slo
 from router.traffic import TrafficMeter
 
 BLOCK = 64
-LIMITS = RecoveryLimits(max_failovers=1_000_000, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=1_000_000, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:

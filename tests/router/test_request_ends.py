@@ -15,7 +15,7 @@ from router.recovery import Failures
 from router.route_note import NOTE, RouteNote
 
 BEYOND_64_BITS = 2**70
-TWICE = Failures(num=2, num_tokens=0, was_prefilling=False)
+TWICE = Failures(num_ended=2, num_tokens=0, was_prefilling=False)
 HALF_A_LETTER = "\ud800"
 
 

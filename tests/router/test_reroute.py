@@ -29,7 +29,7 @@ class Cluster:
         self.core = build_core(
             POLICIES[policy],
             RouterMetrics(self.registry),
-            RecoveryLimits(max_failovers=3, max_wait_s=120.0),
+            RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0),
             traffic=traffic,
             num_routers=num_routers,
         )

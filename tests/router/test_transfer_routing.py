@@ -27,7 +27,7 @@ class Cluster:
         self.core = build_core(
             POLICIES["p2c"],
             RouterMetrics(self.registry),
-            RecoveryLimits(max_failovers=3, max_wait_s=120.0),
+            RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
