@@ -86,6 +86,7 @@ def build(args: Mapping[str, Any]) -> Application:
                     max(config.router.max_bodies_mib, config.router.max_body_mib) * 2**20
                 ),
                 max_choices=config.router.max_choices,
+                max_prompt_logprobs=config.router.max_prompt_logprobs,
                 receive_timeout_s=config.router.receive_timeout_s,
             ),
             client_priority=config.router.client_priority,

@@ -268,6 +268,13 @@ class RouterConfig(Section):
         ge=1,
         description="Prompts of one request times its `n`; more get status 400.",
     )
+    max_prompt_logprobs: int = Field(
+        default=100_000,
+        ge=0,
+        description="Log probabilities of its prompts' tokens that one request may ask for, tokens "
+        "times `prompt_logprobs` and one; more get status 400. A router sends no other response "
+        "while it formats one with many.",
+    )
     max_connections: int = Field(
         default=4096,
         ge=1,

@@ -19,6 +19,8 @@ class RequestLimits:
     """Of all requests that a router has."""
     max_choices: int = 1024
     """Prompts times `n`."""
+    max_prompt_logprobs: int = 100_000
+    """Log probabilities of prompts' tokens."""
     receive_timeout_s: float = 120.0
     """For its body to arrive."""
 

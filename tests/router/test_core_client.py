@@ -12,6 +12,7 @@ from vllm.exceptions import GenerationError
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.output_tokens import OUTPUT_TOKENS
+from engine.step_limit import STEP_LIMIT
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.admit import AdmissionLimits
 from router.answers import NOTE, RouteNote
@@ -88,7 +89,9 @@ async def test_one_engine_does_it_all(
     (only,) = asked.pop(replica)
     assert list(asked.values()) == [[]]
     assert only.sampling_params is not None
-    assert not only.sampling_params.extra_args
+    # Beside decode's answers a prompt is read in pieces.
+    is_limited = STEP_LIMIT in (only.sampling_params.extra_args or {})
+    assert is_limited == (replica == "d0")
     target = next(r for r in (*cluster.prefill, *cluster.decode) if r.replica_id == replica)
     step(target, decoded(1, ends=True))
     assert [output.finish_reason for output in cluster.outputs()] == [FinishReason.LENGTH]
@@ -115,7 +118,7 @@ async def test_a_client_cannot_say_where_kv_and_tokens_come_from() -> None:
     await cluster.core.add_request_async(request(extra_args=mine, prompt_logprobs=1))
     (asked,) = end_of(cluster.decode[0]).added()
     assert asked.sampling_params is not None
-    assert not asked.sampling_params.extra_args
+    assert list(asked.sampling_params.extra_args or {}) == [STEP_LIMIT]
 
 
 async def test_abort_while_prefilling_frees_what_is_handed_over_late() -> None:
