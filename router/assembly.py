@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import ray
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import REGISTRY
 from ray import serve
 from ray.exceptions import RayError
 from starlette.types import ASGIApp
@@ -23,7 +23,7 @@ from router.errors import FrontEndStalled
 from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
-from router.metrics import PoolMetrics, RouterMetrics
+from router.metrics import PoolMetrics, RouterMetrics, unready_pairs_gauge
 from router.nodes import dead_nodes
 from router.policies import POLICIES
 from router.scaling_report import ScalingReport
@@ -54,7 +54,7 @@ class Assembly:
         )
         pools = self._core.pools
         PoolMetrics(pools, REGISTRY)
-        unready = Gauge("pdserve_unready_pairs", "Pairs of replicas that cannot exchange KV.")
+        unready = unready_pairs_gauge(REGISTRY)
         unready.set_function(lambda: len(self._core.pairs))
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)

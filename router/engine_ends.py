@@ -55,13 +55,13 @@ class EngineEnds:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._faults = Counter(
             "pdserve_faults",
-            "Faults of replicas that this router has seen.",
+            "Faults of replicas that this router was connected to.",
             ("pool", "fault"),
             registry=registry,
         )
         self._ends = Counter(
             "pdserve_engine_ends",
-            "Engines that ended under this router's eyes, by cause: a signal's name, or error.",
+            "Engine failures that this router has seen, by cause: a signal's name, or `error`.",
             ("pool", "cause"),
             registry=registry,
         )

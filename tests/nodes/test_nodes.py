@@ -1,7 +1,7 @@
 """Three Ray nodes with addresses of their own: the head with the router, and one for each pool.
 
-They are network namespaces of this machine, each behind a firewall that lets in what README.md
-says that it must. Every answer is compared with a plain vLLM server's.
+They are network namespaces of this machine, each behind a firewall that lets in what the table of
+docs/deployment.md says that it must. Every answer is compared with a plain vLLM server's.
 """
 
 import asyncio
@@ -199,7 +199,7 @@ async def test_decode_node_dies_and_comes_back(
 
 
 async def test_the_table_of_ports_is_right(client: httpx.AsyncClient, cluster: NodeCluster) -> None:
-    """After all of the above: nobody asked for more than README.md lists, and each row was used."""
+    """After all of the above: nobody asked for more than is listed, and each row was used."""
     for address in cluster.addresses.values():
         assert await scrape(client, f"http://{address}:{METRICS_PORT}")
     networks = cluster.networks.items()
