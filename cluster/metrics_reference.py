@@ -14,7 +14,7 @@ from ray.util.metrics import Counter, Metric
 from cluster.scale_metrics import ScaleMetrics
 from engine.metrics import BY_REPLICA
 from engine.server import EngineMetrics
-from router.engine_ends import EngineEnds
+from router.engine_failures import EngineFailures
 from router.metrics import PoolMetrics, RouterMetrics, unready_pairs_gauge
 
 
@@ -39,7 +39,7 @@ def router_metrics() -> tuple[Described, ...]:
     """What each router exports."""
     registry = CollectorRegistry()
     RouterMetrics(registry)
-    EngineEnds(registry)
+    EngineFailures(registry)
     unready_pairs_gauge(registry)
     pools = PoolMetrics((), CollectorRegistry()).collect()
     return (*_of_registry(registry), *(_of_family(family) for family in pools))

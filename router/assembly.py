@@ -18,7 +18,7 @@ from router.app import build_openai_app, make_front_end
 from router.auditor import Auditor
 from router.core import build_core
 from router.core_client import ClusterCoreClient
-from router.engine_ends import EngineEnds
+from router.engine_failures import EngineFailures
 from router.errors import FrontEndStalled
 from router.health import Health
 from router.internals import check_internals
@@ -59,7 +59,7 @@ class Assembly:
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
         router_id = ray.get_runtime_context().get_worker_id()
-        self.engine_ends = EngineEnds(REGISTRY)
+        self.engine_failures = EngineFailures(REGISTRY)
         model = resolve_model(settings.frontend.model)
         self._front_end = make_front_end(
             dataclasses.replace(settings.frontend, model=model), ClusterCoreClient(self._core)
@@ -71,7 +71,7 @@ class Assembly:
             secret=secret,
             tls=new_tls(settings.tls),
             stall_timeout_s=settings.recovery.stall_timeout_s,
-            engine_ends=self.engine_ends,
+            engine_failures=self.engine_failures,
             dead_nodes=dead_nodes,
         )
         self._serve_list = ServeList(
@@ -98,7 +98,7 @@ class Assembly:
         """The app that answers clients."""
         health = Health(
             self._core.pools,
-            self.engine_ends,
+            self.engine_failures,
             self._starting,
             is_served=self._front_end.is_served,
             pairs=self._core.pairs,

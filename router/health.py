@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from router.api_keys import has_key
-from router.engine_ends import EngineEnds
+from router.engine_failures import EngineFailures
 from router.pairs import Pairs
 from router.pool import Pool
 
@@ -30,7 +30,7 @@ class Health:
     def __init__(
         self,
         pools: tuple[Pool, ...],
-        ends: EngineEnds,
+        ends: EngineFailures,
         starting: Callable[[], Awaitable[Mapping[str, str]]],
         *,
         is_served: Callable[[], bool],

@@ -22,7 +22,7 @@ from functools import partial
 from engine.channel import ReplicaEnd, connect
 from engine.wire import ReplicaFacts
 from kvtransfer.tls import Tls
-from router.engine_ends import EngineEnds, SeenFault
+from router.engine_failures import EngineFailures, SeenFault
 from router.faults import Fault
 from router.pairs import Pairs
 from router.pool import Pool, Replica
@@ -69,12 +69,12 @@ class Membership:
         secret: str,
         tls: Tls | None = None,
         stall_timeout_s: float,
-        engine_ends: EngineEnds,
+        engine_failures: EngineFailures,
         dead_nodes: Callable[[Collection[str]], Collection[str]],
     ) -> None:
         """`dead_nodes` says which of some nodes are dead; it may block (`router.nodes`)."""
         self._pools: dict[str, Pool] = {pool.name: pool for pool in pools}
-        self._engine_ends = engine_ends
+        self._engine_failures = engine_failures
         self._warm_ups = WarmUps(*pools, pairs)
         self._router_id = router_id
         self._secret, self._tls = secret, tls
@@ -160,7 +160,7 @@ class Membership:
                 await self._warm_ups.join(replica)
                 self._told.pop(replica.replica_id, None)
                 if (lost := self._unexplained.pop(replica.replica_id, None)) is not None:
-                    self._engine_ends.count(lost.seen)
+                    self._engine_failures.count(lost.seen)
                 return
             except Exception as error:
                 # Whatever keeps this one away, the others must still be reached: try again.
@@ -195,7 +195,7 @@ class Membership:
         if fault in UNEXPLAINED and replica.node_id is not None:
             self._suspect(replica.node_id, replica, now_s)
         else:
-            self._engine_ends.observe(replica)
+            self._engine_failures.observe(replica)
         if replica.exit is not None:
             # Which may be why it was lost before.
             self._unexplained.pop(replica.replica_id, None)
@@ -230,7 +230,7 @@ class Membership:
 
     def _suspect(self, node_id: str, replica: Replica, now_s: float) -> None:
         self._suspects[node_id] = now_s + SUSPECT_S
-        if (seen := self._engine_ends.see(replica)) is not None:
+        if (seen := self._engine_failures.see(replica)) is not None:
             self._unexplained[replica.replica_id] = _Lost(
                 node_id=node_id, seen=seen, until_s=now_s + SUSPECT_S
             )
@@ -258,7 +258,7 @@ class Membership:
         for replica_id, lost in list(self._unexplained.items()):
             if lost.until_s <= now_s:
                 del self._unexplained[replica_id]
-                self._engine_ends.count(lost.seen)
+                self._engine_failures.count(lost.seen)
 
     def _node_gone(self, node_id: str) -> None:
         """Ends what is on a dead node at once, instead of waiting for the silence of each."""
@@ -279,5 +279,5 @@ class Membership:
                 gone[replica_id] = pool.name
         for replica_id in gone.keys() - {each.replica_id for each in on_node if each.has_joined}:
             self._unexplained.pop(replica_id, None)
-            self._engine_ends.add_fault(gone[replica_id], replica_id, Fault.NODE_GONE, reason)
+            self._engine_failures.add_fault(gone[replica_id], replica_id, Fault.NODE_GONE, reason)
         self._reconcile()

@@ -52,7 +52,7 @@ class Router:
 
     async def engine_ended_at_start(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """Called by a replica whose engine has ended before it could join."""
-        self._assembly.engine_ends.add(pool, replica_id, how)
+        self._assembly.engine_failures.add(pool, replica_id, how)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve passes on to the scaling policies (`router.scaling_report`)."""

@@ -23,7 +23,7 @@ from engine.wire import AddRequest, Kind
 from router.app import build_openai_app, make_front_end
 from router.auditor import Auditor
 from router.core_client import ClusterCoreClient
-from router.engine_ends import EngineEnds
+from router.engine_failures import EngineFailures
 from router.frontend_config import front_end_config
 from router.health import Health
 from router.pool import Replica
@@ -90,7 +90,7 @@ async def answers(options: dict[str, Any]) -> dict[str, Any]:
     front_end = make_front_end(settings, ClusterCoreClient(cluster.core))
     health = Health(
         cluster.core.pools,
-        EngineEnds(CollectorRegistry()),
+        EngineFailures(CollectorRegistry()),
         _nothing_starts,
         is_served=front_end.is_served,
         pairs=cluster.core.pairs,

@@ -27,7 +27,7 @@ from engine.wire import (
 from kvtransfer.peers import KVPeer
 from router import membership, pairs, warm_ups
 from router.core import build_core
-from router.engine_ends import EngineEnds
+from router.engine_failures import EngineFailures
 from router.faults import Fault
 from router.membership import Membership
 from router.metrics import RouterMetrics
@@ -148,7 +148,7 @@ class Cluster:
         traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
         metrics = RouterMetrics(self.registry)
         self.core = build_core(POLICIES["round_robin"], metrics, LIMITS, traffic=traffic)
-        self.ends = EngineEnds(self.registry)
+        self.ends = EngineFailures(self.registry)
         self.dead: set[str] = set()
         self.asked_in: list[threading.Thread] = []
         self.num_unanswered = 0
@@ -158,7 +158,7 @@ class Cluster:
             router_id="router",
             secret="secret",
             stall_timeout_s=stall_timeout_s,
-            engine_ends=self.ends,
+            engine_failures=self.ends,
             dead_nodes=self.dead_nodes,
         )
         self.replicas: dict[str, FakeReplica] = {}

@@ -16,7 +16,7 @@ from router.pool import Replica
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEnd:
+class EngineFailure:
     """One engine that has ended."""
 
     pool: str
@@ -49,7 +49,7 @@ class SeenFault:
         return f"{self.pool} replica {self.replica_id}: {name}: {self.reason}"
 
 
-class EngineEnds:
+class EngineFailures:
     """Counts faults of replicas and engines that ended, and keeps the last."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -65,7 +65,7 @@ class EngineEnds:
             ("pool", "cause"),
             registry=registry,
         )
-        self.last: EngineEnd | None = None
+        self.last: EngineFailure | None = None
         self.last_fault: SeenFault | None = None
 
     def observe(self, replica: Replica) -> None:
@@ -90,7 +90,7 @@ class EngineEnds:
     def add(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """An engine has ended."""
         self._ends.labels(pool, how.cause).inc()
-        self.last = EngineEnd(pool=pool, replica_id=replica_id, exit=how, at_s=time.time())
+        self.last = EngineFailure(pool=pool, replica_id=replica_id, exit=how, at_s=time.time())
         self.add_fault(pool, replica_id, Fault.ENGINE_ENDED, how.text)
 
     def add_fault(self, pool: str, replica_id: str, fault: Fault, reason: str) -> None:

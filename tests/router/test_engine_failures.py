@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from engine.exit_cause import EngineExit
 from kvtransfer.phase import Phase
-from router.engine_ends import EngineEnds
+from router.engine_failures import EngineFailures
 from router.health import PATH, Health
 from router.pairs import Pair, Pairs
 from router.policies import POLICIES
@@ -34,7 +34,7 @@ class Ends:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.ends = EngineEnds(self.registry)
+        self.ends = EngineFailures(self.registry)
 
     def count(self, cause: str) -> float:
         labels = {"pool": "decode", "cause": cause}
@@ -130,7 +130,7 @@ def pools() -> tuple[Pool, Pool]:
 
 def ask(
     pools: tuple[Pool, ...],
-    ends: EngineEnds,
+    ends: EngineFailures,
     *,
     errored: bool = False,
     pairs: Pairs | None = None,
