@@ -47,8 +47,9 @@ def count_prompt_logprobs(params: SamplingParams, num_tokens: int, model: ModelC
     if num_best is None:
         return 0
     # Beside the best there is the token's own.
-    num_each: int = model.get_vocab_size() if num_best == -1 else num_best + 1
-    return params.n * num_tokens * num_each
+    num_each = model.get_vocab_size() if num_best == -1 else num_best + 1
+    num: int = params.n * num_tokens * num_each
+    return num
 
 
 def compile_nothing_in_the_loop() -> None:
