@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 
 from benchmarks import autoscale_live_report
 from benchmarks.autoscale_live_record import (
-    POOLS,
-    Phase,
-    PhaseRecord,
+    LoadPhase,
+    LoadPhaseRecord,
     Record,
     Sample,
     Speed,
@@ -39,6 +38,7 @@ from benchmarks.systems import (
     launch_pdserve,
     started,
 )
+from kvtransfer.phase import PHASES
 
 START_TIMEOUT_S = 300.0
 REQUEST_TIMEOUT_S = 120.0
@@ -107,7 +107,7 @@ class LiveRun:
         while time.monotonic() < until_s:
             self._system.check_alive()
             seen = await scrape(self._port)
-            if seen is not None and all(seen.num_live[pool] == 1 for pool in POOLS):
+            if seen is not None and all(seen.num_live[pool] == 1 for pool in PHASES):
                 return
             await asyncio.sleep(SAMPLE_S)
         raise LiveError(f"not ready: {self._system.log_tail()}")
@@ -129,7 +129,7 @@ class LiveRun:
         asked = (self._ask("alone", prompt_tokens, output_tokens) for _ in range(number))
         return await asyncio.gather(*asked)
 
-    async def _put(self, phase: Phase) -> PhaseRecord:
+    async def _put(self, phase: LoadPhase) -> LoadPhaseRecord:
         """Puts a phase's load on, as many seconds as it says, or until both pools are small."""
         say(f"{phase.name}: {phase.describe()}")
         start_s = time.monotonic()
@@ -141,9 +141,9 @@ class LiveRun:
                 await asyncio.sleep(self._rng.expovariate(phase.rate))
             end_s = time.monotonic()
         say(f"{phase.name}: {end_s - start_s:.0f} s, now {self._samples[-1].num_live}")
-        return PhaseRecord(phase=phase, start_s=start_s, end_s=end_s)
+        return LoadPhaseRecord(phase=phase, start_s=start_s, end_s=end_s)
 
-    async def _keep(self, phase: Phase) -> None:
+    async def _keep(self, phase: LoadPhase) -> None:
         outcome = await self._ask(phase.name, phase.prompt_tokens, phase.output_tokens)
         self._outcomes.append(outcome)
 
@@ -160,7 +160,7 @@ class LiveRun:
 
     def _is_small(self) -> bool:
         last = self._samples[-1].num_live
-        return all(last[pool] == 1 for pool in POOLS)
+        return all(last[pool] == 1 for pool in PHASES)
 
     async def _watch(self) -> None:
         while True:
@@ -168,7 +168,7 @@ class LiveRun:
             seen = await scrape(self._port)
             if seen is not None:
                 self._samples.append(
-                    Sample(at_s=time.monotonic(), num_live={p: seen.num_live[p] for p in POOLS})
+                    Sample(at_s=time.monotonic(), num_live={p: seen.num_live[p] for p in PHASES})
                 )
             await asyncio.sleep(SAMPLE_S)
 
@@ -186,12 +186,14 @@ class Load:
     step_s: float
     calm_s: float
 
-    def phases(self, speed: Speed) -> tuple[Phase, ...]:
+    def phases(self, speed: Speed) -> tuple[LoadPhase, ...]:
         """Calm, long prompts, calm, long answers, calm."""
         answer_s = self.long_answer * speed.token_s / self.batch
         return (
-            Phase(name="calm", prompt_tokens=100, output_tokens=8, rate=0.5, least_s=20, most_s=20),
-            Phase(
+            LoadPhase(
+                name="calm", prompt_tokens=100, output_tokens=8, rate=0.5, least_s=20, most_s=20
+            ),
+            LoadPhase(
                 name="long prompts",
                 prompt_tokens=self.long_prompt,
                 output_tokens=8,
@@ -201,7 +203,7 @@ class Load:
                 grows="prefill",
             ),
             _calm("calm again", self.calm_s),
-            Phase(
+            LoadPhase(
                 name="long answers",
                 prompt_tokens=50,
                 output_tokens=self.long_answer,
@@ -259,8 +261,8 @@ def main() -> int:
     return 1 if reasons else 0
 
 
-def _calm(name: str, most_s: float) -> Phase:
-    return Phase(
+def _calm(name: str, most_s: float) -> LoadPhase:
+    return LoadPhase(
         name=name,
         prompt_tokens=100,
         output_tokens=8,

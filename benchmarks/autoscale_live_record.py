@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.chaos_client import Outcome
-from benchmarks.chaos_faults import PoolName
-
-POOLS: tuple[PoolName, PoolName] = ("prefill", "decode")
+from kvtransfer.phase import PHASES, Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +18,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
+class LoadPhase:
     """One kind of load: `rate` requests a second for `least_s` seconds.
 
     With `until_small` it goes on, `most_s` at most, until each pool has one replica.
@@ -33,7 +31,7 @@ class Phase:
     least_s: float
     most_s: float
     until_small: bool = False
-    grows: PoolName | None = None
+    grows: Phase | None = None
     """The pool that has to grow."""
 
     def describe(self) -> str:
@@ -45,8 +43,8 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseRecord:
-    phase: Phase
+class LoadPhaseRecord:
+    phase: LoadPhase
     start_s: float
     end_s: float
 
@@ -56,7 +54,7 @@ class Sample:
     """How many replicas each pool had, as the router saw them. Times are `time.monotonic`'s."""
 
     at_s: float
-    num_live: Mapping[PoolName, int]
+    num_live: Mapping[Phase, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +63,15 @@ class Record:
 
     start_s: float
     speed: Speed
-    phases: tuple[PhaseRecord, ...]
+    phases: tuple[LoadPhaseRecord, ...]
     outcomes: tuple[Outcome, ...]
     samples: tuple[Sample, ...]
 
-    def during(self, record: PhaseRecord) -> tuple[Sample, ...]:
+    def during(self, record: LoadPhaseRecord) -> tuple[Sample, ...]:
         """The samples of a phase."""
         return tuple(each for each in self.samples if record.start_s <= each.at_s <= record.end_s)
 
-    def of(self, phase: Phase) -> tuple[Outcome, ...]:
+    def of(self, phase: LoadPhase) -> tuple[Outcome, ...]:
         """The requests of a phase."""
         return tuple(each for each in self.outcomes if each.case == phase.name)
 
@@ -87,7 +85,7 @@ def judge(record: Record) -> tuple[str, ...]:
     ]
     for each in record.phases:
         samples, phase = record.during(each), each.phase
-        for pool in POOLS:
+        for pool in PHASES:
             most = max((sample.num_live[pool] for sample in samples), default=0)
             if pool == phase.grows and most != 2:
                 reasons.append(f"{phase.name}: {pool} did not go to two, but to {most}")

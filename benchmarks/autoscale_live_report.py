@@ -12,11 +12,12 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.autoscale_live_record import POOLS, PhaseRecord, Record
+from benchmarks.autoscale_live_record import LoadPhaseRecord, Record
 from benchmarks.chaos_chart import under_way
 from benchmarks.chaos_client import Outcome
 from benchmarks.load import percentile
 from benchmarks.machine import Machine
+from kvtransfer.phase import PHASES
 
 _COLOURS = {"prefill": "#1f6feb", "decode": "#bf5700"}
 _INK, _FAINT, _TARGET = "#24292f", "#d0d7de", "#cf222e"
@@ -68,12 +69,12 @@ def itl_s(outcome: Outcome) -> float | None:
     return (arrivals_s[-1] - arrivals_s[0]) / (len(arrivals_s) - 1)
 
 
-def _row(record: Record, each: PhaseRecord) -> tuple[str, ...]:
+def _row(record: Record, each: LoadPhaseRecord) -> tuple[str, ...]:
     outcomes, samples = record.of(each.phase), record.during(each)
     ttfts = [value for outcome in outcomes if (value := ttft_s(outcome)) is not None]
     itls = [value for outcome in outcomes if (value := itl_s(outcome)) is not None]
     replicas = []
-    for pool in POOLS:
+    for pool in PHASES:
         sizes = [sample.num_live[pool] for sample in samples]
         steps = sizes[:1] + [after for before, after in pairwise(sizes) if after != before]
         replicas.append(" → ".join(map(str, steps)))
@@ -118,7 +119,7 @@ def _write_chart(record: Record, path: Path, *, ttft_s: float, itl_s: float) -> 
     times_s, numbers = under_way(record.outcomes)
     load.step([at_s - record.start_s for at_s in times_s], numbers, where="post", color=_INK)
     load.set_ylabel("requests under way")
-    for pool in POOLS:
+    for pool in PHASES:
         replicas.step(
             [sample.at_s - record.start_s for sample in record.samples],
             [sample.num_live[pool] for sample in record.samples],

@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks import chaos_report
 from benchmarks.chaos_chart import write_chart
-from benchmarks.chaos_faults import POOLS, Kind
+from benchmarks.chaos_faults import Kind
 from benchmarks.chaos_node import Node, node_for
 from benchmarks.chaos_pace import Pressure
 from benchmarks.chaos_processes import end
@@ -26,6 +26,7 @@ from benchmarks.chaos_verdict import Record, judge
 from benchmarks.load import real_time_priority
 from benchmarks.machine import observe_machine
 from benchmarks.systems import SystemFailedError, adopt_orphans, launch_pdserve, started
+from kvtransfer.phase import PHASES
 
 _FOLDER = Path(__file__).resolve().parent
 _START_S = time.monotonic()
@@ -64,7 +65,7 @@ def main() -> int:
         seed=options.seed,
         kinds=tuple(Kind(name) for name in options.faults),
         spare_last=options.spare_last,
-        num_replicas={pool: num_replicas(options.config, pool) for pool in POOLS},
+        num_replicas={pool: num_replicas(options.config, pool) for pool in PHASES},
         num_routers=num_replicas(options.config, "router"),
         poisons=not options.no_poison,
         config=options.config,
@@ -130,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         "--load",
         type=_positive,
         default=0.4,
-        help="arrivals, in parts of the rate at which requests were answered while a pool was down"
-        " to one replica and another one started, which is measured first",
+        help="arrivals, in parts of the rate at which requests were answered while each pool was"
+        " down to one replica and others started, which is measured first",
     )
     parser.add_argument(
         "--fault-every",

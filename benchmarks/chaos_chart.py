@@ -9,8 +9,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.chaos_client import Outcome
-from benchmarks.chaos_faults import POOLS
 from benchmarks.chaos_verdict import Record
+from kvtransfer.phase import PHASES
 
 _COLOURS = {"prefill": "#1f6feb", "decode": "#bf5700"}
 _INK, _FAINT, _FAULT = "#24292f", "#b6bec9", "#cf222e"
@@ -26,7 +26,7 @@ def write_chart(record: Record, path: Path) -> None:
     )
     above.set_ylabel("requests under way", color=_INK)
     above.set_ylim(bottom=0)
-    for pool in POOLS:
+    for pool in PHASES:
         below.step(
             [sample.at_s - record.start_s for sample in record.samples],
             [sample.seen.num_live[pool] for sample in record.samples],

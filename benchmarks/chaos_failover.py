@@ -16,10 +16,10 @@ from statistics import median
 
 from benchmarks.chaos_cases import Case, token_prompt
 from benchmarks.chaos_client import Client, Outcome
-from benchmarks.chaos_faults import PoolName
 from benchmarks.chaos_processes import engine_below, signal_process
 from benchmarks.load import percentile
 from benchmarks.serve_api import ServeApi
+from kvtransfer.phase import Phase
 
 NUM_REQUESTS = 32
 KILL_AFTER = 0.4
@@ -34,7 +34,7 @@ IN_FLIGHT_S = 0.25
 class Failover:
     """One engine's end under load."""
 
-    pool: PoolName
+    pool: Phase
     pauses_s: tuple[float, ...]
     """From the engine's end to the next token, of each request that lost it."""
     least_s: float
@@ -56,7 +56,7 @@ def prompts() -> list[Case]:
     return [_case(f"failover-{index}", 500 + index, 2) for index in range(NUM_REQUESTS)]
 
 
-async def measure_failover(client: Client, serve_api: ServeApi, pool: PoolName) -> Failover:
+async def measure_failover(client: Client, serve_api: ServeApi, pool: Phase) -> Failover:
     """Ends one engine of a pool of an idle, whole cluster under requests of that pool's kind."""
     cases = streams() if pool == "decode" else prompts()
     undisturbed_s = await _timed(client, cases)
@@ -131,7 +131,7 @@ async def _ask(client: Client, case: Case) -> Outcome:
     return await client.ask(case, cache_salt=secrets.token_hex(8))
 
 
-async def _kill_engine(serve_api: ServeApi, pool: PoolName) -> float:
+async def _kill_engine(serve_api: ServeApi, pool: Phase) -> float:
     """Kills the engine core of one of a pool's replicas; returns when."""
     for replica in await serve_api.replicas():
         if replica.deployment == pool and replica.pid is not None:

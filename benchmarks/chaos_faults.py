@@ -8,10 +8,8 @@ import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
 
-PoolName = Literal["prefill", "decode"]
-POOLS: tuple[PoolName, PoolName] = ("prefill", "decode")
+from kvtransfer.phase import Phase
 
 
 class Kind(Enum):
@@ -86,7 +84,7 @@ class Fault:
     """What shall happen; `pool` is whom it costs a replica, if anyone."""
 
     kind: Kind
-    pool: PoolName | None
+    pool: Phase | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +110,7 @@ class FaultOrder:
         self._min_live = 2 if spare_last else 1
         self._rest: list[Kind] = []
 
-    def next(self, num_live: Mapping[PoolName, int], *, num_routers: int) -> Fault | None:
+    def next(self, num_live: Mapping[Phase, int], *, num_routers: int) -> Fault | None:
         """The next fault, given each pool's live replicas; None if there is none to use now.
 
         A pool without a live replica is left alone; of two, the one with more is taken. The last
@@ -135,7 +133,7 @@ class FaultOrder:
         return Fault(kind=kind, pool=self._rng.choice(fullest))
 
     def _draw(
-        self, eligible: Collection[PoolName], *, can_hit_router: bool, can_part: bool
+        self, eligible: Collection[Phase], *, can_hit_router: bool, can_part: bool
     ) -> Kind | None:
         def usable(kind: Kind) -> bool:
             if kind.is_of_network:

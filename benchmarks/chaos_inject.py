@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
-from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, Member, PoolName, live_members
+from benchmarks.chaos_faults import Fault, FaultOrder, Kind, Member, live_members
 from benchmarks.chaos_network import Link
 from benchmarks.chaos_node import JUMP_S, MemoryPressure, Node
 from benchmarks.chaos_processes import (
@@ -27,6 +27,7 @@ from benchmarks.chaos_processes import (
 from benchmarks.chaos_routers import Routers
 from benchmarks.chaos_verdict import RouterDeath
 from benchmarks.serve_api import ServeApi
+from kvtransfer.phase import PHASES, Phase
 
 FREED_TIMEOUT_S = 10.0
 BLACK_HOLE_S = 15.0
@@ -35,7 +36,7 @@ _FREED_POLL_S = 0.1
 _SCALED_POLL_S = 1.0
 _PRESSURE_POLL_S = 0.05
 
-Live = Mapping[PoolName, tuple[Member, ...]]
+Live = Mapping[Phase, tuple[Member, ...]]
 
 
 class Injector:
@@ -47,7 +48,7 @@ class Injector:
         routers: Routers,
         serve_api: ServeApi,
         node: Node,
-        num_replicas: Mapping[PoolName, int],
+        num_replicas: Mapping[Phase, int],
     ) -> None:
         self._leader = leader
         self._node = node
@@ -71,9 +72,9 @@ class Injector:
                 num_live=seen.num_live[pool] if seen else 0,
                 already_hit=frozenset(self._hit),
             )
-            for pool in POOLS
+            for pool in PHASES
         }
-        num_live = {pool: len(live[pool]) for pool in POOLS}
+        num_live = {pool: len(live[pool]) for pool in PHASES}
         return order.next(num_live, num_routers=len(self._routers.live)), live
 
     async def inject(
@@ -111,7 +112,7 @@ class Injector:
             self._stopped.add(pid)
         return f"{fault.pool}, process {pid}"
 
-    async def kill_one(self, pool: PoolName) -> None:
+    async def kill_one(self, pool: Phase) -> None:
         """Kills the oldest replica of a pool that is whole."""
         victim = min(find_members(self._leader)[pool], key=lambda member: member.created_s)
         send(Kind.KILL_REPLICA, victim)
@@ -121,13 +122,13 @@ class Injector:
         """Engines that were stopped and are still there."""
         return still_stopped(self._stopped)
 
-    async def _scale_down(self, tasks: asyncio.TaskGroup, pool: PoolName) -> str:
+    async def _scale_down(self, tasks: asyncio.TaskGroup, pool: Phase) -> str:
         self._wanted[pool] -= 1
         await self._serve_api.scale(self._wanted)
         tasks.create_task(self._scale_up(pool))
         return f"{pool}, whichever replica Serve takes"
 
-    async def _scale_up(self, pool: PoolName) -> None:
+    async def _scale_up(self, pool: Phase) -> None:
         """Once the replica that left is gone, asks for another."""
         while True:
             await asyncio.sleep(_SCALED_POLL_S)
@@ -143,7 +144,7 @@ class Injector:
         """Parts two processes that belong together, drawn from those that live."""
         if not all(live.values()):
             return None
-        prefill, decode = (rng.choice(live[pool]) for pool in POOLS)
+        prefill, decode = (rng.choice(live[pool]) for pool in PHASES)
         if kind is Kind.CUT_KV:
             one, other = prefill.engine_pid, decode.engine_pid
             names = f"prefill engine {one} and decode engine {other}"
@@ -176,7 +177,7 @@ class Injector:
         tasks.create_task(_later(held_s, lambda: disk.empty(pid)))
         return f"for {held_s:.0f} s"
 
-    def _press(self, tasks: asyncio.TaskGroup, pool: PoolName, victim: Member) -> str | None:
+    def _press(self, tasks: asyncio.TaskGroup, pool: Phase, victim: Member) -> str | None:
         assert self._node.memory is not None, "it is left out then"
         pids = tree_of(victim.pid)
         if not pids:

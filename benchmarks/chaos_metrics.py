@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.chaos_faults import POOLS, PoolName
+from kvtransfer.phase import PHASES, Phase
 
 _HELD = (
     "pdserve_inflight",
@@ -32,7 +32,7 @@ class Scrape:
     whoever sent it. `with_own` are the replicas that have requests of this one router.
     """
 
-    num_live: Mapping[PoolName, int]
+    num_live: Mapping[Phase, int]
     held: tuple[str, ...]
     moves: Mapping[str, float]
     num_moves: int | None
@@ -44,7 +44,7 @@ class Scrape:
 
 def read_metrics(text: str) -> Scrape:
     """Reads Prometheus text."""
-    num_live: dict[PoolName, int] = dict.fromkeys(POOLS, 0)
+    num_live: dict[Phase, int] = dict.fromkeys(PHASES, 0)
     held: list[str] = []
     moves: dict[str, float] = {}
     num_moves: float | None = None
@@ -93,7 +93,7 @@ def together(now: Sequence[Scrape], gone: Sequence[Scrape] = ()) -> Scrape | Non
     for look in ever:
         moves.update(look.moves)
     return Scrape(
-        num_live={pool: min(look.num_live[pool] for look in now) for pool in POOLS},
+        num_live={pool: min(look.num_live[pool] for look in now) for pool in PHASES},
         held=tuple(dict.fromkeys(line for look in now for line in look.held)),
         moves=moves,
         num_moves=sum(counts) if counts else None,

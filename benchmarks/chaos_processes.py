@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chaos_faults import POOLS, Kind, Member, PoolName
+from benchmarks.chaos_faults import Kind, Member
+from kvtransfer.phase import PHASES, Phase
 
 _REPLICA = "ray::ServeReplica:"
 _ENGINE = "VLLM::"
@@ -55,12 +56,12 @@ class _Seen:
     title: str
 
 
-def find_members(leader: psutil.Process) -> dict[PoolName, list[Member]]:
+def find_members(leader: psutil.Process) -> dict[Phase, list[Member]]:
     """Each pool's replicas below `leader`, in any state. Takes tens of milliseconds."""
     seen = _look_below(leader)
-    found: dict[PoolName, list[Member]] = {pool: [] for pool in POOLS}
+    found: dict[Phase, list[Member]] = {pool: [] for pool in PHASES}
     for process in seen.values():
-        pool = next((pool for pool in POOLS if _is_replica(process.title, pool)), None)
+        pool = next((pool for pool in PHASES if _is_replica(process.title, pool)), None)
         if pool is None:
             continue
         engines = [

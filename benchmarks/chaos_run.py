@@ -17,7 +17,7 @@ from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_cases import UNREAD, Case, base_cases, crowd_cases, stop_case
 from benchmarks.chaos_client import Client, Outcome
 from benchmarks.chaos_failover import NUM_REQUESTS, measure_failover
-from benchmarks.chaos_faults import POOLS, Fault, FaultOrder, Kind, PoolName
+from benchmarks.chaos_faults import Fault, FaultOrder, Kind
 from benchmarks.chaos_inject import Injector
 from benchmarks.chaos_memory import MemoryWatch
 from benchmarks.chaos_metrics import Scrape
@@ -29,6 +29,7 @@ from benchmarks.chaos_routers import Routers
 from benchmarks.chaos_verdict import Injected, Record, Sample, Unread
 from benchmarks.serve_api import ServeApi
 from benchmarks.systems import RunningSystem, SystemFailedError
+from kvtransfer.phase import PHASES, Phase
 
 START_TIMEOUT_S = 900.0
 """Until there is a speed to go by, for all that is waited for; a machine may be slow."""
@@ -65,7 +66,7 @@ class RunOptions:
     seed: int
     kinds: tuple[Kind, ...]
     spare_last: bool
-    num_replicas: dict[PoolName, int]
+    num_replicas: dict[Phase, int]
     num_routers: int
     poisons: bool
     config: Path
@@ -98,6 +99,8 @@ class ChaosRun:
         self._faults: list[Injected] = []
         self._samples: list[Sample] = []
         self._unread: list[Unread] = []
+        self._errors: set[str] = set()
+        """Those that have been told."""
         self._num_sent = 0
         self._salts = random.Random(f"{options.seed} salts")
 
@@ -139,7 +142,7 @@ class ChaosRun:
                 whole_after_s, last = await self._settle()
                 watch.cancel()
                 failovers = []
-                for pool in POOLS if whole_after_s is not None else ():
+                for pool in PHASES if whole_after_s is not None else ():
                     self._say(f"{pool}: an engine ends under {NUM_REQUESTS} requests")
                     failovers.append(await measure_failover(self._client, serve_api, pool))
                     whole_after_s, last = await self._settle()
@@ -196,17 +199,20 @@ class ChaosRun:
         return outcome.answer
 
     async def _measure_speed(self) -> Speed:
-        """Kills a decode replica and asks every case at once while another one starts.
+        """Kills a replica of each pool and asks every case at once while others start.
+
+        In a run several often start at once, beside answers: one alone is far sooner there.
 
         Raises:
             ChaosError: none has started.
         """
         start_s = time.monotonic()
-        await self._injector.kill_one("decode")
+        for pool in PHASES:
+            await self._injector.kill_one(pool)
         answers = await asyncio.gather(*(self._undisturbed(case) for case in self._cases))
         answered_s = time.monotonic()
         if await self._await_whole(START_TIMEOUT_S) is None:
-            raise ChaosError("a replica that was killed is not replaced")
+            raise ChaosError("replicas that were killed are not replaced")
         num_tokens = sum(answer.completion_tokens or 0 for answer in answers)
         return Speed(
             start_s=time.monotonic() - start_s,
@@ -246,6 +252,9 @@ class ChaosRun:
             case, cache_salt=salt, leave_after=leave_after, pause_s=pause_s
         )
         self._outcomes.append(outcome)
+        if outcome.error is not None and outcome.error not in self._errors:
+            self._errors.add(outcome.error)
+            self._say(f"{case.name} has no answer, the first such: {outcome.error}")
 
     # Faults.
 
@@ -283,7 +292,7 @@ class ChaosRun:
         if target is None:
             self._say(f"no fault: {fault.kind.value} came too late")
             return
-        num_live = {pool: len(live[pool]) for pool in POOLS}
+        num_live = {pool: len(live[pool]) for pool in PHASES}
         self._note(fault, at_s=at_s, target=target, num_live=num_live)
 
     def _disturb_as_client(self, tasks: asyncio.TaskGroup, kind: Kind, rng: random.Random) -> str:
@@ -315,9 +324,7 @@ class ChaosRun:
         num_others = len(self._outcomes) - num_before
         self._unread.append(Unread(grown_bytes=max(grown, default=0), num_others=num_others))
 
-    def _note(
-        self, fault: Fault, *, at_s: float, target: str, num_live: dict[PoolName, int]
-    ) -> None:
+    def _note(self, fault: Fault, *, at_s: float, target: str, num_live: dict[Phase, int]) -> None:
         self._faults.append(
             Injected(at_s=at_s, kind=fault.kind, pool=fault.pool, target=target, num_live=num_live)
         )

@@ -14,11 +14,12 @@ from statistics import median
 from benchmarks.chaos_answers import Answer, differences
 from benchmarks.chaos_client import Outcome
 from benchmarks.chaos_failover import Failover
-from benchmarks.chaos_faults import Kind, PoolName
+from benchmarks.chaos_faults import Kind
 from benchmarks.chaos_memory import Growth
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_pace import Pace, Speed
 from benchmarks.load import percentile
+from kvtransfer.phase import Phase
 
 ROUTER_WINDOW_S = 2.0
 """A broken connection this soon after a router's death is that router's, at most."""
@@ -48,9 +49,9 @@ class Injected:
 
     at_s: float
     kind: Kind
-    pool: PoolName | None
+    pool: Phase | None
     target: str
-    num_live: Mapping[PoolName, int]
+    num_live: Mapping[Phase, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

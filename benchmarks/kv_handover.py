@@ -34,9 +34,10 @@ from engine.arguments import engine_args
 from engine.demo_model import VOCAB_SIZE
 from engine.host import EngineHost
 from engine.models import resolve_model
-from kvtransfer.config import Role, Sharing, kv_transfer_config, transfer_env
+from kvtransfer.config import Sharing, kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer, warm_up
+from kvtransfer.phase import Phase
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
 
@@ -145,7 +146,7 @@ async def running_pair(
 
 
 async def _start(
-    role: Role, num_layers: int, port: int | None, shared_memory: Sharing, secret: str
+    role: Phase, num_layers: int, port: int | None, shared_memory: Sharing, secret: str
 ) -> Engine:
     engine_id = f"{role}-{uuid.uuid4().hex[:8]}"
     options = {

@@ -11,19 +11,21 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from cluster.config import ClusterConfig, Pool, parse_args
+from cluster.config import ClusterConfig, parse_args
 from cluster.engine_config import start_options
 from cluster.engine_options import check_engine_options
 from cluster.nodes import warn_of_what_waits
 from cluster.scaling_args import scaling_args
 from cluster.sections import PoolConfig, RouterConfig
 from engine.deployment import EngineDeployment, EngineSettings
+from kvtransfer.phase import Phase
 from kvtransfer.tls import TlsFiles
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.sandbox.limits import TaskLimits
 from router.server import Router
-from router.settings import FrontendSettings, RequestLimits, RouterSettings, Targets
+from router.settings import FrontendSettings, RequestLimits, RouterSettings, RoutingSettings
+from router.slo import Slo
 
 SERVE_ENV = {
     # Serve runs our code on a second event loop by default, and every chunk of an answer crosses
@@ -86,6 +88,7 @@ def build(args: Mapping[str, Any]) -> Application:
                     max(config.router.max_bodies_mib, config.router.max_body_mib) * 2**20
                 ),
                 max_choices=config.router.max_choices,
+                max_prompt_logprobs=config.router.max_prompt_logprobs,
                 receive_timeout_s=config.router.receive_timeout_s,
             ),
             client_priority=config.router.client_priority,
@@ -96,11 +99,12 @@ def build(args: Mapping[str, Any]) -> Application:
         ),
         policy=config.router.policy,
         num_routers=config.router.replicas,
-        targets=_targets(config),
+        routing=_routing(config),
         recovery=RecoveryLimits(
-            max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
+            max_failovers=config.recovery.max_moves,
+            max_wait_s=config.recovery.max_wait_s,
+            stall_timeout_s=config.recovery.stall_timeout_s,
         ),
-        stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
         tls=_tls(config),
     )
@@ -111,7 +115,7 @@ def build(args: Mapping[str, Any]) -> Application:
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,
-        health_check_timeout_s=settings.stall_timeout_s + 5.0,
+        health_check_timeout_s=settings.recovery.stall_timeout_s + 5.0,
         # A router that is replaced, in a config update say, keeps what waits for new engines.
         graceful_shutdown_timeout_s=config.recovery.max_wait_s + config.recovery.drain_s,
         # A line in a file for every request costs more than routing it.
@@ -130,21 +134,19 @@ def _tls(config: ClusterConfig) -> TlsFiles | None:
     return None if tls is None else TlsFiles(certificate=tls.certificate, key=tls.key, ca=tls.ca)
 
 
-def _targets(config: ClusterConfig) -> Targets:
+def _routing(config: ClusterConfig) -> RoutingSettings:
     router = config.router
-    return Targets(
+    return RoutingSettings(
+        slo=Slo(ttft_s=config.slo.ttft_s, itl_s=config.slo.itl_s),
         admission=AdmissionLimits(
-            ttft_s=config.slo.ttft_s,
-            itl_s=config.slo.itl_s,
-            refuses=router.admission == "refuse",
-            max_queued=router.max_queued,
+            refuses=router.admission == "refuse", max_queued=router.max_queued
         ),
         local_prefill=router.local_prefill == "auto",
         queue_timeout_s=router.queue_timeout_s,
     )
 
 
-def _size(config: ClusterConfig, name: Pool | Literal["router"]) -> dict[str, Any]:
+def _size(config: ClusterConfig, name: Phase | Literal["router"]) -> dict[str, Any]:
     """How many replicas Serve is told to run: a number, or a policy that follows the plan."""
     if not config.scales:
         fixed = config.router.replicas if name == "router" else config.pool(name).replicas
@@ -188,7 +190,7 @@ def _places(section: PoolConfig | RouterConfig) -> dict[str, Any]:
     return {"resources": section.resources, **labels}
 
 
-def _pool_app(server: str, config: ClusterConfig, name: Pool) -> Application:
+def _pool_app(server: str, config: ClusterConfig, name: Phase) -> Application:
     pool = config.pool(name)
     settings = EngineSettings(
         model=config.model,

@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.config import POOLS, ClusterConfig, Pool
+from cluster.config import ClusterConfig
 from cluster.errors import printable, shortened
 from cluster.placement import Node, placement_problem, replica_needs
 from cluster.sections import PoolConfig, RouterConfig
 from cluster.serve_file import ServeFile
+from kvtransfer.phase import PHASES, Phase
 
 _HEADINGS = ("deployment", "replicas", "GPUs each", "CPUs each", "tensor parallel", "placed on")
 
@@ -29,11 +30,11 @@ def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
     """
     config = file.config
     lines = [
-        *_table([_HEADINGS, _router_row(config), *(_pool_row(config, name) for name in POOLS)]),
+        *_table([_HEADINGS, _router_row(config), *(_pool_row(config, name) for name in PHASES)]),
         "",
         *_table(
             [
-                *((f"{name} engine", _options(config, name)) for name in POOLS),
+                *((f"{name} engine", _options(config, name)) for name in PHASES),
                 ("model", f"{config.model}, served as {config.public_name}"),
                 ("transfer", _transfer(config)),
                 ("policy", config.router.policy),
@@ -59,7 +60,7 @@ def _router_row(config: ClusterConfig) -> tuple[str, ...]:
     return ("router", str(router.replicas), "0", f"{router.cpus:g}", "-", _places(router))
 
 
-def _pool_row(config: ClusterConfig, name: Pool) -> tuple[str, ...]:
+def _pool_row(config: ClusterConfig, name: Phase) -> tuple[str, ...]:
     pool = config.pool(name)
     ranks = config.parallelism(name)
     stages = f", {ranks.pipeline} stages" if ranks.pipeline > 1 else ""
@@ -79,14 +80,14 @@ def _places(section: PoolConfig | RouterConfig, anywhere: str = "any node") -> s
     return ", ".join(places) or anywhere
 
 
-def _size(config: ClusterConfig, name: Pool) -> str:
+def _size(config: ClusterConfig, name: Phase) -> str:
     limits = config.limits(name)
     if limits.min_replicas == limits.max_replicas:
         return str(limits.max_replicas)
     return f"{limits.min_replicas} to {limits.max_replicas}"
 
 
-def _options(config: ClusterConfig, name: Pool) -> str:
+def _options(config: ClusterConfig, name: Phase) -> str:
     pool = config.pool(name)
     parts = _assignments(config.pool_engine(name))
     if not pool.gpus:
@@ -99,8 +100,8 @@ def _assignments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _totals(config: ClusterConfig) -> str:
-    pools = [config.pool(name) for name in POOLS]
-    sizes = [config.limits(name).max_replicas for name in POOLS]
+    pools = [config.pool(name) for name in PHASES]
+    sizes = [config.limits(name).max_replicas for name in PHASES]
     gpus = sum(size * pool.gpus for size, pool in zip(sizes, pools, strict=True))
     cpus = 0.0
     custom: defaultdict[str, float] = defaultdict(float)
@@ -131,7 +132,7 @@ def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:
 
 
 def _unasked(config: ClusterConfig) -> list[tuple[str, str]]:
-    large = [name for name in POOLS if config.pool(name).gpus > MOST_GPUS]
+    large = [name for name in PHASES if config.pool(name).gpus > MOST_GPUS]
     return [
         (
             "nodes",
@@ -155,11 +156,16 @@ def _without_effect(config: ClusterConfig) -> list[tuple[str, str]]:
 
 
 def _room(file: ServeFile) -> list[tuple[str, str]]:
-    if all(file.config.pool(name).gpus < 2 for name in POOLS):
+    if all(file.config.pool(name).gpus < 2 for name in PHASES):
         return []
     if file.packs_replicas:
         return [("placement", "one node after the other, the largest replicas first")]
-    return [("placement", "spread over nodes; a large replica may find no room (see the README)")]
+    return [
+        (
+            "placement",
+            "spread over nodes; a large replica may find no room (see docs/deployment.md)",
+        )
+    ]
 
 
 def _slo(config: ClusterConfig) -> str:

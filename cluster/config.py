@@ -5,7 +5,7 @@ file around the args, cluster.engine_options knows which options vLLM has.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 from pydantic import Field
@@ -26,9 +26,8 @@ from cluster.sections import (
     SloConfig,
     TransferConfig,
 )
+from kvtransfer.phase import PHASES, Phase
 
-Pool = Literal["prefill", "decode"]
-POOLS: tuple[Pool, Pool] = ("prefill", "decode")
 _OVER_NODES = ("ray", "external_launcher")
 """Executors of vLLM's whose ranks others start, or that reserve GPUs beside the replica's own."""
 
@@ -77,14 +76,14 @@ class ClusterConfig(Section):
         """The model's name in the API."""
         return self.served_name or self.model
 
-    def pool(self, name: Pool) -> PoolConfig:
+    def pool(self, name: Phase) -> PoolConfig:
         return self.prefill if name == "prefill" else self.decode
 
-    def pool_engine(self, name: Pool) -> dict[str, Any]:
+    def pool_engine(self, name: Phase) -> dict[str, Any]:
         """The vLLM engine arguments of a pool: its own over the shared ones."""
         return {**self.engine, **self.pool(name).engine}
 
-    def parallelism(self, name: Pool) -> Parallelism:
+    def parallelism(self, name: Phase) -> Parallelism:
         """How an engine of a pool is divided among ranks."""
         options = self.pool_engine(name)
         return Parallelism(
@@ -92,12 +91,12 @@ class ClusterConfig(Section):
             pipeline=options.get("pipeline_parallel_size", 1),
         )
 
-    def num_ranks(self, name: Pool) -> int:
+    def num_ranks(self, name: Phase) -> int:
         """Worker processes of one replica of a pool."""
         parallelism = self.parallelism(name)
         return parallelism.tensor * parallelism.pipeline
 
-    def limits(self, name: Pool) -> PoolLimits:
+    def limits(self, name: Phase) -> PoolLimits:
         """How large a pool may be."""
         pool = self.pool(name)
         if pool.max_replicas is None:
@@ -111,7 +110,7 @@ class ClusterConfig(Section):
             gpus_per_replica=max(1, pool.gpus),
         )
 
-    def initial_replicas(self, name: Pool) -> int:
+    def initial_replicas(self, name: Phase) -> int:
         """How many a pool starts with."""
         pool = self.pool(name)
         if pool.max_replicas is None or "replicas" in pool.model_fields_set:
@@ -121,17 +120,17 @@ class ClusterConfig(Section):
     @property
     def scales(self) -> bool:
         """Whether a pool has a size that changes."""
-        return any(self.pool(name).max_replicas is not None for name in POOLS)
+        return any(self.pool(name).max_replicas is not None for name in PHASES)
 
     @pydantic.model_validator(mode="after")
     def _check_across_sections(self) -> "ClusterConfig":
-        for name in POOLS:
+        for name in PHASES:
             self._check_parallelism(name)
             self._check_sizes(name)
         self._check_budget()
         if self.transfer.connector == "nccl" and "backends" in self.transfer.model_fields_set:
             raise ValueError("transfer.backends: are of nixl; transfer.connector nccl has none")
-        problem = pair_problem(*(self.pool_engine(name) for name in POOLS)) or transfer_problem(
+        problem = pair_problem(*(self.pool_engine(name) for name in PHASES)) or transfer_problem(
             self.transfer.connector,
             prefill=self.parallelism("prefill"),
             decode=self.parallelism("decode"),
@@ -140,7 +139,7 @@ class ClusterConfig(Section):
             raise ValueError(problem)
         return self
 
-    def _check_sizes(self, name: Pool) -> None:
+    def _check_sizes(self, name: Phase) -> None:
         pool = self.pool(name)
         fewest, most, given = pool.min_replicas, pool.max_replicas, pool.model_fields_set
         if most is None:
@@ -162,19 +161,19 @@ class ClusterConfig(Section):
     def _check_budget(self) -> None:
         if self.gpu_budget is None:
             return
-        limits = {name: self.limits(name) for name in POOLS}
+        limits = {name: self.limits(name) for name in PHASES}
         for numbers, what in (
-            ({name: limits[name].min_replicas for name in POOLS}, "the smallest pools need"),
-            ({name: self.initial_replicas(name) for name in POOLS}, "the pools start with"),
+            ({name: limits[name].min_replicas for name in PHASES}, "the smallest pools need"),
+            ({name: self.initial_replicas(name) for name in PHASES}, "the pools start with"),
         ):
-            needed = sum(numbers[name] * limits[name].gpus_per_replica for name in POOLS)
+            needed = sum(numbers[name] * limits[name].gpus_per_replica for name in PHASES)
             if self.gpu_budget < needed:
                 raise ValueError(
                     f"gpu_budget: {self.gpu_budget} is less than the {needed} that {what}: "
                     f"{numbers['prefill']} prefill and {numbers['decode']} decode replicas"
                 )
 
-    def _check_parallelism(self, name: Pool) -> None:
+    def _check_parallelism(self, name: Phase) -> None:
         pool, options = self.pool(name), self.pool_engine(name)
         for option in ("tensor_parallel_size", "pipeline_parallel_size"):
             size = options.get(option, 1)

@@ -12,15 +12,16 @@ from unittest import mock
 
 import pydantic
 
-from cluster.config import POOLS, ClusterConfig, Pool
+from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.parsing import one_line
+from kvtransfer.phase import PHASES, Phase
 
 _ELSEWHERE = ("hf_config_path", "model_weights", "tokenizer")
 """Options that may name something to be fetched."""
 
 
-def start_options(config: ClusterConfig, name: Pool) -> dict[str, Any]:
+def start_options(config: ClusterConfig, name: Phase) -> dict[str, Any]:
     """The vLLM engine arguments that a replica of a pool starts with, but for its KV transfer."""
     pool = config.pool(name)
     options: dict[str, Any] = {}
@@ -43,12 +44,12 @@ def check_whole_engines(config: ClusterConfig) -> None:
     folder = _model_folder(config.model)
     if folder is None or not current_platform.is_cpu():
         return
-    for name in POOLS:
+    for name in PHASES:
         if config.pool(name).gpus == 0 and _is_here(config.pool_engine(name)):
             _check_engine(config, name, folder)
 
 
-def _check_engine(config: ClusterConfig, name: Pool, folder: Path) -> None:
+def _check_engine(config: ClusterConfig, name: Phase, folder: Path) -> None:
     from engine.arguments import engine_args
     from kvtransfer.config import kv_transfer_config
 

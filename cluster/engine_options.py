@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
-from cluster.config import POOLS, ClusterConfig
+from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.parsing import did_you_mean, shown
+from kvtransfer.phase import PHASES
 
 
 def check_engine_options(config: ClusterConfig, *, whole: bool = False) -> None:
@@ -28,7 +29,7 @@ def check_engine_options(config: ClusterConfig, *, whole: bool = False) -> None:
     """
     sections = {
         "engine": config.engine,
-        **{f"{name}.engine": config.pool(name).engine for name in POOLS},
+        **{f"{name}.engine": config.pool(name).engine for name in PHASES},
     }
     if not (config.router.frontend or any(sections.values())):
         return  # spares the seconds that importing vLLM takes
@@ -54,13 +55,13 @@ def _check_together(config: ClusterConfig) -> None:
     from cluster.engine_values import check_together
     from cluster.frontend_options import check_frontend
 
-    for name in POOLS:
+    for name in PHASES:
         check_together(f"{name}.engine", config.pool_engine(name))
     check_frontend(config.router.frontend, config.pool_engine("decode"))
 
 
 def _check_drafts(config: ClusterConfig) -> None:
-    for name in POOLS:
+    for name in PHASES:
         if not config.pool(name).gpus and config.pool_engine(name).get("speculative_config"):
             raise ConfigError(
                 f"{name}.engine.speculative_config: is for pools on GPUs; vLLM's build for CPUs "

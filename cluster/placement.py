@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.config import POOLS, ClusterConfig
+from cluster.config import ClusterConfig
+from kvtransfer.phase import PHASES
 
 _SELECTOR = re.compile(r"(?P<no>!?)(?P<many>in)?\(?(?P<values>[^()]*)\)?")
 
@@ -44,7 +45,7 @@ def replica_needs(config: ClusterConfig) -> tuple[ReplicaNeeds, ...]:
         resources={"CPU": config.router.cpus, **config.router.resources},
         labels=config.router.labels,
     )
-    pools = [(name, config.pool(name)) for name in POOLS]
+    pools = [(name, config.pool(name)) for name in PHASES]
     return (
         router,
         *(

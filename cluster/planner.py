@@ -11,7 +11,7 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 from cluster.internals import check_internals
-from cluster.reports import UNKNOWN_ENGINES, Observed, Report, Reports
+from cluster.reports import UNKNOWN_ENGINES, Look, Observed, Reports
 from cluster.scale_metrics import ScaleMetrics
 from cluster.scaling import (
     Load,
@@ -24,6 +24,8 @@ from cluster.scaling import (
     plan_scale,
 )
 from cluster.scaling_args import settings_from
+from kvtransfer.phase import PHASES
+from router.scaling_report import ScalingReport
 
 # A child of Serve's own logger: its handlers write the controller's log.
 logger = logging.getLogger("ray.serve.pdserve")
@@ -72,7 +74,7 @@ class Planner:
         return (self._plan.prefill if name == "prefill" else self._plan.decode).target
 
     def _decide(self, now_s: float) -> None:
-        observed = self._reports.observe(_reports(self._contexts[ROUTER]), now_s)
+        observed = self._reports.observe(_looks(self._contexts[ROUTER]), now_s)
         if observed is not None:
             self._engines = observed.engines
         before = self._plan
@@ -89,7 +91,7 @@ class Planner:
             self._state,
         )
         self._state = self._plan.state
-        for pool in ("prefill", "decode"):
+        for pool in PHASES:
             plan: PoolPlan = getattr(self._plan, pool)
             target = self._contexts[pool].target_num_replicas
             self._metrics.observe(pool, plan, is_change=plan.target != target)
@@ -124,17 +126,17 @@ def _counts(context: AutoscalingContext, observed: Observed | None) -> PoolCount
     )
 
 
-def _reports(context: AutoscalingContext) -> Iterator[Report]:
+def _looks(context: AutoscalingContext) -> Iterator[Look]:
     """All looks at the routers that Serve keeps: those of dead routers are gone."""
-    looks: dict[tuple[str, float], dict[str, float]] = {}
+    by_look: dict[tuple[str, float], dict[str, float]] = {}
     for name, by_replica in (context.raw_metrics or {}).items():
         for replica, series in by_replica.items():
             for point in series:
                 key = (replica.unique_id, point.timestamp)
-                looks.setdefault(key, {})[name] = point.value
-    for (router_id, at_s), values in looks.items():
-        if "arrivals" in values:
-            yield Report(router_id=router_id, at_s=at_s, values=values)
+                by_look.setdefault(key, {})[name] = point.value
+    for (router_id, at_s), values in by_look.items():
+        if (report := ScalingReport.from_stats(values)) is not None:
+            yield Look(router_id=router_id, at_s=at_s, report=report)
 
 
 _planners: dict[str, tuple[Mapping[str, Any], Planner]] = {}

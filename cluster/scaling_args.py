@@ -6,13 +6,14 @@ from typing import Any
 
 from cluster.config import ClusterConfig
 from cluster.scaling import PoolLimits, ScaleSettings, Targets
+from router.slo import Slo
 
 
 def scaling_args(config: ClusterConfig) -> dict[str, Any]:
     """The settings of a config, fit for JSON."""
     slo, scaling = config.slo, config.scaling
     settings = ScaleSettings(
-        targets=Targets(ttft_s=slo.ttft_s, itl_s=slo.itl_s, share=slo.percentile / 100),
+        targets=Targets(slo=Slo(ttft_s=slo.ttft_s, itl_s=slo.itl_s), share=slo.percentile / 100),
         prefill=config.limits("prefill"),
         decode=config.limits("decode"),
         gpu_budget=config.gpu_budget,
@@ -31,7 +32,7 @@ def settings_from(args: Mapping[str, Any]) -> ScaleSettings:
     return ScaleSettings(
         **plain
         | {
-            "targets": Targets(**args["targets"]),
+            "targets": Targets(slo=Slo(**args["targets"]["slo"]), share=args["targets"]["share"]),
             "prefill": PoolLimits(**args["prefill"]),
             "decode": PoolLimits(**args["decode"]),
         }

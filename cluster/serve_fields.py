@@ -17,10 +17,11 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from cluster.config import POOLS, ClusterConfig
+from cluster.config import ClusterConfig
 from cluster.errors import ConfigError
 from cluster.parsing import did_you_mean, parse_model, shown
 from cluster.sections import PoolConfig, RouterConfig
+from kvtransfer.phase import PHASES
 
 IMPORT_PATH = "cluster.app:build"
 
@@ -87,7 +88,7 @@ def check_ray_options(config: ClusterConfig) -> None:
     """
     for section, options in (
         ("router", _ray_options(config.router)),
-        *((name, _ray_options(config.pool(name))) for name in POOLS),
+        *((name, _ray_options(config.pool(name))) for name in PHASES),
     ):
         for field, (option, value) in options.items():
             try:

@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -269,43 +269,56 @@ class ReplicaOutputs(Protocol):
     def replica_gone(self, reason: str) -> None: ...
 
 
+_Owner = TypeVar("_Owner", bound=ReplicaOutputs)
+
+
 class ReplicaEnd(_Connection):
     """The router's end of one connection: one replica. Made by `connect`."""
 
     def __init__(
-        self, greeting: ClientGreeting, owner: ReplicaOutputs, stall_timeout_s: float
+        self,
+        greeting: ClientGreeting,
+        welcomed: Callable[["ReplicaEnd", ReplicaFacts], ReplicaOutputs],
+        stall_timeout_s: float,
     ) -> None:
         super().__init__(greeting, stall_timeout_s)
-        self._owner = owner
+        self._welcomed = welcomed
+        self._owner: ReplicaOutputs | None = None
+        """None before the replica's welcome: until then it says nothing else."""
         self._decode_step = MsgpackDecoder(StepOutputs)
-        self.welcome: asyncio.Future[ReplicaFacts] = asyncio.get_running_loop().create_future()
+        self.welcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        """The owner, once there is one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         _notice_silence(transport.get_extra_info("socket"), self._stall_timeout_s)
         super().connection_made(transport)
 
     def frame_received(self, kind: Kind, buffers: Sequence[memoryview]) -> None:
-        if kind == Kind.STEP:
-            self._owner.step_received(self._decode_step.decode(buffers))
+        owner = self._owner
+        if owner is None:
+            if kind != Kind.WELCOME or self.welcome.done():
+                raise ProtocolError(f"a replica does not send {kind.name} here")
+            self._owner = self._welcomed(self, MsgpackDecoder(ReplicaFacts).decode(buffers))
+            self.welcome.set_result(self._owner)
+        elif kind == Kind.STEP:
+            owner.step_received(self._decode_step.decode(buffers))
         elif kind == Kind.TAKEN:
-            self._owner.taken(MsgpackDecoder(Taken).decode(buffers))
+            owner.taken(MsgpackDecoder(Taken).decode(buffers))
         elif kind == Kind.REJECT:
-            self._owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
+            owner.rejected(MsgpackDecoder(Rejection).decode(buffers))
         elif kind == Kind.WARMED:
-            self._owner.warmed(MsgpackDecoder(Warmed).decode(buffers))
+            owner.warmed(MsgpackDecoder(Warmed).decode(buffers))
         elif kind == Kind.TRANSFERRED:
-            self._owner.transferred(MsgpackDecoder(list[Transferred]).decode(buffers))
+            owner.transferred(MsgpackDecoder(list[Transferred]).decode(buffers))
         elif kind == Kind.HOLDINGS:
-            self._owner.holds(MsgpackDecoder(Holdings).decode(buffers))
+            owner.holds(MsgpackDecoder(Holdings).decode(buffers))
         elif kind == Kind.ENDED:
-            self._owner.engine_ended(MsgpackDecoder(EngineExit).decode(buffers))
-        elif kind == Kind.WELCOME and not self.welcome.done():
-            self.welcome.set_result(MsgpackDecoder(ReplicaFacts).decode(buffers))
+            owner.engine_ended(MsgpackDecoder(EngineExit).decode(buffers))
         else:
             raise ProtocolError(f"a replica does not send {kind.name} here")
 
     def ended(self) -> None:
-        if self.welcome.done() and not self.welcome.cancelled():
+        if self._owner is not None:
             self._owner.replica_gone(self.closed_because)
         elif not self.welcome.done():
             self.welcome.set_exception(ChannelClosed(self.closed_because))
@@ -344,11 +357,13 @@ async def connect(
     secret: str,
     router_id: str,
     replica_id: str,
-    owner: ReplicaOutputs,
+    welcomed: Callable[[ReplicaEnd, ReplicaFacts], _Owner],
     tls: Tls | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
-) -> tuple[ReplicaEnd, ReplicaFacts]:
+) -> _Owner:
     """Connects to the replica whose engine is `replica_id`, and is let in.
+
+    `welcomed` makes who is told all else that the replica says.
 
     Raises:
         OSError: nobody listens there.
@@ -360,11 +375,12 @@ async def connect(
     )
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(GREETING_TIMEOUT_S):
-        make: Callable[[], Any] = lambda: ReplicaEnd(greeting, owner, stall_timeout_s)  # noqa: E731
+        make: Callable[[], Any] = lambda: ReplicaEnd(greeting, welcomed, stall_timeout_s)  # noqa: E731
         context = None if tls is None else tls.client()
         _, end = await loop.create_connection(make, *address, ssl=context)
         try:
-            return end, await end.welcome
+            owner: _Owner = await end.welcome
+            return owner
         except BaseException:
             end.close("the greeting failed")
             raise

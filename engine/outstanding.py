@@ -29,7 +29,7 @@ class OutstandingWork(Generic[SenderT]):
         """A request was taken."""
         self._work_s[sender] = self._work_s.get(sender, 0.0) + work_s
 
-    def settle(self, sender: SenderT, work_s: float) -> None:
+    def complete(self, sender: SenderT, work_s: float) -> None:
         """A request has ended, by itself or not."""
         # Floats do not quite add up to nothing.
         self._work_s[sender] = max(0.0, self._work_s.get(sender, 0.0) - work_s)

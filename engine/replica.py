@@ -288,7 +288,7 @@ class EngineReplica:
             return False
         if request_id == self._suspect_id:
             self._suspect_id = None
-        self._load.outstanding.settle(running.router, running.work_s)
+        self._load.outstanding.complete(running.router, running.work_s)
         if was_done or request_id == oldest:
             # One that leaves from behind says nothing of how far the oldest is.
             self._load.since_s = time.monotonic()

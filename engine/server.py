@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -31,6 +31,7 @@ from kvtransfer.config import kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
 from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
+from kvtransfer.phase import Phase
 from kvtransfer.side_channel import ReservedPort
 from kvtransfer.stats import pair_deltas
 from kvtransfer.tls import new_tls
@@ -60,16 +61,23 @@ class EngineMetrics:
             return Counter(name, text, pair, registry=self.registry)
 
         self.running = gauge("pdserve_engine_running", "Requests in the engine's batch.")
-        self.waiting = gauge("pdserve_engine_waiting", "Requests that wait in the engine.")
-        self.kv_usage = gauge("pdserve_engine_kv_usage_fraction", "Share of KV blocks in use.")
+        self.waiting = gauge("pdserve_engine_waiting", "Requests in the engine's queue.")
+        self.kv_usage = gauge(
+            "pdserve_engine_kv_usage_fraction", "Share of the KV cache's blocks in use."
+        )
         self.transfers = pair_counter("pdserve_kv_transfers", "KV transfers completed.")
         self.copies = pair_counter(
-            "pdserve_kv_transfers_copied", "Of them, those copied from memory that both map."
+            "pdserve_kv_transfers_copied",
+            "Of them, those copied from shared memory, without NIXL.",
         )
-        self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes moved.")
-        self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent moving KV.")
-        self.failures = pair_counter("pdserve_kv_transfer_failures", "KV transfers that failed.")
-        self.ended_leases = pair_counter("pdserve_kv_ended_leases", "KV read too late, not used.")
+        self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes transferred.")
+        self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent transferring KV.")
+        self.failures = pair_counter(
+            "pdserve_kv_transfer_failures", "KV reads that failed; a request has two."
+        )
+        self.ended_leases = pair_counter(
+            "pdserve_kv_ended_leases", "KV read after its lease, not used."
+        )
         self._of_pairs = (
             self.transfers,
             self.copies,
@@ -110,7 +118,7 @@ class EngineMetrics:
 class EngineServer:
     """A replica that owns one engine. Its subclasses are the servers of the two phases."""
 
-    phase: Literal["prefill", "decode"]
+    phase: Phase
 
     def __init__(self, settings: EngineSettings) -> None:
         context = serve.get_replica_context()

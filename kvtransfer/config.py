@@ -9,8 +9,8 @@ from typing import Any, Literal
 from vllm.platforms import current_platform
 
 from kvtransfer.pair_reads import READ_TIMEOUT_S
+from kvtransfer.phase import Phase
 
-Role = Literal["prefill", "decode"]
 Connector = Literal["nixl", "nccl"]
 Sharing = Literal["auto", "never"]
 
@@ -22,7 +22,7 @@ _CONNECTORS: dict[Connector, tuple[str, str]] = {
 
 
 def kv_transfer_config(
-    role: Role,
+    role: Phase,
     *,
     engine_id: str,
     lease_s: int,

@@ -4,13 +4,16 @@ Owns the making of the app; every route, check and answer in it is vLLM's own.
 """
 
 import logging
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import ASGIApp
 from vllm.config import VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -19,22 +22,20 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.hf import HfRenderer
 
-from router.answers import TellsRoute
-from router.auditor import Auditor
-from router.client_headers import RestoresHeaders
+from router.api_keys import ApiKeyMiddleware
+from router.cancellation import CancellationShield
+from router.client_headers import ClientHeadersMiddleware
 from router.client_templates import ClientTemplates
-from router.clients import KnowsClient
+from router.clients import ClientIdentityMiddleware
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
-from router.disconnect import EndsByItself
 from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.frontend_config import front_end_config, has_drafts
 from router.grammar_check import GrammarCheck
-from router.health import Health
-from router.keys import NeedsKey
-from router.limits import BodyLimit, HeaderLimit
+from router.limits import BodyLimitMiddleware, HeaderLimitMiddleware
 from router.loop_validation import compile_nothing_in_the_loop
+from router.route_header import RouteHeaderMiddleware
 from router.sandbox.process import SandboxProcess, zygote_arguments
 from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
@@ -45,10 +46,33 @@ _ONE_ENGINES = ("/scale_elastic_ep", "/is_scaling_elastic_ep")
 Layer = Callable[[ASGIApp], ASGIApp]
 
 
-async def build_openai_app(
-    settings: FrontendSettings, core: ClusterCoreClient, health: Health, auditor: Auditor
-) -> ASGIApp:
-    """The app that answers clients."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEnd:
+    """vLLM's front end over a core client, before it has an app."""
+
+    settings: FrontendSettings
+    args: Namespace
+    config: VllmConfig
+    llm: ClusterLLM
+    sandbox: SandboxProcess
+    """Not started yet."""
+
+    def is_served(self) -> bool:
+        """Whether it still hands out what engines compute."""
+        return not self.llm.errored
+
+    def request_ids(self) -> Iterable[str]:
+        """Of the requests that it waits for."""
+        waiting: Iterable[str] = self.llm.output_processor.request_states
+        return waiting
+
+
+def make_front_end(settings: FrontendSettings, client: ClusterCoreClient) -> FrontEnd:
+    """vLLM's front end for a configuration.
+
+    Raises:
+        ValueError, TypeError, KeyError: vLLM's own checks of it.
+    """
     args = frontend_args(settings)
     options = {**settings.options, "served_model_name": [settings.served_name]}
     config = front_end_config(settings.model, options)
@@ -57,28 +81,35 @@ async def build_openai_app(
     sandbox = Sandbox(process, settings.sandbox)
     compile_nothing_in_the_loop()
     llm = ClusterLLM(
-        config, core, client_priority=settings.client_priority, grammars=GrammarCheck(sandbox)
+        config,
+        client,
+        client_priority=settings.client_priority,
+        max_prompt_logprobs=settings.limits.max_prompt_logprobs,
+        grammars=GrammarCheck(sandbox),
     )
     # Of this vLLM's front end asks only whether it is there; the draft itself is the engines'.
     llm.input_processor.speculative_config = has_drafts(options) or config.speculative_config
     if args.trust_request_chat_template and isinstance(llm.renderer, HfRenderer):
         ClientTemplates(llm.renderer, load_chat_template(args.chat_template), sandbox).install()
-    health.is_served = lambda: not llm.errored
-    auditor.front_end = lambda: llm.output_processor.request_states
+    return FrontEnd(settings=settings, args=args, config=config, llm=llm, sandbox=process)
+
+
+async def build_openai_app(front_end: FrontEnd, routes: Iterable[Route]) -> ASGIApp:
+    """The app that answers clients; `routes` go before vLLM's own."""
+    args = front_end.args
     level = logging.root.level
-    app = build_app(args, TASKS, config.model_config)
+    app = build_app(args, TASKS, front_end.config.model_config)
     # What vLLM imports for some hosting services raises it: our warnings would not be seen.
     logging.root.setLevel(level)
     app.router.routes[:] = [
-        health.route(),
-        auditor.route(),
+        *routes,
         *(each for each in app.router.routes if getattr(each, "path", None) not in _ONE_ENGINES),
     ]
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
-    await init_app_state(llm, app.state, args, TASKS)
-    process.start()
-    return layered(app, settings)
+    await init_app_state(front_end.llm, app.state, args, TASKS)
+    front_end.sandbox.start()
+    return layered(app, front_end.settings)
 
 
 def send_images_whole(config: VllmConfig) -> None:
@@ -94,16 +125,18 @@ def layered(app: FastAPI, settings: FrontendSettings) -> ASGIApp:
     """vLLM's app with what a request passes before it, and its answer after it."""
     cors = _taken(app, CORSMiddleware, CORSMiddleware, is_needed=True)
     has_keys = bool(app.state.args.api_key)
-    needs_key = _taken(app, AuthenticationMiddleware, NeedsKey, is_needed=has_keys)
+    needs_key = _taken(app, AuthenticationMiddleware, ApiKeyMiddleware, is_needed=has_keys)
     layers: list[Layer] = [
-        EndsByItself,  # A request that Serve ends, ends in the engines too.
-        RestoresHeaders,  # From here on they are the client's, not Serve's.
-        partial(KnowsClient, has_keys=has_keys),
+        CancellationShield,  # A request that Serve ends, ends in the engines too.
+        ClientHeadersMiddleware,  # From here on they are the client's, not Serve's.
+        partial(ClientIdentityMiddleware, has_keys=has_keys),
         cors,  # On refusals too.
-        HeaderLimit,  # 431
+        HeaderLimitMiddleware,  # 431
         needs_key,  # 401, before a body is read.
-        partial(BodyLimit, limits=settings.limits),  # 408, 413; and 400 for what is in it.
-        TellsRoute,  # The status and the route of a stream; errors of a bounded length.
+        partial(
+            BodyLimitMiddleware, limits=settings.limits
+        ),  # 408, 413; and 400 for what is in it.
+        RouteHeaderMiddleware,  # The status and the route of a stream; errors of a bounded length.
     ]
     whole: ASGIApp = app
     for layer in reversed(layers):

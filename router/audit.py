@@ -27,9 +27,9 @@ class RouterHoldings:
     """By replica, what the engines call the requests that the core client has there."""
     ledger: Mapping[str, frozenset[str]]
     """By replica, what the ledger has there; by the same names."""
-    reading: Mapping[str, frozenset[str]]
-    """By decode replica, whose prompts are counted as being computed there."""
-    arrivals: frozenset[str]
+    prefilling: Mapping[str, frozenset[str]]
+    """By decode replica, whose prompts are counted as being prefilled there."""
+    pending_first_tokens: frozenset[str]
     """Ids of those that are counted as having no token."""
     suspects: frozenset[str]
     """Ids of those in quarantine."""
@@ -80,9 +80,10 @@ def _in_router(before: RouterHoldings, after: RouterHoldings) -> Iterator[str]:
         ledger = after.ledger.get(replica_id, frozenset())
         yield from _named(f"the ledger of {replica_id} has ended requests", ledger - placed)
         yield from _named(f"the ledger of {replica_id} lacks requests", placed - ledger)
-        reading = after.reading.get(replica_id, frozenset())
-        yield from _named(f"{replica_id} is counted as reading", reading - placed)
-    yield from _named("ended requests count as without a token", after.arrivals - after.requests)
+        prefilling = after.prefilling.get(replica_id, frozenset())
+        yield from _named(f"{replica_id} is counted as prefilling", prefilling - placed)
+    pending = after.pending_first_tokens - after.requests
+    yield from _named("ended requests count as without a token", pending)
     yield from _named("ended requests are in quarantine", after.suspects - after.requests)
     if after.num_inflight != len(after.requests):
         yield f"pdserve_inflight says {after.num_inflight:g} requests, not {len(after.requests)}"

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from engine.errors import ChannelClosed
 from engine.wire import Holdings
 from router.audit import Audit, RouterHoldings, audit
-from router.core_client import ClusterCoreClient
+from router.core import RouterCore
 
 PATH = "/audit"
 ANSWER_TIMEOUT_S = 10.0
@@ -24,11 +24,11 @@ ANSWER_TIMEOUT_S = 10.0
 class Auditor:
     """Asks everybody what they hold."""
 
-    def __init__(self, core: ClusterCoreClient) -> None:
+    def __init__(self, core: RouterCore, front_end: Callable[[], Iterable[str]]) -> None:
+        """`front_end`: ids of the requests that vLLM's front end waits for."""
         self._core = core
+        self._front_end = front_end
         self._asking: asyncio.Future[Audit] | None = None
-        self.front_end: Callable[[], Iterable[str]] = tuple
-        """Ids of the requests that vLLM's front end waits for. Set by who makes it."""
 
     def route(self) -> Route:
         return Route(PATH, self._answer, methods=["GET"])
@@ -44,7 +44,7 @@ class Auditor:
         self._asking = None
 
     async def _audit(self) -> Audit:
-        replicas = [*self._core.prefill, *self._core.decode]
+        replicas = [replica for pool in self._core.pools for replica in pool]
         # Asked and looked at in the same turn of the loop: what is sent later comes later.
         asked = [replica.ask_holdings() for replica in replicas]
         before = self._holdings()
@@ -58,7 +58,7 @@ class Auditor:
         return audit(before, self._holdings(), held)
 
     def _holdings(self) -> RouterHoldings:
-        return self._core.holdings(frozenset(self.front_end()))
+        return self._core.holdings(frozenset(self._front_end()))
 
     async def _answer(self, request: Request) -> Response:
         found = await self.audit()

@@ -3,7 +3,7 @@
 Serve takes orders from them (a time limit, an id, the model of a multiplexed replica, whether to
 watch the client) and fails where their bytes are not UTF-8. The app gets them as they came, so it
 does with them what vLLM's own server does. Owns the header that tells Serve not to watch the
-client: see router.disconnect.
+client: see router.cancellation.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ _KEPT = "pdserve.client_headers"
 """Where a request's scope keeps them on its way through Serve."""
 
 
-class HidesHeaders:
+class HeaderHidingMiddleware:
     """Outermost, before Serve sees a request: takes the client's headers out of its sight."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -45,7 +45,7 @@ class HidesHeaders:
         await self._app(scope, receive, named)
 
 
-class RestoresHeaders:
+class ClientHeadersMiddleware:
     """Gives the app the headers that its client sent."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -71,4 +71,4 @@ def with_one_id(headers: Iterable[tuple[bytes, bytes]], client_id: bytes | None)
 
 def middlewares() -> list[Middleware]:
     """What Serve puts around its own handling (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`)."""
-    return [Middleware(HidesHeaders)]
+    return [Middleware(HeaderHidingMiddleware)]

@@ -16,7 +16,7 @@ CLIENT: ContextVar[str] = ContextVar("pdserve_client", default="")
 """Of the HTTP request that is being answered in this context."""
 
 
-class KnowsClient:
+class ClientIdentityMiddleware:
     """Says whose request is being answered."""
 
     def __init__(self, app: ASGIApp, *, has_keys: bool) -> None:
@@ -39,6 +39,6 @@ def client_of(scope: Scope, *, has_keys: bool) -> str:
     address = dict(headers).get(_ADDRESS, host.encode())  # the last of its name: HAProxy's
     if not has_keys:
         return f"{address!r}"
-    # As `NeedsKey` reads it: of the first, what comes behind the scheme.
+    # As `ApiKeyMiddleware` reads it: of the first, what comes behind the scheme.
     authorization = next((value for name, value in headers if name == b"authorization"), b"")
     return f"{address!r} {authorization.partition(b' ')[2]!r}"

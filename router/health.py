@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from router.engine_ends import EngineEnds
-from router.keys import has_key
+from router.api_keys import has_key
+from router.engine_failures import EngineFailures
 from router.pairs import Pairs
 from router.pool import Pool
 
@@ -30,25 +30,26 @@ class Health:
     def __init__(
         self,
         pools: tuple[Pool, ...],
-        ends: EngineEnds,
+        ends: EngineFailures,
         starting: Callable[[], Awaitable[Mapping[str, str]]],
         *,
-        pairs: Pairs | None = None,
+        is_served: Callable[[], bool],
+        pairs: Pairs,
     ) -> None:
-        """`starting` says what Serve reports of deployments that do not run as they should."""
+        """`starting` says what Serve reports of deployments that do not run as they should,
+        `is_served` whether vLLM's front end still hands out what engines compute."""
         self._pools = pools
         self._ends = ends
         self._starting = starting
-        self._pairs = pairs or Pairs()
-        self.is_served: Callable[[], bool] = lambda: True
-        """Whether vLLM's front end still hands out what engines compute. Set by who makes it."""
+        self._is_served = is_served
+        self._pairs = pairs
 
     def route(self) -> Route:
         return Route(PATH, self._answer, methods=["GET"])
 
     async def _answer(self, request: Request) -> Response:
         # Where vLLM's front end has given up, it serves nobody, whatever the pools do.
-        is_open = all(pool.is_open for pool in self._pools) and self.is_served()
+        is_open = all(pool.is_open for pool in self._pools) and self._is_served()
         body: dict[str, Any] = {
             "status": "ok" if is_open else "unavailable",
             "replicas": {pool.name: len(pool.ledger) for pool in self._pools},

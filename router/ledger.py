@@ -12,7 +12,7 @@ from itertools import islice
 
 from engine.lateness import PUT_BACK_S
 from router.policies import MAX_CANDIDATES, PoolSnapshot, PrefixHit, ReplicaLoad
-from router.transfers import Handover
+from router.transfers import TransferEstimate
 
 RATE_TIME_S = 30.0
 """What this router has sent counts 1/e after this long, for how much it sends a second."""
@@ -20,12 +20,12 @@ RATE_TIME_S = 30.0
 
 @dataclass(slots=True)
 class _Line:
+    load: ReplicaLoad
     sent: dict[str, float] = field(default_factory=dict)
     """Predicted seconds by request id."""
     sent_s: float = 0.0
     deadlines: dict[str, float] = field(default_factory=dict)
     """By request id, of those that give way to others for a while once it has passed."""
-    load: ReplicaLoad = field(default=ReplicaLoad(replica_id="", work_s=0.0))
 
 
 class Ledger:
@@ -139,7 +139,7 @@ class Ledger:
         left_s = max(0.0, load.work_s - done_s)
         self._renew(line, left_s + work_s, counted_s=now_s, reported_s=load.reported_s)
 
-    def settle(self, replica_id: str, request_id: str, *, was_done: bool = True) -> None:
+    def complete(self, replica_id: str, request_id: str, *, was_done: bool = True) -> None:
         """A request has ended, by itself or not.
 
         Work that drains was counted down while the engine did it; what was not done, and what a
@@ -180,7 +180,7 @@ class Ledger:
         request_s: float = 0.0,
         cached: Mapping[str, tuple[int, float]] | None = None,
         barred: Set[str] = frozenset(),
-        handover: Handover | None = None,
+        transfer: TransferEstimate | None = None,
     ) -> PoolSnapshot:
         """What a policy decides on for one request; at least one replica must be open to it.
 
@@ -188,7 +188,7 @@ class Ledger:
             request_s: its own predicted seconds where nothing of it is cached.
             cached: by replica, how many of its tokens are cached there and what it costs there.
             barred: replicas that this request cannot go to.
-            handover: of the KV that it brings.
+            transfer: of the KV that it brings.
         """
         self._turn += 1
         loads = tuple(self._open.values())
@@ -208,12 +208,12 @@ class Ledger:
                 for key, (num_tokens, seconds) in (cached or {}).items()
                 if key in self._open and key not in barred
             ),
-            handover=handover,
-            near=self._near(handover, barred) if len(loads) > MAX_CANDIDATES else (),
+            transfer=transfer,
+            near=self._near(transfer, barred) if len(loads) > MAX_CANDIDATES else (),
         )
 
-    def _near(self, handover: Handover | None, barred: Set[str]) -> tuple[ReplicaLoad, ...]:
-        near = handover.near if handover is not None else ()
+    def _near(self, transfer: TransferEstimate | None, barred: Set[str]) -> tuple[ReplicaLoad, ...]:
+        near = transfer.near if transfer is not None else ()
         found = (self._open[key] for key in near if key in self._open and key not in barred)
         return tuple(islice(found, MAX_CANDIDATES))
 

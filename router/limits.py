@@ -7,9 +7,10 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.answers import Refusal, refuse
 from router.body_check import check_body
 from router.client_headers import MAX_ID_BYTES, REQUEST_ID
+from router.refusals import Refusal
+from router.route_header import refuse
 from router.settings import RequestLimits
 
 MAX_HEADERS = 512
@@ -24,7 +25,7 @@ MAX_DRAINED = 16
 _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 
 
-class HeaderLimit:
+class HeaderLimitMiddleware:
     """Refuses headers that are too many or too large."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,7 +58,7 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> Refusal | None:
     )
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Reads the body, looks at it, and hands it on whole; refuses it where it is too much.
 
     Owns the count of what is held of all bodies, from their first byte to the end of their answers.

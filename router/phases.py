@@ -1,4 +1,6 @@
-"""The phases of a request's life. Metrics, spans and the simulator use the same names."""
+"""The phases of a request's life, and how it ends. Metrics, spans and the simulator use the same
+names.
+"""
 
 import enum
 
@@ -13,3 +15,7 @@ class RequestPhase(enum.Enum):
     TRANSFERRING = "transferring"
     DECODING = "decoding"
     ENDED = "ended"
+
+
+COMPLETE = ("stop", "length", "repetition")
+"""How complete responses end."""

@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Protocol
 
+from kvtransfer.phase import Phase
 from router.cost_fit import CostFit, PoolCost
 from router.errors import NoReplica
 from router.ledger import Ledger
-from router.policies import Policy, Rng, RoutePlan
+from router.policies import Policy, ReplicaPlan, Rng
 from router.prefixes import PrefixIndex
-from router.transfers import Handover, Transfers
+from router.transfers import TransferEstimate, Transfers
 
 
 class ReplicaReport(Protocol):
@@ -40,7 +41,7 @@ class PlannedReplica(Protocol):
     @property
     def work_s(self) -> float: ...
     @property
-    def reading_s(self) -> float: ...
+    def prefilling_s(self) -> float: ...
     @property
     def kv_bytes_per_token(self) -> float | None: ...
     @property
@@ -54,7 +55,7 @@ class PoolPlanner(ABC):
 
     def __init__(
         self,
-        name: str,
+        name: Phase,
         policy: Policy,
         rng: Rng,
         clock: Callable[[], float],
@@ -73,8 +74,8 @@ class PoolPlanner(ABC):
         self.transfers = transfers or Transfers()
         self.ledger = Ledger(num_routers=num_routers, drains=name == "prefill")
         self.prefixes = PrefixIndex()
-        self.block_size = 0
-        """Tokens of a block of `prefixes`; 0 before the first replica."""
+        self.block_size: int | None = None
+        """Tokens of a block of `prefixes`; None before the first replica."""
         self._fit = CostFit(cost)
         self._policy = policy
         self._rng = rng
@@ -113,8 +114,8 @@ class PoolPlanner(ABC):
         cached: Mapping[str, tuple[int, float]] | None = None,
         *,
         barred: Set[str] = frozenset(),
-        handover: Handover | None = None,
-    ) -> RoutePlan:
+        transfer: TransferEstimate | None = None,
+    ) -> ReplicaPlan:
         """The replica for a request, by the configured policy; arguments as in `Ledger.snapshot`.
 
         Raises:
@@ -127,11 +128,11 @@ class PoolPlanner(ABC):
             request_s=request_s,
             cached=cached,
             barred=barred,
-            handover=handover,
+            transfer=transfer,
         )
         return self._policy(snapshot, self._rng)
 
-    def plan_handover(
+    def plan_transfer(
         self,
         prefill_id: str,
         request_s: float,
@@ -139,33 +140,34 @@ class PoolPlanner(ABC):
         num_bytes: float | None,
         num_steps: int,
         barred: Set[str] = frozenset(),
-    ) -> RoutePlan:
-        """The replica for what another pool's replica has read. Raises NoReplica as `plan` does.
+    ) -> ReplicaPlan:
+        """The replica for what another pool's has computed. Raises NoReplica as `plan` does.
 
         Args:
             num_bytes: that each rank reads; None where that is not known.
-            num_steps: of the answer, which spreads over them what its KV takes to come.
+            num_steps: of the response, which spreads over them what its KV takes to come.
         """
-        handover = None
+        transfer = None
         if num_bytes is not None:
-            handover = self.transfers.handover(
+            transfer = self.transfers.estimate(
                 prefill_id, num_bytes=num_bytes, num_steps=num_steps, now_s=self._clock()
             )
-        return self.plan(request_s, barred=barred, handover=handover)
+        return self.plan(request_s, barred=barred, transfer=transfer)
 
     def num_cached(self, chain: Sequence[int], num_tokens: int) -> dict[str, int]:
         """Tokens of a prompt that replicas are thought to have, the last one never among them.
 
         Without regard to `prefixes.trust`.
         """
-        hits = self.prefixes.lookup(chain) if chain else {}
-        most = num_tokens - 1
-        return {key: min(most, blocks * self.block_size) for key, blocks in hits.items()}
+        if self.block_size is None or not chain:
+            return {}
+        hits, block_size, most = self.prefixes.lookup(chain), self.block_size, num_tokens - 1
+        return {key: min(most, blocks * block_size) for key, blocks in hits.items()}
 
     def plan_prefill(
         self, chain: Sequence[int], num_tokens: int, *, barred: Set[str] = frozenset()
-    ) -> RoutePlan:
-        """The replica for a prompt that is to be read. Raises NoReplica as `plan` does."""
+    ) -> ReplicaPlan:
+        """The replica that is to prefill a prompt. Raises NoReplica as `plan` does."""
         cost, trust = self.cost.prefill, self.prefixes.trust
         cached: dict[str, tuple[int, float]] = {}
         for replica_id, num_cached in self.num_cached(chain, num_tokens).items():

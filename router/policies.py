@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.transfers import Handover
+from router.transfers import TransferEstimate
 
 MAX_CANDIDATES = 64
 """Replicas that one of several routers compares for a request."""
@@ -60,14 +60,14 @@ class PoolSnapshot:
     """Predicted seconds of the request where nothing of it is cached."""
     hits: tuple[PrefixHit, ...] = ()
     """Of those replicas, the ones with a part of the prompt."""
-    handover: Handover | None = None
+    transfer: TransferEstimate | None = None
     """Of KV that the replica is to fetch; it counts with the work ahead."""
     near: tuple[ReplicaLoad, ...] = ()
     """Of those replicas, some that are on the KV's node, to be compared too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoutePlan:
+class ReplicaPlan:
     """Where a request goes, and what it is predicted to be there."""
 
     replica_id: str
@@ -90,8 +90,20 @@ class Rng(Protocol):
     def random(self) -> float: ...
 
 
-class Policy(Protocol):
-    def __call__(self, snapshot: PoolSnapshot, rng: Rng) -> RoutePlan: ...
+class Pick(Protocol):
+    def __call__(self, snapshot: PoolSnapshot, rng: Rng) -> ReplicaPlan: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a replica is picked."""
+
+    pick: Pick
+    is_predictive: bool
+    """It goes by predicted work, so what a replica says of its own corrects it."""
+
+    def __call__(self, snapshot: PoolSnapshot, rng: Rng) -> ReplicaPlan:
+        return self.pick(snapshot, rng)
 
 
 def num_candidates(*, num_routers: int, num_replicas: int) -> int:
@@ -126,7 +138,7 @@ def _arrived_s(age_s: float, snapshot: PoolSnapshot) -> float:
     return snapshot.others_work_per_s * age_s
 
 
-def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
+def pick_p2c(snapshot: PoolSnapshot, rng: Rng) -> ReplicaPlan:
     """One of the first to be done of some picked at random and of those that know the prompt.
 
     Power of two choices (Mitzenmacher, TPDS 2001), with as many choices as are worth their time.
@@ -191,25 +203,27 @@ def _level_s(waits_s: Sequence[float], work_s: float) -> float:
     return filled_s / len(waits_s)
 
 
-def pick_least_work(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
+def pick_least_work(snapshot: PoolSnapshot, rng: Rng) -> ReplicaPlan:
     """The first to be done of all."""
     return _first_done(snapshot.replicas, snapshot, "least work of all")
 
 
-def pick_round_robin(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
+def pick_round_robin(snapshot: PoolSnapshot, rng: Rng) -> ReplicaPlan:
     """Each in turn, by id."""
     ordered = sorted(snapshot.replicas, key=lambda replica: replica.replica_id)
     return _plan(ordered[snapshot.turn % len(ordered)], snapshot, "its turn")
 
 
-def pick_random(snapshot: PoolSnapshot, rng: Rng) -> RoutePlan:
+def pick_random(snapshot: PoolSnapshot, rng: Rng) -> ReplicaPlan:
     return _plan(rng.sample(snapshot.replicas, 1)[0], snapshot, "random")
 
 
-def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason: str) -> RoutePlan:
+def _first_done(
+    replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason: str
+) -> ReplicaPlan:
     """Of `replicas` and of those with a part of the prompt, the one that is first done with it."""
-    if snapshot.handover is not None:
-        return _plan(_first_with_kv(replicas, snapshot, snapshot.handover), snapshot, reason)
+    if snapshot.transfer is not None:
+        return _plan(_first_with_kv(replicas, snapshot, snapshot.transfer), snapshot, reason)
     wait_s, _, least = min(
         (predicted_work_s(load, snapshot), load.replica_id, load) for load in replicas
     )
@@ -218,7 +232,7 @@ def _first_done(replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, reason:
 
 
 def _first_with_kv(
-    replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, handover: Handover
+    replicas: Sequence[ReplicaLoad], snapshot: PoolSnapshot, transfer: TransferEstimate
 ) -> ReplicaLoad:
     """The one that is first done where the request's KV has yet to come there."""
     least_s, first = math.inf, replicas[0]
@@ -226,7 +240,7 @@ def _first_with_kv(
         ahead_s = predicted_work_s(load, snapshot)
         if ahead_s > least_s:
             continue  # Whatever the KV takes.
-        ahead_s += handover.step_share_s(load.replica_id)
+        ahead_s += transfer.step_share_s(load.replica_id)
         if (ahead_s, load.replica_id) < (least_s, first.replica_id):
             least_s, first = ahead_s, load
     return first
@@ -243,10 +257,10 @@ def _better_hit(wait_s: float, snapshot: PoolSnapshot) -> ReplicaLoad | None:
     return load if hit_s <= wait_s + snapshot.request_s else None
 
 
-def _plan(load: ReplicaLoad, snapshot: PoolSnapshot, reason: str) -> RoutePlan:
+def _plan(load: ReplicaLoad, snapshot: PoolSnapshot, reason: str) -> ReplicaPlan:
     hits = {hit.load.replica_id: hit for hit in snapshot.hits}
     hit = hits.get(load.replica_id)
-    return RoutePlan(
+    return ReplicaPlan(
         replica_id=load.replica_id,
         reason=reason,
         wait_s=predicted_work_s(load, snapshot),
@@ -256,8 +270,8 @@ def _plan(load: ReplicaLoad, snapshot: PoolSnapshot, reason: str) -> RoutePlan:
 
 
 POLICIES: dict[str, Policy] = {
-    "p2c": pick_p2c,
-    "least_work": pick_least_work,
-    "round_robin": pick_round_robin,
-    "random": pick_random,
+    "p2c": Policy(pick=pick_p2c, is_predictive=True),
+    "least_work": Policy(pick=pick_least_work, is_predictive=True),
+    "round_robin": Policy(pick=pick_round_robin, is_predictive=False),
+    "random": Policy(pick=pick_random, is_predictive=False),
 }

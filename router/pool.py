@@ -1,7 +1,8 @@
 """The live replicas of one pool as this router sees them: their connections, load, cache, cost.
 
-Owns the connections to the pool's replicas; where requests go is `router.planner`'s. What a request
-is, and what becomes of it when its replica goes, is the business of the core client.
+Owns the connections to the pool's replicas; what is known of them, and where requests go by it, is
+`router.planner`'s. What a request is, and what becomes of it when its replica goes, is the business
+of those who subscribe.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from engine.wire import (
     Warmed,
 )
 from kvtransfer.peers import KVPeer
+from kvtransfer.phase import Phase
 from router.cost_fit import StepShape
 from router.errors import CannotBeSent
 from router.faults import Fault, fault_of
@@ -43,16 +45,21 @@ from router.transfers import Transfers
 logger = logging.getLogger(__name__)
 
 
+def _nothing(*_: object) -> None:
+    """Of an event that a subscriber does not follow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEvents:
-    """Whom a pool tells what its replicas say."""
+    """What a subscriber does with what a pool's replicas say."""
 
-    opened: Callable[["Replica"], None]
+    opened: Callable[["Replica"], None] = _nothing
     """It may get new work: it has joined, or does not leave after all."""
-    stepped: Callable[["Replica", StepOutputs], None]
-    taken: Callable[["Replica", str], None]
-    rejected: Callable[["Replica", Rejection], None]
-    gone: Callable[["Replica", str], None]
+    stepped: Callable[["Replica", StepOutputs], None] = _nothing
+    acknowledged: Callable[["Replica", str], None] = _nothing
+    """It has a request, and has said what else it has."""
+    rejected: Callable[["Replica", Rejection], None] = _nothing
+    gone: Callable[["Replica"], None] = _nothing
 
 
 @dataclass(eq=False, slots=True)
@@ -61,20 +68,20 @@ class Replica:
 
     replica_id: str
     pool: "Pool"
+    end: ReplicaEnd
+    facts: ReplicaFacts
     on_gone: Callable[["Replica"], None]
     on_unready: Callable[["Replica", str, str], None] = lambda *_: None
     """Of decode: it says of a prefill engine what keeps it from reading there, unasked."""
     node_id: str | None = None
     """Of Ray, where it is known."""
-    end: ReplicaEnd | None = None
-    facts: ReplicaFacts | None = None
     load: LoadReport = field(default_factory=LoadReport)
     warming: dict[str, asyncio.Future[str | None]] = field(default_factory=dict)
     """Answers that are awaited, by the prefill engine in question."""
     asked: deque[asyncio.Future[Holdings]] = field(default_factory=deque)
     """Answers about what it holds that are awaited, in the order in which they come."""
-    reading: dict[str, float] = field(default_factory=dict)
-    """Of decode: predicted seconds of the prompts that it reads itself, until their first token."""
+    prefilling: dict[str, float] = field(default_factory=dict)
+    """Of decode: predicted seconds of the prompts that it prefills, until their first token."""
     has_joined: bool = False
     """It was in the pool, and may be no longer."""
     exit: EngineExit | None = None
@@ -112,18 +119,18 @@ class Replica:
         return self.pool.ledger.work_s(self.replica_id)
 
     @property
-    def reading_s(self) -> float:
-        return sum(self.reading.values())
+    def prefilling_s(self) -> float:
+        return sum(self.prefilling.values())
 
     @property
     def kv_bytes_per_token(self) -> float | None:
         """None where it is not known."""
-        return self.facts.kv_bytes_per_token if self.facts is not None else None
+        return self.facts.kv_bytes_per_token
 
     @property
     def num_ranks(self) -> int:
         """Of its engine: each has a part of the KV."""
-        return self.facts.kv.tp_size if self.facts is not None else 1
+        return self.facts.kv.tp_size
 
     def set_listed(self, is_listed: bool) -> None:
         """Serve lists it, or does no longer."""
@@ -135,54 +142,49 @@ class Replica:
         request: EngineCoreRequest,
         work_s: float,
         *,
-        due_in_s: float | None = None,
+        deadline_s: float | None = None,
         asks_load: bool = False,
         is_suspect: bool = False,
     ) -> None:
-        """Sends a request, which gives way to others after `due_in_s`.
+        """Sends a request, which gives way to others after `deadline_s`, of the monotonic clock.
 
-        `asks_load`: the replica says at once what else it has (`PoolEvents.taken`).
+        `asks_load`: the replica says at once what else it has (`PoolEvents.acknowledged`).
 
         Raises:
             CannotBeSent: it holds what no message can. Nothing was sent or noted then.
         """
-        assert self.end is not None
         try:
             self.end.send(Kind.ADD, AddRequest(request, work_s, asks_load, is_suspect))
         except Exception as error:
             # Encoders raise whatever they like: what is in the request decides.
             raise CannotBeSent(error) from error
-        now_s = time.monotonic()
         self.pool.ledger.add(
             self.replica_id,
             request.request_id,
             work_s,
-            now_s=now_s,
-            deadline_s=None if due_in_s is None else now_s + due_in_s,
+            now_s=time.monotonic(),
+            deadline_s=deadline_s,
         )
 
-    def settle(self, request_id: str, *, was_done: bool = True) -> None:
+    def complete(self, request_id: str, *, was_done: bool = True) -> None:
         """Takes a request off the ledger: it has ended here."""
-        self.reading.pop(request_id, None)
-        self.pool.ledger.settle(self.replica_id, request_id, was_done=was_done)
+        self.prefilling.pop(request_id, None)
+        self.pool.ledger.complete(self.replica_id, request_id, was_done=was_done)
 
     def has(self, request_id: str) -> bool:
         """Whether a request was sent there and has not ended."""
         return self.pool.ledger.has(self.replica_id, request_id)
 
     def abort(self, request_id: str) -> None:
-        assert self.end is not None
-        self.settle(request_id, was_done=False)
+        self.complete(request_id, was_done=False)
         self.end.send(Kind.ABORT, [request_id])
 
     def clear(self, request_id: str) -> None:
         """Says that a request is a suspect no longer."""
-        assert self.end is not None
         self.end.send(Kind.CLEAR, [request_id])
 
     def release(self, request_id: str) -> None:
-        """Has KV blocks freed that were handed over and will not be pulled."""
-        assert self.end is not None
+        """Has KV blocks freed that are kept for decode and will not be pulled."""
         self.end.send(Kind.RELEASE, [request_id])
 
     async def warm_up(self, peer: KVPeer) -> str | None:
@@ -190,7 +192,6 @@ class Replica:
 
         Raises ChannelClosed where the replica goes before it has answered.
         """
-        assert self.end is not None
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.warming[peer.engine_id] = answer
         self.end.send(Kind.WARM_UP, peer)
@@ -202,8 +203,6 @@ class Replica:
 
     def end_if_silent(self, *, now_s: float, timeout_s: float) -> None:
         """Ends the connection if nothing has come on it for `timeout_s`: the replica hangs."""
-        if self.end is None:
-            return
         # A part of a long message is a sign of life as well.
         if now_s - max(self.heard_s, self.end.heard_s) > timeout_s:
             # Whatever made it hang: its requests are not taken for having killed it.
@@ -212,7 +211,6 @@ class Replica:
 
     def ask_holdings(self) -> asyncio.Future[Holdings]:
         """Asks at once what the replica and its engine have; ChannelClosed where it goes."""
-        assert self.end is not None
         answer: asyncio.Future[Holdings] = asyncio.get_running_loop().create_future()
         self.asked.append(answer)
         self.end.send(Kind.ASK_HOLDINGS, None)
@@ -222,14 +220,16 @@ class Replica:
 
     def step_received(self, step: StepOutputs) -> None:
         before = self._hear(step.load)
-        self.pool.events.stepped(self, step)
+        for each in self.pool.subscribers:
+            each.stepped(self, step)
         # After its outputs were seen: those that ended are off the ledger by now.
         self.pool.observe(self, before)
 
     def taken(self, taken: Taken) -> None:
         before = self._hear(taken.load)
         self.pool.observe(self, before)
-        self.pool.events.taken(self, taken.request_id)
+        for each in self.pool.subscribers:
+            each.acknowledged(self, taken.request_id)
 
     def _hear(self, load: LoadReport) -> LoadReport:
         """Takes in a report; returns the one before it."""
@@ -240,11 +240,12 @@ class Replica:
         return before
 
     def rejected(self, rejection: Rejection) -> None:
-        self.settle(rejection.request_id, was_done=False)
+        self.complete(rejection.request_id, was_done=False)
         if rejection.has_suspect:
             # Until it says otherwise, whosever that suspect is.
             self.load = msgspec.structs.replace(self.load, has_suspect=True)
-        self.pool.events.rejected(self, rejection)
+        for each in self.pool.subscribers:
+            each.rejected(self, rejection)
 
     def warmed(self, warmed: Warmed) -> None:
         answer = self.warming.pop(warmed.engine_id, None)
@@ -287,9 +288,8 @@ class Pool(PoolPlanner):
 
     def __init__(
         self,
-        name: str,
+        name: Phase,
         policy: Policy,
-        events: PoolEvents,
         *,
         num_routers: int = 1,
         transfers: Transfers | None = None,
@@ -303,9 +303,9 @@ class Pool(PoolPlanner):
             num_routers=num_routers,
             transfers=transfers,
         )
-        self.events = events
+        self.subscribers: list[PoolEvents] = []
         self.num_dropped_tokens = 0
-        """At the end of each prompt that a replica hands over; all of one pool are alike."""
+        """At the end of each prompt whose KV a replica transfers; all of one pool are alike."""
         self._replicas: dict[str, Replica] = {}
 
     def __iter__(self) -> Iterator[Replica]:
@@ -314,6 +314,10 @@ class Pool(PoolPlanner):
     def __contains__(self, replica: Replica) -> bool:
         return self._replicas.get(replica.replica_id) is replica
 
+    def subscribe(self, events: PoolEvents) -> None:
+        """Has somebody told what replicas say, after those who came before."""
+        self.subscribers.append(events)
+
     def insert(self, replica: Replica) -> None:
         """A replica joins. Raises ChannelClosed where its connection has ended."""
         if replica.closed_because is not None:
@@ -321,24 +325,25 @@ class Pool(PoolPlanner):
         self._replicas[replica.replica_id] = replica
         replica.has_joined = True
         self.joined(replica.replica_id, replica.node_id)
-        if replica.facts is not None:
-            self.num_dropped_tokens = replica.facts.num_dropped_tokens
-            self.block_size = index_block_size(replica.facts.block_size)
-            num_tokens = replica.facts.num_kv_blocks * replica.facts.block_size
-            self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
+        facts = replica.facts
+        self.num_dropped_tokens = facts.num_dropped_tokens
+        self.block_size = index_block_size(facts.block_size)
+        num_tokens = facts.num_kv_blocks * facts.block_size
+        self.prefixes.insert(replica.replica_id, num_tokens // self.block_size)
         self.observe(replica, LoadReport())
         logger.info("%s replica %s joined", self.name, replica.replica_id)
         if replica.is_leaving:
             self.ledger.close(replica.replica_id)
         else:
-            self.events.opened(replica)
+            self._opened(replica)
 
     def remove(self, replica: Replica, reason: str) -> None:
         if self._replicas.get(replica.replica_id) is replica:
             del self._replicas[replica.replica_id]
             self.left(replica.replica_id)
             logger.warning("%s replica %s left: %s", self.name, replica.replica_id, reason)
-            self.events.gone(replica, reason)
+            for each in self.subscribers:
+                each.gone(replica)
 
     def leaving_changed(self, replica: Replica) -> None:
         """A replica leaves, or does not leave after all."""
@@ -347,7 +352,11 @@ class Pool(PoolPlanner):
         if replica.is_leaving:
             self.ledger.close(replica.replica_id)
         elif self.ledger.reopen(replica.replica_id):
-            self.events.opened(replica)
+            self._opened(replica)
+
+    def _opened(self, replica: Replica) -> None:
+        for each in self.subscribers:
+            each.opened(replica)
 
     def observe(self, replica: Replica, before: LoadReport) -> None:
         """Takes in what a replica has reported last."""

@@ -52,14 +52,14 @@ class Router:
 
     async def engine_ended_at_start(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """Called by a replica whose engine has ended before it could join."""
-        self._assembly.engine_ends.add(pool, replica_id, how)
+        self._assembly.engine_failures.add(pool, replica_id, how)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve passes on to the scaling policies, as router.traffic counts it."""
+        """What Serve passes on to the scaling policies (`router.scaling_report`)."""
         if self._assembly is None:
             return {}
-        report: dict[str, float] = self._assembly.scaling_report()
-        return report
+        stats: dict[str, float] = self._assembly.scaling_report().to_stats()
+        return stats
 
     def _preempted(self) -> None:
         self._leaving = asyncio.create_task(self._leave())

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtransfer.tls import TlsFiles
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.sandbox.limits import TaskLimits
+from router.slo import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class RequestLimits:
     """Of all requests that a router has."""
     max_choices: int = 1024
     """Prompts times `n`."""
+    max_prompt_logprobs: int = 100_000
+    """Log probabilities of prompts' tokens."""
     receive_timeout_s: float = 120.0
     """For its body to arrive."""
 
@@ -42,9 +45,10 @@ class FrontendSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """What requests are routed for."""
+class RoutingSettings:
+    """How requests are routed, and what for."""
 
+    slo: Slo = field(default_factory=Slo)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     local_prefill: bool = False
     """Decode may read prompts itself where that is predicted to be better."""
@@ -60,10 +64,8 @@ class RouterSettings:
     policy: str
     num_routers: int
     """Of this application."""
-    targets: Targets
+    routing: RoutingSettings
     recovery: RecoveryLimits
-    stall_timeout_s: float
-    """A replica that says nothing for this long is taken for dead."""
     drain_s: float
     """How long it may take to finish its answers when its process is told to end."""
     tls: TlsFiles | None = None

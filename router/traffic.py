@@ -1,19 +1,21 @@
 """What a router counts for scaling: what arrives, and how many requests meet their targets.
 
-Owns the counters, which only go up. Who scales takes differences of what it is told, so that a
-report that is lost costs nothing. Never decides anything.
+Owns the counts, which only go up. Who scales takes differences of what it is told, so that a report
+that is lost costs nothing. Never decides anything.
 """
 
 import logging
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 from router.costs import DecodeCost, PrefillCost
 from router.phases import RequestPhase
 from router.pool import Pool, Replica
-from router.reach import Best, describe_unreachable, predict_best
 from router.request import RequestState
+from router.scaling_report import PoolSize, ScalingReport, TrafficCounts
+from router.slo import Slo
+from router.slo_feasibility import BestCase, describe_infeasible, predict_best
 
 logger = logging.getLogger(__name__)
 
@@ -24,68 +26,45 @@ WARM_UP_S = 10.0
 """What a replica does in its first seconds tells nothing about it: kernels and caches are cold."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """Since the router started. The names are those of the report."""
-
-    arrivals: int = 0
-    arrived_prefill_s: float = 0.0
-    """Predicted engine seconds of their prompts, cached prefixes taken off; none of those that
-    decode reads by choice."""
-    arrived_prefill_squared_s2: float = 0.0
-    prompt_tokens: int = 0
-    ended: int = 0
-    output_tokens: int = 0
-    ttft_measured: int = 0
-    ttft_met: int = 0
-    itl_measured: int = 0
-    """Of requests with two tokens at least: their mean inter-token latency."""
-    itl_met: int = 0
-
-
 class TrafficMeter:
     """Counts one router's traffic against the targets."""
 
-    def __init__(self, *, ttft_s: float, itl_s: float) -> None:
-        self._ttft_s = ttft_s
-        self._itl_s = itl_s
-        self._counters = Counters()
-        self._best = Best(ttft_s=None, itl_s=None)
+    def __init__(self, slo: Slo) -> None:
+        self._slo = slo
+        self._counts = TrafficCounts()
+        self._best = BestCase(ttft_s=None, itl_s=None)
 
     def predict(self, prefill: PrefillCost, decode: DecodeCost) -> None:
-        """Says which targets are out of reach before anything was measured."""
-        self._say_unreachable(predict_best(prefill, decode), "predicted")
+        """Warns of targets that are infeasible, before anything was measured."""
+        self._warn_infeasible(predict_best(prefill, decode), "predicted")
 
     def arrived(self, *, prefill_s: float, num_tokens: int) -> None:
         """A request was routed for the first time; `prefill_s` is what it asks of prefill."""
-        counters = self._counters
-        counters.arrivals += 1
-        counters.arrived_prefill_s += prefill_s
-        counters.arrived_prefill_squared_s2 += prefill_s**2
-        counters.prompt_tokens += num_tokens
+        self._counts += TrafficCounts(
+            arrivals=1,
+            arrived_prefill_s=prefill_s,
+            arrived_prefill_squared_s2=prefill_s**2,
+            prompt_tokens=num_tokens,
+        )
 
     def first_token(self, replica: Replica | None, ttft_s: float) -> None:
         """A request got its first token, from `replica`."""
         if _is_warm(replica):
-            self._counters.ttft_measured += 1
-            self._counters.ttft_met += ttft_s <= self._ttft_s
+            self._counts += TrafficCounts(ttft_measured=1, ttft_met=int(ttft_s <= self._slo.ttft_s))
             self._best = replace(self._best, ttft_s=min(ttft_s, self._best.ttft_s or ttft_s))
 
     def ended(self, replica: Replica | None, num_tokens: int, writing_s: float) -> None:
         """A request ended, `writing_s` after its first token."""
-        counters = self._counters
-        counters.ended += 1
-        counters.output_tokens += num_tokens
+        self._counts += TrafficCounts(ended=1, output_tokens=num_tokens)
         if num_tokens > 1 and _is_warm(replica):
             itl_s = writing_s / (num_tokens - 1)
-            counters.itl_measured += 1
-            counters.itl_met += itl_s <= self._itl_s
+            self._counts += TrafficCounts(itl_measured=1, itl_met=int(itl_s <= self._slo.itl_s))
             self._best = replace(self._best, itl_s=min(itl_s, self._best.itl_s or itl_s))
-            if counters.itl_measured == ENOUGH_MEASURED:
-                self._say_unreachable(self._best, "measured")
+            if self._counts.itl_measured == ENOUGH_MEASURED:
+                self._warn_infeasible(self._best, "measured")
 
-    def _say_unreachable(self, best: Best, how: str) -> None:
-        for line in describe_unreachable(best, ttft_s=self._ttft_s, itl_s=self._itl_s, how=how):
+    def _warn_infeasible(self, best: BestCase, how: str) -> None:
+        for line in describe_infeasible(best, self._slo, how=how):
             logger.warning(line)
 
     def report(
@@ -94,34 +73,36 @@ class TrafficMeter:
         prefill: Pool,
         decode: Pool,
         requests: Collection[RequestState],
-    ) -> dict[str, float]:
-        """The counters, what is outstanding now, and what the cost models say.
+    ) -> ScalingReport:
+        """The counts, what is outstanding now, and what the cost models say.
 
         `requests` are all that this router has, those that wait for a replica among them.
         """
         unread = [each.num_tokens for each in requests if each.last_token_s is None]
-        facts = [replica.facts for replica in decode if replica.facts is not None]
+        facts = [replica.facts for replica in decode]
         usage = [replica.load.kv_usage_fraction for replica in decode]
         cost = prefill.cost.prefill
-        report: dict[str, float] = {
-            "prefill_backlog_s": sum(
+        return ScalingReport(
+            counts=self._counts,
+            prefill_backlog_s=sum(
                 cost.seconds(num_uncached=num_tokens, num_tokens=num_tokens)
                 for num_tokens in unread
             ),
-            "num_decoding": sum(each.phase is not RequestPhase.PREFILLING for each in requests),
-            "kv_usage_fraction": sum(usage) / len(usage) if usage else 0.0,
-            "num_kv_tokens": max(
-                (each.num_kv_blocks * each.block_size for each in facts), default=0
+            num_decoding=sum(each.phase is not RequestPhase.PREFILLING for each in requests),
+            kv_usage_fraction=sum(usage) / len(usage) if usage else 0.0,
+            num_kv_tokens=max(
+                (each.num_kv_blocks * each.block_size for each in facts), default=None
             ),
-            "max_batch": max((each.max_num_seqs for each in facts), default=0),
-            **{f"decode_{name}": value for name, value in asdict(decode.cost.decode).items()},
-            **asdict(self._counters),
-        }
-        for pool in (prefill, decode):
-            leaving = sum(replica.is_leaving for replica in pool)
-            report[f"{pool.name}_ready"] = len(list(pool)) - leaving
-            report[f"{pool.name}_draining"] = leaving
-        return {name: float(value) for name, value in report.items()}
+            max_batch=max((each.max_num_seqs for each in facts), default=None),
+            decode_cost=decode.cost.decode,
+            prefill=_size(prefill),
+            decode=_size(decode),
+        )
+
+
+def _size(pool: Pool) -> PoolSize:
+    leaving = [replica.is_leaving for replica in pool]
+    return PoolSize(num_ready=leaving.count(False), num_draining=leaving.count(True))
 
 
 def _is_warm(replica: Replica | None) -> bool:

@@ -34,7 +34,7 @@ class _Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handover:
+class TransferEstimate:
     """What one prompt's KV takes to decode replicas. For one decision: it is a view, not a copy."""
 
     num_bytes: float
@@ -110,13 +110,13 @@ class Transfers:
             pair = decodes[decode] = _Measured(fit, kind.cost, now_s)
         pair.observe(reads, kind.cost, now_s)
 
-    def handover(
+    def estimate(
         self, prefill: str, *, num_bytes: float, num_steps: float, now_s: float
-    ) -> Handover:
+    ) -> TransferEstimate:
         """What so much KV of a prefill replica takes, for an answer of so many steps."""
         since_s = now_s - STALE_S
         node_id = self._nodes.get(prefill)
-        return Handover(
+        return TransferEstimate(
             num_bytes=num_bytes,
             num_steps=num_steps,
             near=self._on_node.get(node_id, ()) if node_id is not None else (),

@@ -115,7 +115,7 @@ class WarmUps:
         if gone := self._prefill_engines - prefill_ids:
             self._prefill_engines -= gone
             for decode in (*self._decode, *self.joining):
-                if decode.pool is self._decode and decode.end is not None:
+                if decode.pool is self._decode:
                     decode.end.send(Kind.FORGET, sorted(gone))
 
     def close(self) -> None:
@@ -147,7 +147,6 @@ class WarmUps:
             self._attempts[pair] = asyncio.create_task(self._attempt(pair, prefill, decode))
 
     async def _attempt(self, pair: Pair, prefill: Replica, decode: Replica) -> None:
-        assert prefill.facts is not None
         self._prefill_engines.add(pair.prefill)
         problem: str | None
         try:

@@ -11,9 +11,10 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.chaos_faults import Kind, PoolName
+from benchmarks.chaos_faults import Kind
 from benchmarks.chaos_processes import find_members, send
 from benchmarks.chaos_routers import Routers
+from kvtransfer.phase import Phase
 
 _POLL_S = 1.0
 _TIMEOUT_S = 10.0
@@ -24,7 +25,7 @@ async def replace_one(
     leader: psutil.Process,
     routers: Routers,
     *,
-    num_replicas: dict[PoolName, int],
+    num_replicas: dict[Phase, int],
     within_s: float,
 ) -> tuple[str, ...]:
     """Kills a decode replica; says what is not whole again after `within_s`, one line each."""
@@ -43,7 +44,7 @@ async def replace_one(
             return missing or ("no replica has come for the one that was killed",)
 
 
-async def _missing(routers: Routers, num_replicas: dict[PoolName, int]) -> tuple[str, ...]:
+async def _missing(routers: Routers, num_replicas: dict[Phase, int]) -> tuple[str, ...]:
     seen = await routers.look()
     if seen is None or not routers.are_complete:
         return ("a router does not answer",)

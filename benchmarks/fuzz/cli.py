@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from benchmarks.chaos import num_replicas
-from benchmarks.chaos_faults import POOLS
 from benchmarks.chaos_processes import end
 from benchmarks.fuzz import report
 from benchmarks.fuzz.good import NotRightError
@@ -24,6 +23,7 @@ from benchmarks.fuzz.verdict import Record, Verdict, judge
 from benchmarks.machine import observe_machine
 from benchmarks.systems import SystemFailedError, adopt_orphans, launch_pdserve, started
 from cluster.serve_file import load_serve_file
+from kvtransfer.phase import PHASES
 
 _FOLDER = Path(__file__).resolve().parent.parent
 _START_S = time.monotonic()
@@ -51,7 +51,7 @@ def main() -> int:
         num_at_once=options.at_once,
         kinds=tuple(Kind[name.upper()] for name in options.kinds),
         only=tuple(options.only),
-        num_replicas={pool: num_replicas(options.config, pool) for pool in POOLS},
+        num_replicas={pool: num_replicas(options.config, pool) for pool in PHASES},
         num_routers=num_replicas(options.config, "router"),
         slo=load_serve_file(options.config).config.slo,
     )

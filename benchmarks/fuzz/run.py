@@ -16,7 +16,6 @@ import psutil
 
 from benchmarks.chaos_cases import Case
 from benchmarks.chaos_client import Client
-from benchmarks.chaos_faults import PoolName
 from benchmarks.chaos_routers import Routers
 from benchmarks.fuzz.aftermath import replace_one
 from benchmarks.fuzz.audit import audit
@@ -29,6 +28,7 @@ from benchmarks.fuzz.verdict import Asked, Fired, Held, Record, faults, judge
 from benchmarks.fuzz.watch import Ended, Listener, Watch
 from benchmarks.systems import RunningSystem
 from cluster.sections import SloConfig
+from kvtransfer.phase import Phase
 
 _START_TIMEOUT_S = 900.0
 _PATIENCE_FOR_STARTS = 5
@@ -61,7 +61,7 @@ class RunOptions:
     num_at_once: int
     kinds: tuple[Kind, ...]
     only: tuple[int, ...]
-    num_replicas: dict[PoolName, int]
+    num_replicas: dict[Phase, int]
     num_routers: int
     slo: SloConfig
 

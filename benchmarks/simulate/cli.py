@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100, PROFILES
-from benchmarks.simulate.model.requests import Slo
 from benchmarks.simulate.studies.compare import (
     CompareOptions,
     compare,
@@ -28,6 +27,7 @@ from benchmarks.simulate.studies.validate import validate
 from benchmarks.simulate.workloads.scenarios import SCENARIOS
 from benchmarks.simulate.workloads.traces import TraceError, multiply, read_trace
 from benchmarks.systems import SystemFailedError
+from router.slo import Slo
 
 if TYPE_CHECKING:
     # Generic for type checkers only.

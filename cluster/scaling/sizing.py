@@ -29,7 +29,7 @@ prompts."""
 def size_prefill(snapshot: ScaleSnapshot, settings: ScaleSettings, state: ScaleState) -> Need:
     """What the TTFT target asks of the prefill pool."""
     learned, share = state.prefill, settings.targets.share
-    patience_s = max(1e-3, settings.targets.ttft_s - snapshot.engines.overhead_s)
+    patience_s = max(1e-3, settings.targets.slo.ttft_s - snapshot.engines.overhead_s)
     start_s = start_seconds(learned, settings)
     seen = forecast_demand(state, learned, prefill_work, settings, now_s=snapshot.now_s)
     now, past = (_corrected(each, learned.correction) for each in (seen.now, seen.past))
@@ -138,7 +138,7 @@ def size_decode(
         replicas=needed,
         reason=reason,
         enough=_enough(needed, replicas_for, steadily, replayed, share, seen.likely_rate),
-        attainable=1.0 if model.step_s(1) <= settings.targets.itl_s else 0.0,
+        attainable=1.0 if model.step_s(1) <= settings.targets.slo.itl_s else 0.0,
         is_behind=snapshot.load.num_decoding > snapshot.decode.num_ready * model.max_batch,
         is_ample=snapshot.load.num_decoding
         <= snapshot.decode.num_ready * replace(model, correction=CORRECTION_MAX).max_batch,
@@ -198,7 +198,7 @@ def _decode_model(
     return decode.DecodeModel(
         engines=engines,
         context_tokens=demand.context_tokens,
-        itl_s=settings.targets.itl_s,
+        itl_s=settings.targets.slo.itl_s,
         correction=learned.correction,
     )
 

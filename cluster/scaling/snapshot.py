@@ -8,6 +8,8 @@ and context, because its step time depends on how many share a step.
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from router.slo import Slo
+
 
 class StepCost(Protocol):
     """Seconds of one decode step of one replica (router.costs.DecodeCost)."""
@@ -19,10 +21,11 @@ class StepCost(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    ttft_s: float
-    itl_s: float
+    """How many requests must meet the promise."""
+
+    slo: Slo
     share: float
-    """Of the requests that must meet each of the two, in (0, 1): percentile / 100."""
+    """Of the requests that must meet each of its two, in (0, 1): percentile / 100."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

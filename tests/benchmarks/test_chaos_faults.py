@@ -5,18 +5,11 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.chaos_faults import (
-    DESCRIPTIONS,
-    Fault,
-    FaultOrder,
-    Kind,
-    Member,
-    PoolName,
-    live_members,
-)
+from benchmarks.chaos_faults import DESCRIPTIONS, Fault, FaultOrder, Kind, Member, live_members
+from kvtransfer.phase import Phase
 
-BOTH: dict[PoolName, int] = {"prefill": 2, "decode": 2}
-NONE: dict[PoolName, int] = {"prefill": 0, "decode": 0}
+BOTH: dict[Phase, int] = {"prefill": 2, "decode": 2}
+NONE: dict[Phase, int] = {"prefill": 0, "decode": 0}
 NUM_IN_ROUND = 17
 
 
@@ -25,7 +18,7 @@ def order(seed: int = 0, *, spare_last: bool = False) -> FaultOrder:
 
 
 def deal(
-    faults: FaultOrder, num_live: dict[PoolName, int], times: int, *, num_routers: int = 2
+    faults: FaultOrder, num_live: dict[Phase, int], times: int, *, num_routers: int = 2
 ) -> list[Fault]:
     dealt = [faults.next(num_live, num_routers=num_routers) for _ in range(times)]
     assert None not in dealt
@@ -64,7 +57,7 @@ def test_both_pools_are_hit() -> None:
         pytest.param(NONE, False, set(), id="nobody left"),
     ],
 )
-def test_the_pool(num_live: dict[PoolName, int], spare_last: bool, expected: set[PoolName]) -> None:
+def test_the_pool(num_live: dict[Phase, int], spare_last: bool, expected: set[Phase]) -> None:
     kinds = [kind for kind in Kind if kind is not Kind.CROWD]
     dealt = deal(FaultOrder(random.Random(0), kinds, spare_last=spare_last), num_live, 30)
 

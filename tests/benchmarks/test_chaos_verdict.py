@@ -9,7 +9,7 @@ import pytest
 from benchmarks.chaos_answers import Answer, Choice
 from benchmarks.chaos_chart import under_way
 from benchmarks.chaos_client import Outcome
-from benchmarks.chaos_faults import Kind, PoolName
+from benchmarks.chaos_faults import Kind
 from benchmarks.chaos_metrics import Scrape
 from benchmarks.chaos_pace import Pace, Speed
 from benchmarks.chaos_verdict import (
@@ -26,6 +26,7 @@ from benchmarks.chaos_verdict import (
     moves_by_fault,
     recovery_pauses,
 )
+from kvtransfer.phase import Phase
 
 STEADY = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -82,7 +83,7 @@ def outcome(**fields: Any) -> Outcome:
 
 
 def fault(at_s: float, kind: Kind = Kind.KILL_ENGINE) -> Injected:
-    pool: PoolName | None = "decode" if kind.hits_pool else None
+    pool: Phase | None = "decode" if kind.hits_pool else None
     return Injected(
         at_s=at_s, kind=kind, pool=pool, target="", num_live={"prefill": 2, "decode": 2}
     )

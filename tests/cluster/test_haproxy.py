@@ -25,8 +25,8 @@ from cluster.haproxy import (
     changed,
 )
 from cluster.ports import LOCALHOST, pick_free
-from router.clients import CLIENT, KnowsClient
-from router.limits import MAX_HEADERS, BodyLimit, HeaderLimit
+from router.clients import CLIENT, ClientIdentityMiddleware
+from router.limits import MAX_HEADERS, BodyLimitMiddleware, HeaderLimitMiddleware
 from router.settings import RequestLimits
 
 
@@ -90,8 +90,9 @@ async def api(
     # The real one is longer than a test should be.
     config = changed(written).replace(f"request {REQUEST_TIMEOUT_S}s", "request 1s")
     path.write_text(config.replace(f"client {CLIENT_TIMEOUT_S}s", "client 1s"))
-    app = KnowsClient(
-        HeaderLimit(BodyLimit(echo, RequestLimits(receive_timeout_s=0.5))), has_keys=False
+    app = ClientIdentityMiddleware(
+        HeaderLimitMiddleware(BodyLimitMiddleware(echo, RequestLimits(receive_timeout_s=0.5))),
+        has_keys=False,
     )
     options = uvicorn.Config(app, host=LOCALHOST, port=ports[1], log_config=None, lifespan="off")
     server = uvicorn.Server(options)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.reports import STALE_S, UNKNOWN_ENGINES, Report, Reports
+from cluster.reports import STALE_S, UNKNOWN_ENGINES, Look, Reports
+from router.scaling_report import ScalingReport
 
 EMPTY = {
     "prefill_backlog_s": 0.0, "num_decoding": 0.0, "kv_usage_fraction": 0.0,
@@ -13,8 +14,10 @@ EMPTY = {
 }  # fmt: skip
 
 
-def look(router_id: str, at_s: float, **values: float) -> Report:
-    return Report(router_id=router_id, at_s=at_s, values={**EMPTY, **values})
+def look(router_id: str, at_s: float, **values: float) -> Look:
+    report = ScalingReport.from_stats({**EMPTY, **values})
+    assert report is not None
+    return Look(router_id=router_id, at_s=at_s, report=report)
 
 
 def test_differences_of_counters_by_the_second() -> None:
@@ -64,9 +67,9 @@ def test_a_router_that_comes_back_does_not_count_all_it_ever_saw() -> None:
     assert [each.num_arrivals for each in observed.traffic] == [0]
 
 
-@pytest.mark.parametrize("reports", [[], [look("a", 0.0)]], ids=["none", "stale"])
-def test_silence_is_no_traffic_of_zero(reports: list[Report]) -> None:
-    assert Reports().observe(reports, STALE_S + 1.0) is None
+@pytest.mark.parametrize("looks", [[], [look("a", 0.0)]], ids=["none", "stale"])
+def test_silence_is_no_traffic_of_zero(looks: list[Look]) -> None:
+    assert Reports().observe(looks, STALE_S + 1.0) is None
 
 
 @pytest.mark.parametrize(

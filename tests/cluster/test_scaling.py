@@ -23,6 +23,7 @@ from cluster.scaling import (
     plan_scale,
 )
 from router.costs import DecodeCost
+from router.slo import Slo
 
 PREFILL_S = 0.1
 ENGINES = Engines(
@@ -33,7 +34,7 @@ ENGINES = Engines(
 """40 ms allow a batch of 60."""
 POOL = PoolLimits(min_replicas=1, max_replicas=20)
 SETTINGS = ScaleSettings(
-    targets=Targets(ttft_s=0.5, itl_s=0.04, share=0.9),
+    targets=Targets(slo=Slo(ttft_s=0.5, itl_s=0.04), share=0.9),
     prefill=POOL,
     decode=POOL,
     down_delay_s=30.0,

@@ -18,8 +18,8 @@ from demo_servers import MODEL, READY, Demo, demo_and_plain
 from metrics import scrape, total
 from ties import GREEDY, unlike
 
-from benchmarks.chaos_faults import PoolName
 from benchmarks.chaos_processes import find_members
+from kvtransfer.phase import Phase
 
 ENDED_WITHIN_S = 900.0
 """Far more than it takes: only what never ends is a failure."""
@@ -139,7 +139,7 @@ async def told(demo: Demo, line: str) -> None:
             await asyncio.sleep(POLL_S)
 
 
-def killed(demo: Demo, pool: PoolName) -> None:
+def killed(demo: Demo, pool: Phase) -> None:
     """Kills the engine of a pool's only replica."""
     (member,) = find_members(demo.cluster.process)[pool]
     assert member.engine_pid is not None
@@ -148,7 +148,7 @@ def killed(demo: Demo, pool: PoolName) -> None:
 
 @pytest.mark.parametrize("pool", ["decode", "prefill"])
 async def test_an_answer_goes_on_after_its_engine_was_killed(
-    client: httpx.AsyncClient, demo: Demo, pool: PoolName
+    client: httpx.AsyncClient, demo: Demo, pool: Phase
 ) -> None:
     """In the midst of a stream; and the cluster is whole again, and says what happened."""
     body = chat("Tell me a story about a river.", max_tokens=60, stream=True)

@@ -1,55 +1,24 @@
 """Who finds a replica's channel on the live cluster gets nowhere without the secret."""
 
 import asyncio
+from typing import Any
 
 import psutil
 import pytest
 from servers import DECODE, PREFILL, Server
 
-from engine.channel import connect
+from engine.channel import ReplicaEnd, connect
 from engine.errors import ChannelClosed
-from engine.exit_cause import EngineExit
-from engine.wire import (
-    PROTOCOL_VERSION,
-    Holdings,
-    Rejection,
-    StepOutputs,
-    Taken,
-    Transferred,
-    Warmed,
-)
+from engine.wire import PROTOCOL_VERSION, ReplicaFacts
 from kvtransfer.errors import GreetingFailed
 from kvtransfer.greeting import ClientGreeting
 
 GREETING_S = 1.0
 
 
-class Intruder:
-    """A router's side that must never hear anything."""
-
-    def step_received(self, step: StepOutputs) -> None:
-        raise AssertionError(step)
-
-    def taken(self, taken: Taken) -> None:
-        raise AssertionError(taken)
-
-    def rejected(self, rejection: Rejection) -> None:
-        raise AssertionError(rejection)
-
-    def warmed(self, warmed: Warmed) -> None:
-        raise AssertionError(warmed)
-
-    def holds(self, holdings: Holdings) -> None:
-        raise AssertionError(holdings)
-
-    def transferred(self, moved: list[Transferred]) -> None:
-        raise AssertionError(moved)
-
-    def engine_ended(self, how: EngineExit) -> None:
-        raise AssertionError(how)
-
-    def replica_gone(self, reason: str) -> None:
-        raise AssertionError(reason)
+def let_in(end: ReplicaEnd, facts: ReplicaFacts) -> Any:
+    """Of a router that must never be."""
+    raise AssertionError(facts)
 
 
 def listening(process: psutil.Process) -> set[tuple[str, int]]:
@@ -88,7 +57,7 @@ async def test_a_wrong_secret_is_refused(cluster: Server, pool: str) -> None:
     for address in ours:
         with pytest.raises(ChannelClosed) as refused:
             await connect(
-                address, secret="guessed", router_id="intruder", replica_id="", owner=Intruder()
+                address, secret="guessed", router_id="intruder", replica_id="", welcomed=let_in
             )
         reasons.append(str(refused.value))
     # The channel's own, and those of the KV handshakes, which speak another protocol.

@@ -12,9 +12,10 @@ from fake_runner import FakeRunner
 from vllm import SamplingParams
 from vllm.v1.outputs import KVConnectorOutput
 
-from kvtransfer.config import Role, kv_transfer_config
+from kvtransfer.config import kv_transfer_config
 from kvtransfer.nixl import num_dropped_tokens
-from router.handoff import Route, plan_handoff
+from kvtransfer.phase import Phase
+from router.routes import Route, plan_route
 
 HANDOVER = {"do_remote_decode": True, "do_remote_prefill": False}
 
@@ -88,7 +89,7 @@ class EnginePair:
     def __init__(
         self, mode: Mode, *, num_blocks: int = 60, num_decode_blocks: int | None = None, **how: Any
     ) -> None:
-        def engine(role: Role, blocks: int) -> CountingEngine:
+        def engine(role: Phase, blocks: int) -> CountingEngine:
             transfer = kv_transfer_config(role, engine_id=role, lease_s=300, backends=["UCX"])
             return CountingEngine(blocks, mode=mode, kv_transfer_config=transfer, **how)
 
@@ -111,7 +112,7 @@ class EnginePair:
         self, request_id: str, num_tokens: int, num_more: int, *, regex: str | None = None
     ) -> None:
         """`regex` is what the answer must match."""
-        plan = plan_handoff(
+        plan = plan_route(
             SamplingParams(max_tokens=num_more),
             num_tokens=num_tokens,
             num_dropped_tokens=self.num_dropped,

@@ -98,6 +98,8 @@ class FakeReplica:
 class FakeRouter:
     """Records what a replica sends."""
 
+    end: ReplicaEnd = field(init=False)
+    facts: ReplicaFacts = field(init=False)
     steps: list[StepOutputs] = field(default_factory=list)
     answers: list[Taken] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
@@ -105,6 +107,10 @@ class FakeRouter:
     transfers: list[Transferred] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def welcomed(self, end: ReplicaEnd, facts: ReplicaFacts) -> "FakeRouter":
+        self.end, self.facts = end, facts
+        return self
 
     def step_received(self, step: StepOutputs) -> None:
         self.steps.append(step)
@@ -172,15 +178,15 @@ async def listening() -> AsyncIterator[Listen]:
 async def let_in(
     port: int, router: FakeRouter, secret: str = "s", replica_id: str = "e"
 ) -> ReplicaEnd:
-    end, facts = await connect(
+    await connect(
         ("127.0.0.1", port),
         secret=secret,
         router_id="router",
         replica_id=replica_id,
-        owner=router,
+        welcomed=router.welcomed,
     )
-    assert facts == FACTS
-    return end
+    assert router.facts == FACTS
+    return router.end
 
 
 async def test_messages_arrive_on_both_sides(listening: Listen) -> None:

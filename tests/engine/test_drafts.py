@@ -23,8 +23,9 @@ from engine.host import EngineHost
 from engine.models import resolve_model
 from engine.output_tokens import with_output_tokens
 from engine.steps import StepSample, step_sample
-from kvtransfer.config import Role, kv_transfer_config, transfer_env
+from kvtransfer.config import kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials
+from kvtransfer.phase import Phase
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -99,7 +100,7 @@ def tokens_of(outputs: list[EngineCoreOutput]) -> list[int]:
     return [token for output in outputs for token in output.new_token_ids]
 
 
-async def start(role: Role | None, **options: Any) -> EngineHost:
+async def start(role: Phase | None, **options: Any) -> EngineHost:
     if role is not None:
         options["kv_transfer_config"] = kv_transfer_config(
             role, engine_id=f"{role}-{uuid.uuid4().hex}", lease_s=30, backends=["UCX"]

@@ -29,6 +29,7 @@ from engine.wire import (
     Holdings,
     Kind,
     Rejection,
+    ReplicaFacts,
     StepOutputs,
     Taken,
     Transferred,
@@ -156,10 +157,16 @@ class Running:
 
     async def join(self, name: str) -> tuple[ReplicaEnd, Recorder]:
         assert self.replica.address is not None
-        recorder = Recorder()
-        end, facts = await connect(
-            self.replica.address, secret="s", router_id=name, replica_id="e", owner=recorder
+        recorder, welcomes = Recorder(), list[tuple[ReplicaEnd, ReplicaFacts]]()
+
+        def welcomed(end: ReplicaEnd, facts: ReplicaFacts) -> Recorder:
+            welcomes.append((end, facts))
+            return recorder
+
+        await connect(
+            self.replica.address, secret="s", router_id=name, replica_id="e", welcomed=welcomed
         )
+        ((end, facts),) = welcomes
         assert (facts.engine_id, facts.max_model_len) == ("e", 256)
         return end, recorder
 

@@ -25,17 +25,20 @@ from engine.arguments import engine_args
 from engine.channel import connect
 from engine.host import EngineHost
 from engine.replica import EngineReplica
-from kvtransfer.config import Role, kv_transfer_config
+from kvtransfer.config import kv_transfer_config
 from kvtransfer.credentials import Credentials
 from kvtransfer.peers import KVPeer
+from kvtransfer.phase import Phase
 from kvtransfer.stats import pair_deltas
 from router.app import send_images_whole
 from router.cluster_llm import ClusterLLM
+from router.core import build_core
 from router.core_client import ClusterCoreClient
 from router.metrics import RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 SECRET = "s"
@@ -73,20 +76,26 @@ class Cluster:
     """vLLM's front end over engines of both pools, as a router has them."""
 
     def __init__(self, model: str) -> None:
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
+        self.core = build_core(
             POLICIES["round_robin"],
-            RouterMetrics(CollectorRegistry(), traffic),
-            RecoveryLimits(max_moves=0, max_wait_s=10.0),
+            RouterMetrics(CollectorRegistry()),
+            RecoveryLimits(max_failovers=0, max_wait_s=10.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         config = engine_args(model, OPTIONS).create_engine_config()
         send_images_whole(config)
         checks: Any = NoChecks()
-        self.llm = ClusterLLM(config, self.core, client_priority=(0, 0), grammars=checks)
+        self.llm = ClusterLLM(
+            config,
+            ClusterCoreClient(self.core),
+            client_priority=(0, 0),
+            max_prompt_logprobs=0,
+            grammars=checks,
+        )
         self.replicas: list[EngineReplica] = []
 
-    async def start(self, role: Role, model: str, engine_id: str) -> None:
+    async def start(self, role: Phase, model: str, engine_id: str) -> None:
         pool = self.core.prefill if role == "prefill" else self.core.decode
         transfer = kv_transfer_config(role, engine_id=engine_id, lease_s=30, backends=["UCX"])
         args = engine_args(model, {**OPTIONS, "kv_transfer_config": transfer})
@@ -96,9 +105,14 @@ class Cluster:
         served = hooks.replica = EngineReplica(host, peer, hooks)
         self.replicas.append(served)
         address = await served.open("127.0.0.1", SECRET)
-        replica = Replica(engine_id, pool, on_gone=lambda _: None)
-        replica.end, replica.facts = await connect(
-            address, secret=SECRET, router_id="r", replica_id=engine_id, owner=replica
+        replica = await connect(
+            address,
+            secret=SECRET,
+            router_id="r",
+            replica_id=engine_id,
+            welcomed=lambda end, facts: Replica(
+                engine_id, pool, end, facts, on_gone=lambda _: None
+            ),
         )
         pool.insert(replica)
 
@@ -171,7 +185,6 @@ async def test_an_image_is_answered_by_engines_that_have_not_seen_it(
 async def told_of_reads(cluster: Cluster) -> None:
     """Routers know how large the KV is, and what its reads have taken."""
     for replica in (*cluster.core.prefill, *cluster.core.decode):
-        assert replica.facts is not None
         assert replica.facts.kv_bytes_per_token == KV_BYTES_PER_TOKEN
     async with asyncio.timeout(10):
         while not list(cluster.core.decode.transfers.measured()):  # noqa: ASYNC110

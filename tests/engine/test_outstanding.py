@@ -21,7 +21,7 @@ def test_what_has_ended_and_who_is_gone_count_no_more() -> None:
         work.add("a", 0.1)
     work.add("b", 2.0)
     for _ in range(3):
-        work.settle("a", 0.1)
+        work.complete("a", 0.1)
     assert work.others_s("b") == pytest.approx(0.0, abs=1e-12)
     assert work.others_s("b") >= 0.0
     work.forget("b")

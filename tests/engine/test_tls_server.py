@@ -17,10 +17,15 @@ from kvtransfer.tls import Tls
 
 
 async def let_in(port: int, tls: Tls | None, router: FakeRouter) -> ReplicaEnd:
-    end, _ = await connect(
-        ("127.0.0.1", port), secret="s", router_id="r", replica_id="e", owner=router, tls=tls
+    await connect(
+        ("127.0.0.1", port),
+        secret="s",
+        router_id="r",
+        replica_id="e",
+        welcomed=router.welcomed,
+        tls=tls,
     )
-    return end
+    return router.end
 
 
 async def test_messages_of_any_size_arrive(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 from forked import forked_context
 
 from engine.step_limit import STEP_LIMIT
-from kvtransfer.config import Role, kv_transfer_config, transfer_env
+from kvtransfer.config import kv_transfer_config, transfer_env
 from kvtransfer.credentials import Credentials, give_credentials
 from kvtransfer.peers import Peers
+from kvtransfer.phase import Phase
 from kvtransfer.stats import PairDelta, pair_deltas
 
 ENGINE_ENV = {
@@ -192,7 +193,7 @@ async def handed_over(prefill: Engine, decode: Engine, prompt: list[int]) -> lis
 
 @contextlib.asynccontextmanager
 async def running_engines(
-    model: str, *roles: Role | tuple[Role, dict[str, Any]], **overrides: Any
+    model: str, *roles: Phase | tuple[Phase, dict[str, Any]], **overrides: Any
 ) -> AsyncIterator[list[Engine]]:
     """Engine cores of these roles, started side by side.
 
@@ -212,7 +213,7 @@ async def running_engines(
         await asyncio.gather(*(engine.close() for engine in running))
 
 
-def _start_core(model: str, role: Role, overrides: dict[str, Any]) -> tuple[Any, str]:
+def _start_core(model: str, role: Phase, overrides: dict[str, Any]) -> tuple[Any, str]:
     from vllm import AsyncEngineArgs
     from vllm.config import KVTransferConfig
     from vllm.v1.engine.core_client import EngineCoreClient

@@ -17,13 +17,13 @@ from port_table import openings, read_rows
 from ray_nodes import BIN, ENVIRONMENT, GCS_PORT, RayNode, head_command, started, worker_command
 
 from cluster.health import observe_health
+from kvtransfer.phase import Phase
 
 CONFIG = Path(__file__).parent / "cluster.yaml"
 START_TIMEOUT_S = 300.0
 POLL_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
 
-Phase = Literal["prefill", "decode"]
 Name = Literal["head", "prefill", "decode"]
 NUMBERS: Mapping[Name, int] = {"head": 2, "prefill": 3, "decode": 4}
 

@@ -20,9 +20,10 @@ from vllm.platforms import current_platform
 from engine.arguments import engine_args
 from engine.models import resolve_model
 from engine.wire import AddRequest, Kind
-from router.app import build_openai_app
+from router.app import build_openai_app, make_front_end
 from router.auditor import Auditor
-from router.engine_ends import EngineEnds
+from router.core_client import ClusterCoreClient
+from router.engine_failures import EngineFailures
 from router.frontend_config import front_end_config
 from router.health import Health
 from router.pool import Replica
@@ -86,9 +87,16 @@ async def answers(options: dict[str, Any]) -> dict[str, Any]:
         options=options,
         frontend={"enable_scale_out": True},
     )
-    pools = (cluster.core.prefill, cluster.core.decode)
-    health = Health(pools, EngineEnds(CollectorRegistry()), _nothing_starts)
-    app = await build_openai_app(settings, cluster.core, health, Auditor(cluster.core))
+    front_end = make_front_end(settings, ClusterCoreClient(cluster.core))
+    health = Health(
+        cluster.core.pools,
+        EngineFailures(CollectorRegistry()),
+        _nothing_starts,
+        is_served=front_end.is_served,
+        pairs=cluster.core.pairs,
+    )
+    auditor = Auditor(cluster.core, front_end.request_ids)
+    app = await build_openai_app(front_end, (health.route(), auditor.route()))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         given = {}

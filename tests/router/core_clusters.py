@@ -1,56 +1,70 @@
-"""A core client over fake replicas, and how these are lost."""
+"""A router's core over fake replicas, and how these are lost."""
 
-from fake_replicas import FakeEnd
+import time
+from collections.abc import Callable
+
+from fake_replicas import new_replica
 from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreOutput
 
 from engine.exit_cause import EngineExit
+from engine.wire import LoadReport, StepOutputs
 from router.audit import audit
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Pool, Replica
 from router.recovery import RecoveryLimits
-from router.settings import Targets
+from router.settings import RoutingSettings
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:
-    """A core client over fake replicas, `num` in each pool."""
+    """A router's core over fake replicas, `num` in each pool."""
 
     def __init__(
-        self, num: int = 1, *, limits: RecoveryLimits = LIMITS, targets: Targets | None = None
+        self,
+        num: int = 1,
+        *,
+        limits: RecoveryLimits = LIMITS,
+        settings: RoutingSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        metrics = RouterMetrics(self.registry, traffic)
-        self.core = ClusterCoreClient(
-            POLICIES["round_robin"], metrics, limits, traffic=traffic, targets=targets
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
+        metrics = RouterMetrics(self.registry)
+        self.core = build_core(
+            POLICIES["round_robin"],
+            metrics,
+            limits,
+            traffic=traffic,
+            settings=settings,
+            clock=clock,
         )
-        PoolMetrics((self.core.prefill, self.core.decode), self.registry)
+        PoolMetrics(self.core.pools, self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
         self.decode = [self.join(self.core.decode, f"d{index}") for index in range(num)]
 
     def join(self, pool: Pool, replica_id: str) -> Replica:
-        replica = Replica(replica_id, pool, on_gone=lambda _: None)
-        replica.end = FakeEnd()  # type: ignore[assignment]
+        replica = new_replica(pool, replica_id)
         pool.insert(replica)
         return replica
 
     def outputs(self) -> list[EngineCoreOutput]:
         """What the front end has been given since the last call."""
-        queue, outputs = self.core._outputs, []
+        queue, outputs = self.core.outputs._batches, []
         while not queue.empty():
             outputs += queue.get_nowait().outputs
         return outputs
 
-    def check_settled(self) -> None:
+    def check_complete(self) -> None:
         """Nothing is left anywhere: no request, no line in a ledger, no gauge above zero."""
         holdings = self.core.holdings(frozenset())
         assert audit(holdings, holdings, {}).disagreements == ()
-        assert self.core._requests == self.core._in_engines == {}
+        assert self.core.lifecycle.requests == self.core.lifecycle._dispatcher._in_engines == {}
         for replica in (*self.prefill, *self.decode):
             if replica in list(replica.pool):
                 assert replica.pool.ledger.num_sent(replica.replica_id) == 0
@@ -69,3 +83,9 @@ def fail(replica: Replica, *, num_requests: int = 2) -> None:
     how = "the engine was ended by SIGSEGV"
     replica.engine_ended(EngineExit(cause="SIGSEGV", text=how, num_requests=num_requests))
     replica.replica_gone("the engine was ended by SIGSEGV")
+
+
+def hang(replica: Replica) -> None:
+    """The replica says that its engine does not answer."""
+    replica.step_received(StepOutputs([], LoadReport(leaves_because="stalled")))
+    replica.replica_gone("unhealthy")

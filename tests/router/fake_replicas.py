@@ -9,9 +9,12 @@ from vllm.v1.serial_utils import MsgpackEncoder
 
 from engine.wire import AddRequest, Kind, LoadReport, ReplicaFacts, StepOutputs
 from kvtransfer.peers import KVPeer
+from router.core import RouterCore
 from router.pool import Pool, Replica
+from router.request import RequestState
+from router.route_note import NOTE
 
-HANDED_OVER = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
+KV_OF_PREFILL = {"remote_block_ids": [[1, 2]], "remote_engine_id": "p"}
 
 
 @dataclass
@@ -41,6 +44,33 @@ class FakeEnd:
         return [request_id for sent, ids in self.sent if sent is kind for request_id in ids]
 
 
+def replica_facts(replica_id: str, **facts: Any) -> ReplicaFacts:
+    """What a replica says of itself; of a typical engine where a test does not care."""
+    typical = {
+        "engine_id": replica_id,
+        "kv": KVPeer(engine_id=replica_id, host="h", port=1, tp_size=1),
+        "max_model_len": 100_000,
+        "block_size": 128,
+        "num_kv_blocks": 1000,
+        "max_num_seqs": 64,
+    }
+    return ReplicaFacts(**{**typical, **facts})
+
+
+def new_replica(
+    pool: Pool,
+    replica_id: str,
+    *,
+    facts: ReplicaFacts | None = None,
+    end: Any = None,
+    node_id: str | None = None,
+) -> Replica:
+    """A replica that is connected, and not in the pool yet."""
+    facts = facts or replica_facts(replica_id)
+    end = end or FakeEnd()
+    return Replica(replica_id, pool, end, facts, on_gone=lambda _: None, node_id=node_id)
+
+
 def join(
     pool: Pool,
     replica_id: str,
@@ -51,18 +81,13 @@ def join(
     kv_bytes_per_token: float | None = None,
 ) -> Replica:
     """A replica with a cache, which is in the pool from now on."""
-    replica = Replica(replica_id, pool, on_gone=lambda _: None, node_id=node_id)
-    replica.end = FakeEnd()  # type: ignore[assignment]
-    replica.facts = ReplicaFacts(
-        engine_id=replica_id,
-        kv=KVPeer(engine_id=replica_id, host="h", port=1, tp_size=1),
-        max_model_len=100_000,
+    facts = replica_facts(
+        replica_id,
         block_size=block_size,
-        num_kv_blocks=1000,
-        max_num_seqs=64,
         num_dropped_tokens=num_dropped_tokens,
         kv_bytes_per_token=kv_bytes_per_token,
     )
+    replica = new_replica(pool, replica_id, facts=facts, node_id=node_id)
     pool.insert(replica)
     return replica
 
@@ -86,6 +111,11 @@ def request(request_id: str = "r", **options: Any) -> EngineCoreRequest:
     )
 
 
+def add(core: RouterCore, asked: EngineCoreRequest) -> RequestState:
+    """As vLLM's front end does, through the core client."""
+    return core.lifecycle.add(asked, NOTE.get())
+
+
 def step(replica: Replica, *outputs: EngineCoreOutput) -> None:
     replica.step_received(StepOutputs(list(outputs), LoadReport()))
 
@@ -95,7 +125,7 @@ def prefilled(token: int = 9, request_id: str = "r") -> EngineCoreOutput:
         request_id,
         [token],
         finish_reason=FinishReason.LENGTH,
-        kv_transfer_params=dict(HANDED_OVER),
+        kv_transfer_params=dict(KV_OF_PREFILL),
     )
 
 

@@ -10,13 +10,14 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from router import disconnect, limits
-from router.admission import unavailable
-from router.answers import NOTE, TellsRoute, note_failure, note_route
-from router.client_headers import HidesHeaders, RestoresHeaders
-from router.disconnect import EndsByItself
-from router.keys import NeedsKey
-from router.limits import BodyLimit, HeaderLimit
+from router import cancellation, limits
+from router.api_keys import ApiKeyMiddleware
+from router.cancellation import CancellationShield
+from router.client_headers import ClientHeadersMiddleware, HeaderHidingMiddleware
+from router.limits import BodyLimitMiddleware, HeaderLimitMiddleware
+from router.refusals import unavailable
+from router.route_header import RouteHeaderMiddleware
+from router.route_note import NOTE, note_failure, note_route
 from router.settings import RequestLimits
 
 Sent = list[Message]
@@ -45,14 +46,16 @@ async def nothing() -> Message:
 
 async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     sent: Sent = []
-    await BodyLimit(echo, RequestLimits(receive_timeout_s=0.01))(scope(), nothing, send_to(sent))
+    await BodyLimitMiddleware(echo, RequestLimits(receive_timeout_s=0.01))(
+        scope(), nothing, send_to(sent)
+    )
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
 async def test_a_client_that_leaves_within_its_body_is_not_answered() -> None:
     sent: Sent = []
-    await BodyLimit(echo, RequestLimits())(
+    await BodyLimitMiddleware(echo, RequestLimits())(
         scope(), receive_from(chunk(1, more=True)), send_to(sent)
     )
     assert sent == []
@@ -61,7 +64,7 @@ async def test_a_client_that_leaves_within_its_body_is_not_answered() -> None:
 async def test_a_body_that_holds_too_much_is_refused() -> None:
     sent: Sent = []
     body = {"type": "http.request", "body": b'{"n": 3}'}
-    limit = BodyLimit(echo, RequestLimits(max_choices=2))
+    limit = BodyLimitMiddleware(echo, RequestLimits(max_choices=2))
     await limit(scope(), receive_from(body), send_to(sent))
     assert sent[0]["status"] == 400
     error = json.loads(sent[1]["body"])["error"]
@@ -71,7 +74,7 @@ async def test_a_body_that_holds_too_much_is_refused() -> None:
 async def test_what_comes_after_the_body_reaches_the_app() -> None:
     seen: list[str] = []
     receive = receive_from(chunk(1, more=True), chunk(1))
-    await BodyLimit(app_that_waits(seen), RequestLimits())(scope(), receive, send_to([]))
+    await BodyLimitMiddleware(app_that_waits(seen), RequestLimits())(scope(), receive, send_to([]))
     assert seen == ["working", "gone"]
 
 
@@ -88,7 +91,7 @@ async def test_what_comes_after_the_body_reaches_the_app() -> None:
 )
 async def test_header_limit(headers: dict[str, str], status: int) -> None:
     sent: Sent = []
-    await HeaderLimit(echo)(scope(headers), receive_from(chunk(1)), send_to(sent))
+    await HeaderLimitMiddleware(echo)(scope(headers), receive_from(chunk(1)), send_to(sent))
     assert sent[0]["status"] == status
     if status != 200:
         assert json.loads(sent[1]["body"])["error"]["code"] == status
@@ -128,7 +131,7 @@ def chunk(num_bytes: int, *, more: bool = False) -> Message:
 )
 async def test_body_limit(headers: dict[str, str], messages: list[Message], status: int) -> None:
     sent: Sent = []
-    limit = BodyLimit(echo, RequestLimits(max_body_bytes=10))
+    limit = BodyLimitMiddleware(echo, RequestLimits(max_body_bytes=10))
     await limit(scope(headers), receive_from(*messages), send_to(sent))
     assert sent[0]["status"] == status
     assert len(sent) == 2
@@ -147,7 +150,7 @@ async def test_all_bodies_together_are_bounded_until_their_answers_end(
         await may_end.wait()
         await echo(scope, receive, send)
 
-    limit = BodyLimit(app, RequestLimits(max_body_bytes=10, max_bodies_bytes=25))
+    limit = BodyLimitMiddleware(app, RequestLimits(max_body_bytes=10, max_bodies_bytes=25))
 
     async def post(*messages: Message) -> None:
         sent.append([])
@@ -178,7 +181,7 @@ async def test_what_is_refused_stays_so_where_the_rest_never_comes() -> None:
         return sent_parts.pop()
 
     sent_parts, answer = [chunk(11, more=True)], list[Message]()
-    limit = BodyLimit(echo, RequestLimits(max_body_bytes=10, receive_timeout_s=0.05))
+    limit = BodyLimitMiddleware(echo, RequestLimits(max_body_bytes=10, receive_timeout_s=0.05))
     await limit(scope(), never_more, send_to(answer))
     assert answer[0]["status"] == 413
 
@@ -208,7 +211,9 @@ async def test_an_app_that_hears_of_the_end_ends_by_itself() -> None:
     is_working, has_ended = asyncio.Event(), asyncio.Event()
     seen: list[str] = []
     sent: Sent = []
-    task = asyncio.create_task(EndsByItself(app_that_waits(seen))(scope(), receive, send_to(sent)))
+    task = asyncio.create_task(
+        CancellationShield(app_that_waits(seen))(scope(), receive, send_to(sent))
+    )
     await is_working.wait()
     task.cancel()
     has_ended.set()
@@ -219,7 +224,7 @@ async def test_an_app_that_hears_of_the_end_ends_by_itself() -> None:
 
 
 async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disconnect, "GRACE_S", 0.01)
+    monkeypatch.setattr(cancellation, "GRACE_S", 0.01)
     was_cancelled = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,7 +234,7 @@ async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyP
             was_cancelled.set()
             raise
 
-    task = asyncio.create_task(EndsByItself(app)(scope(), receive_from(), send_to([])))
+    task = asyncio.create_task(CancellationShield(app)(scope(), receive_from(), send_to([])))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -240,13 +245,13 @@ async def test_an_app_that_does_not_end_is_cancelled(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "make",
     [
-        EndsByItself,
-        HidesHeaders,
-        RestoresHeaders,
-        HeaderLimit,
-        TellsRoute,
-        lambda app: NeedsKey(app, ["key"]),
-        lambda app: BodyLimit(app, RequestLimits()),
+        CancellationShield,
+        HeaderHidingMiddleware,
+        ClientHeadersMiddleware,
+        HeaderLimitMiddleware,
+        RouteHeaderMiddleware,
+        lambda app: ApiKeyMiddleware(app, ["key"]),
+        lambda app: BodyLimitMiddleware(app, RequestLimits()),
     ],
     ids=str,
 )
@@ -277,7 +282,7 @@ async def test_the_way_of_a_request_is_in_a_header_even_of_a_stream() -> None:
             note_route(NOTE.get(), route)
 
     sent: Sent = []
-    await TellsRoute(streams(says=says))(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(streams(says=says))(scope(), receive_from(), send_to(sent))
     told = b"prefill_first;reason=default, decode_only;reason=short_prompt"
     assert sent[0]["headers"] == [(b"a", b"b"), (b"x-pdserve-route", told)]
     assert [message["body"] for message in sent[1:]] == [b"one", b"two", b""]
@@ -290,7 +295,7 @@ async def test_a_stream_that_is_refused_has_a_status() -> None:
         note.refusal = unavailable("not now")
 
     sent: Sent = []
-    await TellsRoute(streams(says=says))(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(streams(says=says))(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 503
     assert (b"retry-after", b"10") in sent[0]["headers"]
@@ -299,7 +304,7 @@ async def test_a_stream_that_is_refused_has_a_status() -> None:
 
 async def test_an_answer_that_went_no_way_is_left_as_it_is() -> None:
     sent: Sent = []
-    await TellsRoute(streams(says=lambda: None))(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(streams(says=lambda: None))(scope(), receive_from(), send_to(sent))
     assert sent[0]["headers"] == [(b"a", b"b")]
 
 
@@ -325,7 +330,7 @@ async def test_a_stream_that_begins_with_an_error_has_its_status() -> None:
     event = b"data: " + told(error) + b"\n\n"
     sent: Sent = []
     app = answers(200, event, b"data: [DONE]\n\n", kind=b"text/event-stream")
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 400
     assert (b"content-type", b"application/json") in sent[0]["headers"]
@@ -336,7 +341,7 @@ async def test_an_error_later_in_a_stream_stays_there() -> None:
     parts = (b'data: {"id": 1}\n\n', b'data: {"error": {"code": 400}}\n\n')
     sent: Sent = []
     app = answers(200, *parts, kind=b"text/event-stream")
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert sent[0]["status"] == 200
     assert [message["body"] for message in sent[1:]] == [*parts, b""]
 
@@ -346,7 +351,7 @@ async def test_an_error_does_not_tell_back_all_that_it_was_given(text: str) -> N
     body = told({"message": text * 50_000, "param": None, "code": 400})
     sent: Sent = []
     app = answers(400, body[:10], body[10:])
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert (b"content-length", b"%d" % len(sent[1]["body"])) in sent[0]["headers"]
     error = json.loads(sent[1]["body"])["error"]
@@ -376,7 +381,7 @@ OPENING = [b"event: response.created\ndata: {}\n\n", b"event: response.in_progre
 async def test_what_comes_before_an_engine_is_asked_is_held_too() -> None:
     sent: Sent = []
     app = opens(then=lambda: note_route(NOTE.get(), "decode_only"), part=b"data: 1\n\n")
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert (b"x-pdserve-route", b"decode_only") in sent[0]["headers"]
     assert [message["body"] for message in sent[1:]] == [*OPENING, b"data: 1\n\n", b""]
 
@@ -409,7 +414,7 @@ async def test_a_stream_that_fails_before_it_begins_has_a_status(
     then: Callable[[], None], status: int
 ) -> None:
     sent: Sent = []
-    await TellsRoute(opens(then=then, part=b""))(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(opens(then=then, part=b""))(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == status
     assert json.loads(sent[1]["body"])["error"]["code"] == status
@@ -459,7 +464,7 @@ FAILS = raises(STARTED, ValueError("103 validation errors"))
 )
 async def test_a_refusal_goes_before_what_the_app_makes_of_it(app: Callable[..., Any]) -> None:
     sent: Sent = []
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 503
     assert (b"retry-after", b"10") in sent[0]["headers"]
@@ -472,7 +477,7 @@ async def test_a_refusal_after_the_first_token_changes_nothing() -> None:
         is_refused()()
 
     sent: Sent = []
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert sent[0]["status"] == 200
     assert [message["body"] for message in sent[1:]] == [b"one", b"two", b""]
 
@@ -491,7 +496,7 @@ async def test_a_stream_of_messages_that_begins_with_an_error_has_its_status(
         await answers(200, event, kind=b"text/event-stream")(scope, receive, send)
 
     sent: Sent = []
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert sent[0]["status"] == status
     if error is not None:
         assert json.loads(sent[1]["body"])["error"]["param"] == "stop"
@@ -500,7 +505,7 @@ async def test_a_stream_of_messages_that_begins_with_an_error_has_its_status(
 @pytest.mark.parametrize("body", [told({"message": "no", "code": 404}), b"", b"{}"], ids=str)
 async def test_a_short_error_is_left_as_it_is(body: bytes) -> None:
     sent: Sent = []
-    await TellsRoute(answers(404, body))(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(answers(404, body))(scope(), receive_from(), send_to(sent))
     assert (sent[0]["status"], sent[1]["body"]) == (404, body)
 
 
@@ -523,7 +528,7 @@ async def test_a_stream_whose_engine_fails_before_its_first_token_has_a_status(
         await send({"type": "http.response.body", "body": b""})
 
     sent: Sent = []
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 500
     assert json.loads(sent[1]["body"])["error"]["type"] == "InternalServerError"
@@ -541,6 +546,6 @@ async def test_a_stream_whose_engine_fails_later_goes_on_as_vllm_has_it() -> Non
         await send({"type": "http.response.body", "body": b""})
 
     sent: Sent = []
-    await TellsRoute(app)(scope(), receive_from(), send_to(sent))
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
     assert sent[0]["status"] == 200
     assert [message["body"] for message in sent[1:]] == [*parts, b""]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from core_clusters import Cluster
-from fake_replicas import FakeEnd, decoded, prefilled, request, step
+from fake_replicas import FakeEnd, add, decoded, prefilled, request, step
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -22,8 +22,8 @@ RUNNING = RouterHoldings(
     requests=ONE,
     placed={"d0": frozenset({"r~2"})},
     ledger={"p0": frozenset(), "d0": frozenset({"r~2"})},
-    reading={"d0": frozenset({"r~2"})},
-    arrivals=ONE,
+    prefilling={"d0": frozenset({"r~2"})},
+    pending_first_tokens=ONE,
     suspects=ONE,
     num_inflight=1,
 )
@@ -32,8 +32,8 @@ EMPTY = RouterHoldings(
     requests=frozenset(),
     placed={},
     ledger={"p0": frozenset(), "d0": frozenset()},
-    reading={},
-    arrivals=frozenset(),
+    prefilling={},
+    pending_first_tokens=frozenset(),
     suspects=frozenset(),
     num_inflight=0,
 )
@@ -46,7 +46,7 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
     [
         pytest.param({}, [], id="all-agree"),
         pytest.param(
-            {"requests": frozenset(), "num_inflight": 0, "arrivals": frozenset(),
+            {"requests": frozenset(), "num_inflight": 0, "pending_first_tokens": frozenset(),
              "suspects": frozenset()},
             ["the front end waits for requests that nobody has: r"],
             id="a-client-would-wait-for-ever",
@@ -64,11 +64,14 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
             id="ledger-lost",
         ),
         pytest.param(
-            {"reading": {"d0": frozenset({"x"})}}, ["d0 is counted as reading: x"], id="reading"
+            {"prefilling": {"d0": frozenset({"x"})}},
+            ["d0 is counted as prefilling: x"],
+            id="prefilling",
         ),
         pytest.param(
-            {"arrivals": frozenset({"x"})}, ["ended requests count as without a token: x"],
-            id="arrivals",
+            {"pending_first_tokens": frozenset({"x"})},
+            ["ended requests count as without a token: x"],
+            id="pending-first-tokens",
         ),
         pytest.param(
             {"suspects": frozenset({"x"})}, ["ended requests are in quarantine: x"], id="suspects"
@@ -77,7 +80,7 @@ HAS_NONE = Holdings([], 0, 0.0, 0, 0, 0.0)
             {"num_inflight": 2}, ["pdserve_inflight says 2 requests, not 1"], id="gauge"
         ),
         pytest.param(
-            {"arrivals": frozenset("abcdefg")},
+            {"pending_first_tokens": frozenset("abcdefg")},
             ["ended requests count as without a token: a, b, c, d, e and 2 more"],
             id="many-are-counted",
         ),
@@ -148,11 +151,10 @@ def answer(replica: Replica, holdings: Holdings) -> None:
 async def test_replicas_are_asked_while_requests_run() -> None:
     cluster = Cluster()
     (p,), (d,) = cluster.prefill, cluster.decode
-    auditor = Auditor(cluster.core)
-    auditor.front_end = lambda: cluster.core._requests
+    auditor = Auditor(cluster.core, lambda: cluster.core.lifecycle.requests)
     answer(p, HAS_NONE)
     answer(d, Holdings(["r"], 1, 1.0, 1, 0, 0.1))
-    await cluster.core.add_request_async(request())
+    add(cluster.core, request())
     step(p, prefilled())
     first, second = await asyncio.gather(auditor.audit(), auditor.audit())
     assert first is second
@@ -166,7 +168,7 @@ async def test_replicas_are_asked_while_requests_run() -> None:
 async def test_a_replica_that_goes_meanwhile_does_not_count() -> None:
     cluster = Cluster()
     answer(cluster.prefill[0], HAS_NONE)
-    asking = asyncio.create_task(Auditor(cluster.core).audit())
+    asking = asyncio.create_task(Auditor(cluster.core, tuple).audit())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     cluster.decode[0].replica_gone("killed")
@@ -176,12 +178,13 @@ async def test_a_replica_that_goes_meanwhile_does_not_count() -> None:
 
 def test_over_http() -> None:
     cluster = Cluster(num=0)
-    auditor = Auditor(cluster.core)
+    waiting: list[str] = []
+    auditor = Auditor(cluster.core, lambda: waiting)
     app = Starlette(routes=[auditor.route()])
     with TestClient(app) as client:
         answer = client.get(PATH)
         assert (answer.status_code, answer.json()["disagreements"]) == (200, [])
-        auditor.front_end = lambda: ["r"]
+        waiting.append("r")
         answer = client.get(PATH)
         assert answer.status_code == 503
         assert answer.json()["disagreements"] == [

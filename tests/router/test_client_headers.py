@@ -11,7 +11,7 @@ from ray.serve._private.http_util import (
 )
 from starlette.types import Message, Receive, Scope, Send
 
-from router.client_headers import Headers, RestoresHeaders, middlewares
+from router.client_headers import ClientHeadersMiddleware, Headers, middlewares
 
 CLIENTS: Headers = [
     (b"x-request-id", b"caf\xe9"),
@@ -51,7 +51,7 @@ async def ask(headers: Headers, answer: Headers) -> tuple[Headers, Headers, Head
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    serve = Serve(RestoresHeaders(app))
+    serve = Serve(ClientHeadersMiddleware(app))
     outer = _apply_middlewares(serve, middlewares())
     await outer({"type": "http", "headers": list(headers)}, receive, send)
     return serve.seen, seen, sent[0]["headers"]
@@ -99,5 +99,5 @@ async def test_without_serve_around_it_headers_are_left_as_they_are() -> None:
         seen.append(scope)
 
     scope = {"type": "http", "headers": [(b"a", b"b")]}
-    await RestoresHeaders(app)(scope, None, None)  # type: ignore[arg-type]
+    await ClientHeadersMiddleware(app)(scope, None, None)  # type: ignore[arg-type]
     assert seen == [{"type": "http", "headers": [(b"a", b"b")]}]

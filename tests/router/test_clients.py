@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from router.clients import CLIENT, KnowsClient, client_of
+from router.clients import CLIENT, ClientIdentityMiddleware, client_of
 
 
 def scope(*headers: tuple[bytes, bytes], client: Any = ("10.0.0.1", 5)) -> dict[str, Any]:
@@ -42,5 +42,5 @@ async def test_the_app_does_not_see_the_header() -> None:
         seen.append((scope["headers"], CLIENT.get()))
 
     nobody: Any = None
-    await KnowsClient(app, has_keys=False)(scope(KEY, VIA), nobody, nobody)
+    await ClientIdentityMiddleware(app, has_keys=False)(scope(KEY, VIA), nobody, nobody)
     assert seen == [([KEY], "b'1.1.1.1'")]

@@ -14,12 +14,14 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from engine.models import resolve_model
-from router.answers import NOTE, Refusal
+from router.api_keys import OPEN_PATHS
 from router.app import TASKS, layered
 from router.errors import RouterInternalsChanged
 from router.frontend import frontend_args
 from router.health import Health
-from router.keys import OPEN_PATHS
+from router.pairs import Pairs
+from router.refusals import Refusal
+from router.route_note import NOTE
 from router.settings import FrontendSettings, RequestLimits
 
 
@@ -195,7 +197,13 @@ def test_causes_are_for_those_with_a_key(
     app = app_with(api_key=keys)
     app.state.engine_client = SimpleNamespace(errored=False)
     pool = SimpleNamespace(is_open=False, name="decode", ledger={})
-    health = Health((pool,), Ends, starting)  # type: ignore[arg-type]
+    health = Health(
+        (pool,),  # type: ignore[arg-type]
+        Ends,  # type: ignore[arg-type]
+        starting,
+        is_served=lambda: True,
+        pairs=Pairs(),
+    )
     app.router.routes.insert(0, health.route())
     answer = client_of(app).get("/health", headers=sent)
     assert answer.status_code == 503

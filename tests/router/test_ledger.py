@@ -48,9 +48,9 @@ def test_a_request_that_was_not_done_takes_its_work_with_it() -> None:
     ledger = ledger_of("a")
     for request_id in ("r1", "r2"):
         ledger.add("a", request_id, 3.0, now_s=0.0)
-    ledger.settle("a", "r1", was_done=False)
+    ledger.complete("a", "r1", was_done=False)
     assert work(ledger.snapshot(0.0)) == {"a": 3.0}
-    ledger.settle("a", "r1", was_done=False)
+    ledger.complete("a", "r1", was_done=False)
     assert work(ledger.snapshot(0.0)) == {"a": 3.0}, "only once"
 
 
@@ -59,7 +59,7 @@ def test_in_decode_work_stays_until_its_request_ends() -> None:
     ledger.add("a", "r1", 0.5, now_s=0.0)
     ledger.report("a", others_work_s=0.25, progress_s=9.0, now_s=1.0)
     assert work(ledger.snapshot(60.0)) == {"a": 0.75}
-    ledger.settle("a", "r1")
+    ledger.complete("a", "r1")
     assert work(ledger.snapshot(60.0)) == {"a": 0.25}
     assert ledger.num_outstanding == 0
 
@@ -107,7 +107,7 @@ def test_what_is_outstanding_is_counted_wherever_it_ends() -> None:
     ledger = ledger_of("a", "b")
     for number, replica_id in enumerate("aabb"):
         ledger.add(replica_id, f"r{number}", 1.0, now_s=0.0)
-    ledger.settle("a", "r0")
+    ledger.complete("a", "r0")
     assert (ledger.num_outstanding, ledger.num_sent("a")) == (3, 1)
     ledger.remove("b")
     assert ledger.num_outstanding == 1
@@ -117,7 +117,7 @@ def test_late_words_of_a_replica_that_is_gone_change_nothing() -> None:
     ledger = ledger_of("a", "b")
     ledger.remove("a")
     ledger.report("a", others_work_s=8.0, progress_s=0.0, now_s=0.0)
-    ledger.settle("a", "r1")
+    ledger.complete("a", "r1")
     ledger.reopen("a")
     assert work(ledger.snapshot(0.0)) == {"b": 0.0}
 
@@ -132,7 +132,7 @@ def test_new_work_does_not_wait_for_what_is_late() -> None:
     assert work(ledger.snapshot(5.0)) == {"a": 4.0}
     ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=5.0 + PUT_BACK_S)
     assert work(ledger.snapshot(5.0 + PUT_BACK_S)) == {"a": 3.0}, "r1 is due again, r2 is late"
-    ledger.settle("a", "r1")
+    ledger.complete("a", "r1")
     ledger.report("a", others_work_s=0.0, progress_s=0.0, now_s=8.0)
     assert work(ledger.snapshot(8.0)) == {"a": 4.0}, "taken off once"
     assert ledger.num_outstanding == 1

@@ -4,36 +4,37 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from fake_replicas import decoded, end_of, join, prefilled, request, step
+from fake_replicas import add, decoded, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
 from engine.wire import Kind
-from router.core_client import ClusterCoreClient
+from router.core import build_core
+from router.engine_requests import KV_PARAMS
 from router.metrics import RouterMetrics
 from router.pairs import Pair
 from router.phases import RequestPhase
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
-from router.request import KV_PARAMS
-from router.settings import Targets
+from router.settings import RoutingSettings
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 BLOCK = 64
-LIMITS = RecoveryLimits(max_moves=1_000_000, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=1_000_000, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:
     """A core client over fake replicas, some of whose pairs do not work."""
 
     def __init__(self, policy: str = "round_robin", *, num: int = 2, local: bool = False) -> None:
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
+        self.core = build_core(
             POLICIES[policy],
-            RouterMetrics(CollectorRegistry(), traffic),
+            RouterMetrics(CollectorRegistry()),
             LIMITS,
             traffic=traffic,
-            targets=Targets(local_prefill=local),
+            settings=RoutingSettings(local_prefill=local),
         )
         for number in range(num):
             join(self.core.prefill, f"p{number}", block_size=BLOCK)
@@ -59,10 +60,10 @@ class Cluster:
 
     async def add(self, *request_ids: str, max_tokens: int = 4) -> None:
         for request_id in request_ids:
-            await self.core.add_request_async(request(request_id, max_tokens=max_tokens))
+            add(self.core, request(request_id, max_tokens=max_tokens))
 
 
-async def test_a_handover_goes_to_a_decode_that_can_read_there() -> None:
+async def test_a_transfer_goes_to_a_decode_that_can_read_there() -> None:
     cluster = Cluster()
     cluster.bar("p0-d0", "p1-d1")
     await cluster.add("a", "b", "c", "d")
@@ -97,7 +98,7 @@ async def test_a_decode_without_a_pair_still_does_whole_requests() -> None:
     cluster.bar("p0-d0", "p1-d0")
     params = {"prompt_logprobs": 1}
     for request_id in ("a", "b"):
-        await cluster.core.add_request_async(request(request_id, **params))
+        add(cluster.core, request(request_id, **params))
     assert cluster.asked() == {"d0": ["a"], "d1": ["b"]}
 
 
@@ -124,7 +125,7 @@ async def test_a_prompt_whose_pairs_broke_is_computed_by_decode() -> None:
     assert asked.sampling_params is not None
     assert KV_PARAMS not in (asked.sampling_params.extra_args or {})
     step(cluster["d0"], decoded(11, ends=True, request_id="a~2"))
-    assert cluster.core._requests == {}
+    assert cluster.core.lifecycle.requests == {}
 
 
 async def test_a_pair_that_is_healed_is_used_again() -> None:
@@ -146,7 +147,7 @@ class Storm:
         self.num_replicas = 10
         self.num_seen: dict[str, int] = {}
         """By replica, the requests that were looked at."""
-        self.num_handovers = 0
+        self.num_transfers = 0
 
     @property
     def replicas(self) -> list[Replica]:
@@ -201,7 +202,7 @@ class Storm:
 
     def answer(self, phase: RequestPhase | None) -> None:
         """One engine does what one request asks of it."""
-        states = [s for s in self.core._requests.values() if s.replica is not None]
+        states = [s for s in self.core.lifecycle.requests.values() if s.replica is not None]
         states = [s for s in states if (s.phase is RequestPhase.PREFILLING) == (phase is not None)]
         if not states:
             return
@@ -217,10 +218,10 @@ class Storm:
         for pool in (self.core.prefill, self.core.decode):
             assert pool.ledger.open_ids == {r.replica_id for r in pool if not r.is_leaving}
             for replica in pool:
-                mine = [s for s in self.core._requests.values() if s.replica is replica]
+                mine = [s for s in self.core.lifecycle.requests.values() if s.replica is replica]
                 assert pool.ledger.num_sent(replica.replica_id) == len(mine)
                 self.check_sent(replica)
-        for state in self.core._requests.values():
+        for state in self.core.lifecycle.requests.values():
             if state.phase is RequestPhase.WAITING:
                 assert not self.core.decode.is_open, "there was a way"
             else:
@@ -234,12 +235,12 @@ class Storm:
             kv = (asked.sampling_params.extra_args or {}).get(KV_PARAMS)
             if kv is None:
                 continue
-            self.num_handovers += 1
+            self.num_transfers += 1
             if replica.pool is self.core.prefill:
                 opened = self.core.decode.ledger.open_ids
                 assert replica.replica_id not in self.core.pairs.stranded(opened)
                 continue
-            state = self.core._in_engines[asked.request_id]
+            state = self.core.lifecycle._dispatcher._in_engines[asked.request_id]
             assert state.prefill is not None
             pair = Pair(prefill=state.prefill.replica_id, decode=replica.replica_id)
             assert self.core.pairs.is_ready(pair)
@@ -254,23 +255,23 @@ class Storm:
         for pair in list(self.pairs()):
             self.core.pairs.ready(pair, 0.0)
         for _ in range(10_000):
-            if not self.core._requests:
+            if not self.core.lifecycle.requests:
                 break
             self.answer(self.rng.choice([RequestPhase.PREFILLING, None]))
             self.check()
-        assert self.core._requests == self.core._in_engines == {}
+        assert self.core.lifecycle.requests == self.core.lifecycle._dispatcher._in_engines == {}
         assert all(r.pool.ledger.num_sent(r.replica_id) == 0 for r in self.replicas)
 
 
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 async def test_whatever_comes_and_goes_requests_go_where_they_can(policy: str, local: bool) -> None:
-    num_handovers = 0
+    num_transfers = 0
     for seed in range(20):
         storm = Storm(seed, policy, local=local)
         for _ in range(300):
             await storm.happen()
             storm.check()
         storm.end()
-        num_handovers += storm.num_handovers
-    assert num_handovers > 20, "or it has shown nothing"
+        num_transfers += storm.num_transfers
+    assert num_transfers > 20, "or it has shown nothing"

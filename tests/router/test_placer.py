@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from kvtransfer.phase import Phase
 from router.cost_fit import PoolCost
 from router.costs import PrefillCost
-from router.handoff import HandoffPlan, Route
 from router.pairs import Pair, Pairs
-from router.placement import EXPECTED_OUTPUT_TOKENS, Placer
+from router.placement import Placer
 from router.planner import PoolPlanner
 from router.policies import pick_least_work
-from router.second_look import LEAST_GAIN
-from router.settings import Targets
+from router.prediction import Predictor
+from router.reroute import MIN_GAIN
+from router.routes import Route, RoutePlan
+from router.settings import RoutingSettings
 
-SPLIT = HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
+SPLIT = RoutePlan(route=Route.PREFILL_FIRST, reason="default")
 COST = PoolCost(prefill=PrefillCost(base_s=0.0, per_token_s=1e-3, per_token_squared_s=0.0))
 
 
@@ -34,7 +36,7 @@ class Replica:
     load: Load = field(default_factory=Load)
     is_leaving: bool = False
     work_s: float = 0.0
-    reading_s: float = 0.0
+    prefilling_s: float = 0.0
     kv_bytes_per_token: float | None = None
     num_ranks: int = 1
 
@@ -42,7 +44,7 @@ class Replica:
 class Pool(PoolPlanner):
     """Two replicas at time 0."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: Phase) -> None:
         super().__init__(name, pick_least_work, random.Random(0), lambda: 0.0, cost=COST)
         self.replicas = {f"{name}-{number}": Replica(f"{name}-{number}") for number in range(2)}
         for replica_id in self.replicas:
@@ -61,7 +63,7 @@ class Prompt:
     num_output_tokens: int = 0
     max_tokens: int | None = None
 
-    def blocks(self, block_size: int) -> list[int]:
+    def blocks(self, block_size: int | None) -> list[int]:
         return []
 
 
@@ -70,25 +72,22 @@ def made(pairs: Pairs | None = None) -> tuple[Pool, Pool, Placer]:
     placer = Placer(
         prefill,
         decode,
-        Targets(),
+        RoutingSettings(),
         pairs=pairs or Pairs(),
         num_routers=2,
-        expected_output_tokens=lambda _: EXPECTED_OUTPUT_TOKENS,
-        handover_s=lambda _: 0.0,
+        predictor=Predictor(),
     )
     return prefill, decode, placer
 
 
-@pytest.mark.parametrize(
-    ("gain_s", "moves"), [(0.99 * LEAST_GAIN, False), (1.01 * LEAST_GAIN, True)]
-)
-def test_a_prompt_leaves_its_replica_only_for_a_better_way(gain_s: float, moves: bool) -> None:
+@pytest.mark.parametrize(("gain_s", "moves"), [(0.99 * MIN_GAIN, False), (1.01 * MIN_GAIN, True)])
+def test_a_prompt_leaves_its_replica_only_for_a_better_route(gain_s: float, moves: bool) -> None:
     prefill, _, placer = made()
     prefill.ledger.add("prefill-0", "other", 9.0, now_s=0.0)
     better = placer.better(Prompt(1000), SPLIT, here_s=1.0 + gain_s)
     assert (better is not None) == moves
     if better is not None:
-        assert better.reader.replica_id == "prefill-1"
+        assert better.prefill_at.replica_id == "prefill-1"
 
 
 def test_a_prompt_stays_where_no_other_replica_is_left() -> None:
@@ -98,7 +97,7 @@ def test_a_prompt_stays_where_no_other_replica_is_left() -> None:
     assert placer.better(Prompt(1000), SPLIT, here_s=99.0) is None
 
 
-def test_a_handover_goes_to_a_replica_that_can_read_there() -> None:
+def test_a_transfer_goes_to_a_replica_that_can_read_there() -> None:
     pairs = Pairs()
     pairs.failed(Pair(prefill="prefill-0", decode="decode-0"), "no way", now_s=0.0)
     prefill, _, placer = made(pairs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from core_clusters import Cluster
-from fake_replicas import HANDED_OVER, request
+from fake_replicas import KV_OF_PREFILL, add, new_replica, request
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from engine.exit_cause import EngineExit
@@ -21,7 +21,7 @@ from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
 from router.pool import Replica
 from router.recovery import REFUSED_AFTER, RecoveryLimits
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0)
 HOWS = ("ends", "stalls")
 POISON = "poison"
 NUM_TOKENS = 40
@@ -122,7 +122,10 @@ class World:
         self.place = place
         self.num_failures = 0
         self.num_made = 0
-        self.routers = [Cluster(num=0, limits=LIMITS) for _ in range(num_routers)]
+        self.now_s = 0.0
+        self.routers = [
+            Cluster(num=0, limits=LIMITS, clock=lambda: self.now_s) for _ in range(num_routers)
+        ]
         self.engines: list[Engine] = []
         self.ended: dict[str, EngineCoreOutput] = {}
         for pool in ("prefill", "decode"):
@@ -136,9 +139,8 @@ class World:
         for index, router in enumerate(self.routers):
             core = router.core
             pools = {"prefill": core.prefill, "decode": core.decode}
-            replica = Replica(engine.name, pools[pool], on_gone=lambda _: None)
-            replica.end = Wire(engine, index)  # type: ignore[assignment]
-            engine.replicas.append(replica)
+            wire = Wire(engine, index)
+            engine.replicas.append(new_replica(pools[pool], engine.name, end=wire))
         for replica in engine.replicas:
             replica.pool.insert(replica)
 
@@ -158,13 +160,13 @@ class World:
             running.num_tokens += 1
             params = running.request.sampling_params
             assert params is not None
-            hands_over = "kv_transfer_params" in (params.extra_args or {})
+            transfers_kv = "kv_transfer_params" in (params.extra_args or {})
             output = EngineCoreOutput(
                 request_id,
                 [running.num_tokens],
                 finish_reason=FinishReason.LENGTH if running.is_done else None,
-                kv_transfer_params=dict(HANDED_OVER)
-                if engine.pool == "prefill" and hands_over
+                kv_transfer_params=dict(KV_OF_PREFILL)
+                if engine.pool == "prefill" and transfers_kv
                 else None,
             )
             outputs.append((running.router, output))
@@ -203,6 +205,8 @@ class World:
     def fail(self, engine: Engine) -> None:
         """The engine ends with all that it has not handed on, and another one is started."""
         self.num_failures += 1
+        # It takes so long to see that it hangs.
+        self.now_s += LIMITS.stall_timeout_s
         self.engines.remove(engine)
         how = EngineExit(cause="SIGSEGV", text="ended by SIGSEGV", num_requests=len(engine.running))
         engine.running.clear()
@@ -223,9 +227,7 @@ class World:
                 return
             if to_add and self.rng.random() < 0.5:
                 router = self.rng.choice(self.routers)
-                await router.core.add_request_async(
-                    request(to_add.popleft(), max_tokens=NUM_TOKENS)
-                )
+                add(router.core, request(to_add.popleft(), max_tokens=NUM_TOKENS))
             self.step(self.rng.choice(self.engines))
         raise AssertionError(f"not ended: {set(names) - self.ended.keys()}")
 
@@ -248,4 +250,4 @@ async def test_poison_ends_three_engines_at_most_and_no_innocent_request(
     is_refused = world.ended[POISON].finish_reason == FinishReason.ERROR
     assert is_refused is (world.num_failures == REFUSED_AFTER)
     for router in world.routers:
-        router.check_settled()
+        router.check_complete()

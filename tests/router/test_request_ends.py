@@ -1,19 +1,21 @@
 """Whatever a request holds and whatever goes wrong with it: it ends, and nobody else notices."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from core_clusters import Cluster, fail
-from fake_replicas import decoded, end_of, prefilled, request, step
+from core_clusters import Cluster, fail, lose
+from fake_replicas import add, decoded, end_of, prefilled, request, step
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
-from engine.wire import Kind
-from router.answers import NOTE, RouteNote
+from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.pool import Replica
+from router.recovery import Failures
+from router.route_note import NOTE, RouteNote
 
 BEYOND_64_BITS = 2**70
+TWICE = Failures(num_ended=2, num_tokens=0, was_prefilling=False)
 HALF_A_LETTER = "\ud800"
 
 
@@ -39,23 +41,23 @@ async def test_what_no_message_can_carry_is_refused_and_leaves_nothing(
     cluster = Cluster()
     note = RouteNote()
     NOTE.set(note)
-    await cluster.core.add_request_async(unsendable("odd", **fields))
+    add(cluster.core, unsendable("odd", **fields))
     (output,) = cluster.outputs()
     assert (output.request_id, output.finish_reason) == ("odd", FinishReason.ERROR)
     assert note.refusal is not None
     assert note.refusal.status == 400
     assert note.refusal.retry_after_s is None
-    cluster.check_settled()
-    await cluster.core.add_request_async(request("next"))
+    cluster.check_complete()
+    add(cluster.core, request("next"))
     step(cluster.prefill[0], EngineCoreOutput("next", [1], finish_reason=FinishReason.STOP))
-    cluster.check_settled()
+    cluster.check_complete()
 
 
 async def test_an_id_that_cannot_be_sent_can_be_aborted() -> None:
     cluster = Cluster()
-    await cluster.core.add_request_async(request(HALF_A_LETTER))
-    cluster.core.cancel([HALF_A_LETTER])
-    cluster.check_settled()
+    add(cluster.core, request(HALF_A_LETTER))
+    cluster.core.lifecycle.stop([HALF_A_LETTER], FinishReason.ABORT)
+    cluster.check_complete()
 
 
 @dataclass
@@ -78,7 +80,7 @@ class _BreaksFor:
 async def test_one_that_cannot_be_moved_does_not_keep_the_others() -> None:
     cluster = Cluster(num=2)
     for request_id in ("a", "x", "odd", "x2", "b"):
-        await cluster.core.add_request_async(request(request_id))
+        add(cluster.core, request(request_id))
     lost, other = cluster.prefill
     _BreaksFor(other, "odd")
     fail(lost)
@@ -93,7 +95,7 @@ async def test_one_that_cannot_go_on_in_decode_does_not_keep_the_others_and_free
 ):
     cluster = Cluster()
     for request_id in ("a", "odd", "b"):
-        await cluster.core.add_request_async(request(request_id))
+        add(cluster.core, request(request_id))
     (p,), (d,) = cluster.prefill, cluster.decode
     _BreaksFor(d, "odd")
     step(p, *(prefilled(request_id=each) for each in ("a", "odd", "b")))
@@ -105,45 +107,45 @@ async def test_one_that_cannot_go_on_in_decode_does_not_keep_the_others_and_free
         ("b", False),
     ]
     step(d, decoded(1, ends=True, request_id="a"), decoded(1, ends=True, request_id="b"))
-    cluster.check_settled()
+    cluster.check_complete()
 
 
-async def test_the_front_end_forgets_one_whose_adding_was_broken_off() -> None:
+def breaks_when_it_waited(cluster: Cluster) -> None:
+    lose(cluster.decode[0])
+    add(cluster.core, request("odd"))
+    _BreaksFor(cluster.prefill[0], "odd")
+    cluster.decode = [cluster.join(cluster.core.decode, "new")]
+
+
+def breaks_when_its_engine_was_stopped(cluster: Cluster) -> None:
+    add(cluster.core, request("odd"))
+    _BreaksFor(cluster.prefill[0], "odd")
+    step(cluster.prefill[0], EngineCoreOutput("odd", [], finish_reason=FinishReason.ABORT))
+
+
+def breaks_when_another_suspect_was_there(cluster: Cluster) -> None:
+    add(cluster.core, request("odd")).suspected(TWICE)
+    lose(cluster.prefill[0])
+    (replica,) = cluster.decode
+    (asked,) = end_of(replica).added()
+    replica.rejected(Rejection(asked.request_id, "another suspect is here", has_suspect=True))
+    _BreaksFor(replica, "odd")
+    replica.step_received(StepOutputs([], LoadReport()))
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        breaks_when_it_waited,
+        breaks_when_its_engine_was_stopped,
+        breaks_when_another_suspect_was_there,
+    ],
+)
+async def test_whichever_step_goes_wrong_it_ends_and_leaves_nothing(
+    breaks: Callable[[Cluster], None],
+) -> None:
     cluster = Cluster()
-    odd: Any = request("odd")
-    odd.sampling_params = None  # a pooling request: not served
-    with pytest.raises(AssertionError):
-        await cluster.core.add_request_async(odd)
+    breaks(cluster)
     (output,) = cluster.outputs()
-    assert (output.request_id, output.finish_reason) == ("odd", FinishReason.ABORT)
-    cluster.check_settled()
-
-
-async def test_an_answer_that_ends_by_a_stop_string_counts_as_one() -> None:
-    """vLLM's front end finds the string and has the engine stop."""
-    cluster = Cluster()
-    (p,), (d,) = cluster.prefill, cluster.decode
-    await cluster.core.add_request_async(request(max_tokens=500))
-    step(p, prefilled())
-    for token in range(5):
-        step(d, decoded(token))
-    await cluster.core.abort_requests_async(["r"])
-    assert end_of(d).told(Kind.ABORT) == ["r"]
-    cluster.check_settled()
-    ended = cluster.registry.get_sample_value
-    assert ended("pdserve_requests_total", {"end": "stop"}) == 1
-    report = cluster.core.scaling_report()
-    assert (report["ended"], report["output_tokens"]) == (1, 6)
-
-
-async def test_outputs_that_nobody_reads_are_noticed() -> None:
-    cluster = Cluster()
-    assert cluster.core.unread_s() == 0
-    await cluster.core.add_request_async(request())
-    step(cluster.prefill[0], prefilled())
-    before_s = time.monotonic()
-    while time.monotonic() == before_s:
-        pass
-    assert cluster.core.unread_s() > 0
-    await cluster.core.get_output_async()
-    assert cluster.core.unread_s() == 0
+    assert (output.request_id, output.finish_reason) == ("odd", FinishReason.ERROR)
+    cluster.check_complete()

@@ -13,10 +13,10 @@ from ray._private import worker
 
 from engine.errors import ReplicaLeaves
 from engine.preemption import RAISES_EXIT
-from router.admit import AdmissionLimits
+from router.admission import AdmissionLimits
 from router.recovery import RecoveryLimits
 from router.server import Router
-from router.settings import FrontendSettings, RouterSettings, Targets
+from router.settings import FrontendSettings, RouterSettings, RoutingSettings
 
 NOTICE = "The process receives a SIGTERM."
 Unwrapped: type[Any] = Router.__bases__[0]
@@ -28,9 +28,8 @@ def settings(*, drain_s: float) -> RouterSettings:
         frontend=FrontendSettings(model="demo", served_name="demo"),
         policy="p2c",
         num_routers=1,
-        targets=Targets(admission=AdmissionLimits()),
-        recovery=RecoveryLimits(max_moves=3, max_wait_s=120.0),
-        stall_timeout_s=10.0,
+        routing=RoutingSettings(admission=AdmissionLimits()),
+        recovery=RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0),
         drain_s=drain_s,
     )
 

@@ -92,7 +92,7 @@ def mean_ttft(num_routers: int, seed: int) -> float:
             at_s, _, router, index, ended = heapq.heappop(events)
             if ended:
                 replicas[index].queue.pop(0)
-                ledgers[router].settle(str(index), ended)
+                ledgers[router].complete(str(index), ended)
             else:
                 heapq.heappush(events, (at_s + REPORT_EVERY_S, -1, router, index, ""))
             report(router, index, at_s)

@@ -1,15 +1,17 @@
-"""Handovers stay within a node where that is sooner, by what replicas have said of their reads."""
+"""Transfers stay within a node where that is sooner, by what replicas have said of their reads."""
 
+import msgspec
 import pytest
-from fake_replicas import end_of, join, prefilled, request, step
+from fake_replicas import add, end_of, join, prefilled, request, step
 from prometheus_client import CollectorRegistry
 
 from engine.wire import LoadReport, StepOutputs, Transferred
-from router.core_client import ClusterCoreClient
+from router.core import build_core
 from router.metrics import PoolMetrics, RouterMetrics
 from router.policies import POLICIES
 from router.pool import Replica
 from router.recovery import RecoveryLimits
+from router.slo import Slo
 from router.traffic import TrafficMeter
 
 NEAR_S, FAR_S = 0.002, 0.05
@@ -21,11 +23,11 @@ class Cluster:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
-        self.core = ClusterCoreClient(
+        traffic = TrafficMeter(Slo(ttft_s=1.0, itl_s=1.0))
+        self.core = build_core(
             POLICIES["p2c"],
-            RouterMetrics(self.registry, traffic),
-            RecoveryLimits(max_moves=3, max_wait_s=120.0),
+            RouterMetrics(self.registry),
+            RecoveryLimits(max_failovers=3, max_wait_s=120.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
@@ -35,13 +37,13 @@ class Cluster:
                 # A token of 1 MB: a fake prompt has three.
                 join(pool, kind + node, block_size=64, node_id=node, kv_bytes_per_token=1e6)
 
-    async def hand_over(self, prefill_id: str) -> str:
+    async def transfer(self, prefill_id: str) -> str:
         """The decode replica that goes on with what a prefill replica has read."""
         self.num_sent += 1
         name = f"r{self.num_sent}"
         other = self.core.prefill["p1" if prefill_id == "p0" else "p0"]
         other.set_listed(False)
-        await self.core.add_request_async(request(name, max_tokens=50))
+        add(self.core, request(name, max_tokens=50))
         other.set_listed(True)
         step(self.core.prefill[prefill_id], prefilled(request_id=name))
         (replica_id,) = [
@@ -85,8 +87,8 @@ async def test_what_is_idle_on_the_node_of_the_kv_gets_it() -> None:
         cluster = Cluster()
         if measured:
             cluster.say_reads()
-        assert await cluster.hand_over("p0") == "d0"
-        assert await cluster.hand_over("p1") == "d1"
+        assert await cluster.transfer("p0") == "d0"
+        assert await cluster.transfer("p1") == "d1"
 
 
 async def test_work_counts_as_much_as_the_way() -> None:
@@ -94,24 +96,24 @@ async def test_work_counts_as_much_as_the_way() -> None:
     cluster.say_reads()
     # Three megabytes take 150 ms from another node: 3 ms of each of fifty steps.
     busy(cluster.core.decode["d0"], 0.002)
-    assert await cluster.hand_over("p0") == "d0"
+    assert await cluster.transfer("p0") == "d0"
     busy(cluster.core.decode["d0"], 0.004)
-    assert await cluster.hand_over("p0") == "d1"
+    assert await cluster.transfer("p0") == "d1"
 
 
 async def test_replicas_that_do_not_say_how_large_their_kv_is_are_chosen_by_work() -> None:
     cluster = Cluster()
     cluster.say_reads()
     for replica in cluster.core.prefill:
-        replica.facts = None
+        replica.facts = msgspec.structs.replace(replica.facts, kv_bytes_per_token=None)
     busy(cluster.core.decode["d1"], 0.0001)
-    assert await cluster.hand_over("p1") == "d0"
+    assert await cluster.transfer("p1") == "d0"
 
 
 async def test_what_was_measured_goes_with_the_replica() -> None:
     cluster = Cluster()
     cluster.say_reads()
     cluster.core.decode["d0"].replica_gone("killed")
-    assert await cluster.hand_over("p0") == "d1"
+    assert await cluster.transfer("p0") == "d1"
     join(cluster.core.decode, "d2", block_size=64, node_id="0", kv_bytes_per_token=1e6)
-    assert await cluster.hand_over("p0") == "d2"
+    assert await cluster.transfer("p0") == "d2"

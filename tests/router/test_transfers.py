@@ -1,4 +1,4 @@
-"""What handovers are predicted to take, by what was measured of the pair or of others like it."""
+"""What transfers are predicted to take, by what was measured of the pair or of others like it."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 from router.ledger import Ledger
 from router.policies import MAX_CANDIDATES, POLICIES, PoolSnapshot, ReplicaLoad
 from router.transfer_fit import Reads, TransferCost, TransferFit
-from router.transfers import STALE_S, WITHIN_NODE, Handover, Transfers
+from router.transfers import STALE_S, WITHIN_NODE, TransferEstimate, Transfers
 
 MB = 1_000_000
 FAST = TransferCost(fixed_s=0.5e-3, per_byte_s=1 / 50e9)
@@ -100,7 +100,7 @@ def observe(
 def seconds(
     transfers: Transfers, prefill: str, decode: str, *, num_bytes: float = 1e7, now_s: float = 0.0
 ) -> float:
-    return transfers.handover(prefill, num_bytes=num_bytes, num_steps=1, now_s=now_s).seconds(
+    return transfers.estimate(prefill, num_bytes=num_bytes, num_steps=1, now_s=now_s).seconds(
         decode
     )
 
@@ -171,12 +171,12 @@ def test_nothing_is_left_of_replicas_that_went() -> None:
 
 
 def snapshot(
-    *works: tuple[str, float], handover: Handover | None, num_routers: int = 1
+    *works: tuple[str, float], transfer: TransferEstimate | None, num_routers: int = 1
 ) -> PoolSnapshot:
     return PoolSnapshot(
         replicas=tuple(ReplicaLoad(replica_id=key, work_s=work_s) for key, work_s in works),
         num_routers=num_routers,
-        handover=handover,
+        transfer=transfer,
     )
 
 
@@ -196,20 +196,20 @@ def test_the_first_to_be_done_with_what_the_kv_takes(
     transfers = two_nodes()
     observe(transfers, "p2", "d1", SLOW)
     observe(transfers, "p2", "d2", FAST)
-    handover = transfers.handover("p2", num_bytes=5e7, num_steps=num_steps, now_s=0.0)
-    pool = snapshot(("d1", works[0]), ("d2", works[1]), handover=handover)
+    transfer = transfers.estimate("p2", num_bytes=5e7, num_steps=num_steps, now_s=0.0)
+    pool = snapshot(("d1", works[0]), ("d2", works[1]), transfer=transfer)
     assert POLICIES[policy](pool, random.Random(0)).replica_id == expected
 
 
 def test_work_decides_where_all_ways_are_alike() -> None:
     rng = random.Random(0)
     transfers = Transfers()
-    handover = transfers.handover("p", num_bytes=1e7, num_steps=10, now_s=0.0)
+    transfer = transfers.estimate("p", num_bytes=1e7, num_steps=10, now_s=0.0)
     for _ in range(200):
         works = [(f"d{index}", rng.choice([0.0, 0.1, rng.random()])) for index in range(5)]
         with_kv, without = (
-            POLICIES["p2c"](snapshot(*works, handover=each), rng).replica_id
-            for each in (handover, None)
+            POLICIES["p2c"](snapshot(*works, transfer=each), rng).replica_id
+            for each in (transfer, None)
         )
         assert with_kv == without
 
@@ -220,13 +220,13 @@ def test_what_is_on_the_node_is_compared_whatever_chance_picks() -> None:
     for index in range(20 * MAX_CANDIDATES):
         ledger.insert(f"d{index}", 0.0)
         transfers.insert(f"d{index}", "1" if index in (700, 701) else f"other{index}")
-    handover = transfers.handover("p", num_bytes=1e8, num_steps=10, now_s=0.0)
+    transfer = transfers.estimate("p", num_bytes=1e8, num_steps=10, now_s=0.0)
     rng = random.Random(0)
     picked = {
-        POLICIES["p2c"](ledger.snapshot(0.0, handover=handover), rng).replica_id for _ in range(50)
+        POLICIES["p2c"](ledger.snapshot(0.0, transfer=transfer), rng).replica_id for _ in range(50)
     }
     assert picked == {"d700"}
     ledger.add("d700", "r", 1.0, now_s=0.0)
     barred = {"d701"}
-    plan = POLICIES["p2c"](ledger.snapshot(0.0, handover=handover, barred=barred), rng)
+    plan = POLICIES["p2c"](ledger.snapshot(0.0, transfer=transfer, barred=barred), rng)
     assert plan.replica_id not in ("d700", "d701")

@@ -11,9 +11,9 @@ from itertools import pairwise
 
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.history import Observation, PoolView
-from benchmarks.simulate.model.requests import Slo
 from benchmarks.simulate.model.scaled_run import FleetSize
 from benchmarks.simulate.workloads.demand import MeanShape, decode_requests_per_s, prefill_work_s
+from router.slo import Slo
 
 
 class RayServe:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from benchmarks.simulate.autoscalers.oracle import SHARE, SLOT_S, Schedule
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.history import Observation
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
 from benchmarks.simulate.model.scaled_run import FleetSize, run_scaled
+from router.slo import Slo
 
 RESERVES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 """On top of what is needed, as parts of it."""

@@ -14,9 +14,10 @@ from functools import partial
 
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.history import Observation
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
 from benchmarks.simulate.model.scaled_run import FleetSize, Outcome, run_scaled
 from benchmarks.simulate.workloads.demand import decode_requests_per_s, mean_shape, prefill_work_s
+from router.slo import Slo
 
 SLOT_S = 5.0
 SHARE = 0.99

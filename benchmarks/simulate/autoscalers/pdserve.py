@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.history import Observation, PoolView, Series
-from benchmarks.simulate.model.requests import Slo
 from benchmarks.simulate.model.scaled_run import FleetSize
 from cluster.scaling import (
     Attainment,
@@ -22,6 +21,7 @@ from cluster.scaling import (
     plan_scale,
 )
 from cluster.sections import ScalingConfig
+from router.slo import Slo
 
 BUCKET_S = 2.0
 SHARE = 0.995
@@ -71,7 +71,7 @@ class PdserveAutoscaler:
         self.last_plan: ScalePlan | None = None
         self._slo = slo
         self._settings = ScaleSettings(
-            targets=Targets(ttft_s=slo.ttft_s, itl_s=slo.itl_s, share=SHARE),
+            targets=Targets(slo=slo, share=SHARE),
             prefill=PoolLimits(
                 max_replicas=gpu_budget // spec.prefill.gpus, gpus_per_replica=spec.prefill.gpus
             ),

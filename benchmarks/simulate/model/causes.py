@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from benchmarks.simulate.model.fleet import Fleet
-from benchmarks.simulate.model.requests import SimRequest, Slo
+from benchmarks.simulate.model.requests import SimRequest
+from router.slo import Slo
 
 PERIOD_S = 1.0
 STEADY_S = 30.0

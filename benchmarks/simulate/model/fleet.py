@@ -18,13 +18,13 @@ from benchmarks.simulate.model.profiles import EngineProfile
 from benchmarks.simulate.model.requests import Arrival, SimRequest
 from benchmarks.simulate.model.routing import SPLIT, WHOLE, SimRouter
 from benchmarks.simulate.model.shared_cores import Contention, share_cores
-from router.admit import AdmissionLimits
-from router.handoff import Route
-from router.lanes import due_s, latest_start_ms
+from router.deadline_order import deadline_s, latest_start_ms
 from router.phases import RequestPhase
-from router.placement import EXPECTED_OUTPUT_TOKENS, Placement
-from router.second_look import MOST_LOOKS
-from router.settings import Targets
+from router.placement import Placement
+from router.reroute import MAX_ACKNOWLEDGEMENTS
+from router.routes import Route
+from router.settings import RoutingSettings
+from router.slo import Slo
 from router.transfer_fit import Reads
 
 
@@ -71,12 +71,11 @@ class FleetSpec:
     seed: int = 0
 
     @property
-    def targets(self) -> Targets:
+    def settings(self) -> RoutingSettings:
         """What routers go by."""
         if self.ttft_s is None or self.itl_s is None or self.decode is None:
-            return Targets()
-        limits = AdmissionLimits(ttft_s=self.ttft_s, itl_s=self.itl_s)
-        return Targets(admission=limits, local_prefill=True)
+            return RoutingSettings()
+        return RoutingSettings(slo=Slo(ttft_s=self.ttft_s, itl_s=self.itl_s), local_prefill=True)
 
     def until_decode_s(self, num_tokens: int) -> float:
         """From a first token in prefill to decode having the KV of so many tokens."""
@@ -107,8 +106,8 @@ class Fleet:
                 lambda: self.events.now_s,
                 policy=spec.policy,
                 num_routers=spec.num_routers,
-                targets=spec.targets,
-                until_decode_s=spec.until_decode_s,
+                settings=spec.settings,
+                transfer_s=spec.until_decode_s,
                 kv_bytes_per_token=(
                     spec.prefill.kv_bytes_per_token if spec.nodes and spec.nodes.seen else None
                 ),
@@ -190,12 +189,12 @@ class Fleet:
         that each answer takes."""
         plan = SPLIT if router.decode.is_open else WHOLE
         placement = router.placer.place(request, plan)
-        for _ in range(MOST_LOOKS if router.looks_again else 0):
+        for _ in range(MAX_ACKNOWLEDGEMENTS if router.asks_acknowledgements else 0):
             if placement.plan.route is Route.DECODE_ONLY:
                 break
-            replica_id = placement.reader.replica_id
+            replica_id = placement.prefill_at.replica_id
             router.prefill.hear(replica_id)
-            here_s = router.prefill.ledger.work_s(replica_id) + placement.reader.request_s
+            here_s = router.prefill.ledger.work_s(replica_id) + placement.prefill_at.request_s
             better = router.placer.better(request, plan, here_s=here_s)
             if better is None:
                 break
@@ -205,15 +204,15 @@ class Fleet:
     def _read_in_prefill(
         self, router: SimRouter, request: SimRequest, placement: Placement
     ) -> None:
-        prefill_s = placement.reader.request_s
-        request.step_limit_s = read_by_s = None
+        prefill_s = placement.prefill_at.request_s
+        request.step_limit_s = prefilled_by_s = None
         if self.spec.ttft_s is not None:
             request.priority = latest_start_ms(
                 arrival_s=request.arrival.arrival_s, prefill_s=prefill_s, ttft_s=self.spec.ttft_s
             )
-            read_by_s = due_s(request.priority, prefill_s=prefill_s)
-        replica_id = placement.reader.replica_id
-        router.prefill.add(request, replica_id, prefill_s, due_s=read_by_s)
+            prefilled_by_s = deadline_s(request.priority, prefill_s=prefill_s)
+        replica_id = placement.prefill_at.replica_id
+        router.prefill.add(request, replica_id, prefill_s, deadline_s=prefilled_by_s)
         replica = self.prefill.by_id[replica_id]
         request.phase = RequestPhase.PREFILLING
         request.hands_over = self.decode is not None
@@ -222,14 +221,14 @@ class Fleet:
 
     def _read_in_decode(self, router: SimRouter, request: SimRequest, placement: Placement) -> None:
         assert self.decode is not None
-        replica_id, request_s = placement.reader.replica_id, placement.reader.request_s
+        replica_id, request_s = placement.prefill_at.replica_id, placement.prefill_at.request_s
         request.phase = RequestPhase.DECODING
         request.step_limit_s, request.priority = placement.step_limit_s, 0
         request.hands_over = False
         self.num_decoding += 1
         self.num_read_in_decode += 1
-        share_s = self._share_s(request) + request_s / EXPECTED_OUTPUT_TOKENS
-        router.decode.reading.setdefault(replica_id, {})[request.request_id] = request_s
+        share_s = self._share_s(request) + request_s / router.predictor.output_tokens(None)
+        router.decode.prefilling.setdefault(replica_id, {})[request.request_id] = request_s
         router.decode.add(request, replica_id, share_s)
         self.decode.by_id[replica_id].engine.submit(request)
 
@@ -241,7 +240,7 @@ class Fleet:
         if replica is not None and replica.engine is engine:
             router = self.routers[request.router_id]
             if self.decode is not None or not request.num_left:
-                router.prefill.settle(request, replica.replica_id)
+                router.prefill.complete(request, replica.replica_id)
             if self.spec.reports_with_outputs:
                 router.prefill.hear(replica.replica_id)
             if not request.num_left:
@@ -255,8 +254,8 @@ class Fleet:
         else:  # read by decode, or computed anew where it had been preempted
             assert self.decode is not None
             reader = self.decode.by_engine[id(engine)].replica_id
-            reading = self.routers[request.router_id].decode.reading
-            reading.get(reader, {}).pop(request.request_id, None)
+            prefilling = self.routers[request.router_id].decode.prefilling
+            prefilling.get(reader, {}).pop(request.request_id, None)
             if not request.num_left:
                 self.finished(engine, request)
 
@@ -311,7 +310,7 @@ class Fleet:
         pool = self.decode or self.prefill
         replica = pool.by_engine[id(engine)]
         self._prefilled_by.pop(request.request_id, None)
-        self.routers[request.router_id].of(pool).settle(request, replica.replica_id)
+        self.routers[request.router_id].of(pool).complete(request, replica.replica_id)
         self._end(request, pool, replica)
 
     def _end(self, request: SimRequest, pool: SimPool, replica: SimReplica) -> None:

@@ -9,6 +9,7 @@ from benchmarks.simulate.model.event_queue import EventQueue
 from benchmarks.simulate.model.history import PoolView
 from benchmarks.simulate.model.profiles import EngineProfile
 from engine.outstanding import OutstandingWork
+from kvtransfer.phase import Phase
 
 
 class ReplicaState(enum.Enum):
@@ -50,7 +51,7 @@ class SimPool:
 
     def __init__(
         self,
-        name: str,
+        name: Phase,
         events: EventQueue,
         profile: EngineProfile,
         listener: EngineListener,

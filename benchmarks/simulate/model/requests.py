@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from router.phases import RequestPhase
+from router.slo import Slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class SimRequest:
         """Nobody knows how long an answer gets."""
         return None
 
-    def blocks(self, block_size: int) -> list[int]:
+    def blocks(self, block_size: int | None) -> list[int]:
         """None: engines keep no prefixes."""
         return []
 
@@ -81,20 +82,12 @@ class SimRequest:
             return None
         return (self.ended_s - self.first_token_s) / max(self.arrival.output_tokens - 1, 1)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slo:
-    """What a request has to keep to count as attained."""
-
-    ttft_s: float
-    itl_s: float
-
-    def is_met_by(self, request: SimRequest) -> bool:
-        """Both targets, the second by the request's mean; what never ended has missed them."""
-        ttft_s, tpot_s = request.ttft_s, request.tpot_s
+    def meets(self, slo: Slo) -> bool:
+        """Both targets, the second by its mean; what never ended has missed them."""
+        ttft_s, tpot_s = self.ttft_s, self.tpot_s
         return (
             ttft_s is not None
             and tpot_s is not None
-            and ttft_s <= self.ttft_s
-            and tpot_s <= self.itl_s
+            and ttft_s <= slo.ttft_s
+            and tpot_s <= slo.itl_s
         )

@@ -13,18 +13,19 @@ from benchmarks.simulate.model.pools import ReplicaState, SimPool, SimReplica
 from benchmarks.simulate.model.profiles import EngineProfile
 from benchmarks.simulate.model.requests import SimRequest
 from router.cost_fit import PoolCost
-from router.handoff import HandoffPlan, Route
 from router.pairs import Pairs
-from router.placement import EXPECTED_OUTPUT_TOKENS, Placer
+from router.placement import Placer
 from router.planner import PoolPlanner
 from router.policies import POLICIES, Policy
-from router.second_look import looks_again
-from router.settings import Targets
+from router.prediction import Predictor
+from router.reroute import asks_acknowledgements
+from router.routes import Route, RoutePlan
+from router.settings import RoutingSettings
 from router.transfers import Transfers
 
-SPLIT = HandoffPlan(route=Route.PREFILL_FIRST, reason="default")
-WHOLE = HandoffPlan(route=Route.PREFILL_ONLY, reason="no_decode_replica")
-"""Prefill reads on without a decode pool: what it has read waits for one."""
+SPLIT = RoutePlan(route=Route.PREFILL_FIRST, reason="default")
+WHOLE = RoutePlan(route=Route.PREFILL_ONLY, reason="no_decode_replica")
+"""Prefill goes on without a decode pool: what it has computed waits for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class SeenReplica:
         return self.seen.ledger.work_s(self.replica_id)
 
     @property
-    def reading_s(self) -> float:
-        return sum(self.seen.reading.get(self.replica_id, {}).values())
+    def prefilling_s(self) -> float:
+        return sum(self.seen.prefilling.get(self.replica_id, {}).values())
 
     @property
     def kv_bytes_per_token(self) -> float | None:
@@ -99,8 +100,8 @@ class SeenPool(PoolPlanner):
             transfers=transfers,
             cost=pool_cost(pool.profile),
         )
-        self.reading: dict[str, dict[int, float]] = {}
-        """By replica of decode: the prompts that it reads itself."""
+        self.prefilling: dict[str, dict[int, float]] = {}
+        """By replica of decode: the prompts that it prefills itself."""
         self._pool = pool
         self.kv_bytes_per_token = kv_bytes_per_token
         self._router_id = router_id
@@ -112,7 +113,12 @@ class SeenPool(PoolPlanner):
         return (self[replica_id] for replica_id in self.ledger.open_ids)
 
     def add(
-        self, request: SimRequest, replica_id: str, work_s: float, *, due_s: float | None = None
+        self,
+        request: SimRequest,
+        replica_id: str,
+        work_s: float,
+        *,
+        deadline_s: float | None = None,
     ) -> None:
         """A request is sent there."""
         request.work_s = work_s
@@ -121,14 +127,14 @@ class SeenPool(PoolPlanner):
             str(request.request_id),
             work_s,
             now_s=self._clock(),
-            deadline_s=due_s,
+            deadline_s=deadline_s,
         )
         self._pool.by_id[replica_id].outstanding.add(self._router_id, work_s)
 
-    def settle(self, request: SimRequest, replica_id: str) -> None:
+    def complete(self, request: SimRequest, replica_id: str) -> None:
         """The replica is done with a request."""
-        self.ledger.settle(replica_id, str(request.request_id))
-        self._pool.by_id[replica_id].outstanding.settle(self._router_id, request.work_s)
+        self.ledger.complete(replica_id, str(request.request_id))
+        self._pool.by_id[replica_id].outstanding.complete(self._router_id, request.work_s)
 
     def hear(self, replica_id: str) -> None:
         """A replica tells what the others have sent there, and how far it is."""
@@ -142,7 +148,19 @@ class SeenPool(PoolPlanner):
 
     def left(self, replica_id: str) -> None:
         super().left(replica_id)
-        self.reading.pop(replica_id, None)
+        self.prefilling.pop(replica_id, None)
+
+
+class KnownTransfers(Predictor):
+    """Responses are expected to be as long as is typical, transfers to take what they take."""
+
+    def __init__(self, transfer_s: Callable[[int], float]) -> None:
+        """`transfer_s`: of a prompt of so many tokens."""
+        super().__init__()
+        self._transfer_s = transfer_s
+
+    def transfer_s(self, num_tokens: int) -> float:
+        return self._transfer_s(num_tokens)
 
 
 class SimRouter:
@@ -156,20 +174,23 @@ class SimRouter:
         *,
         policy: str,
         num_routers: int,
-        targets: Targets,
-        until_decode_s: Callable[[int], float],
+        settings: RoutingSettings,
+        transfer_s: Callable[[int], float],
         kv_bytes_per_token: float | None,
         seed: int,
     ) -> None:
         """
         Args:
             pools: of prefill and decode; may be one.
-            until_decode_s: from a first token in prefill, of a prompt of so many tokens.
+            transfer_s: from a first token in prefill, of a prompt of so many tokens.
             kv_bytes_per_token: None where routers do not know what KV takes.
         """
         self.router_id = router_id
+        self.predictor = KnownTransfers(transfer_s)
         self.transfers = Transfers()
-        self.looks_again = looks_again(POLICIES[policy], num_routers=num_routers)
+        self.asks_acknowledgements = asks_acknowledgements(
+            POLICIES[policy], num_routers=num_routers
+        )
         seen = partial(
             SeenPool,
             router_id=router_id,
@@ -186,11 +207,10 @@ class SimRouter:
         self.placer = Placer(
             self.prefill,
             self.decode,
-            targets,
+            settings,
             pairs=Pairs(),
             num_routers=num_routers,
-            expected_output_tokens=lambda _: EXPECTED_OUTPUT_TOKENS,
-            handover_s=until_decode_s,
+            predictor=self.predictor,
         )
 
     def of(self, pool: SimPool) -> SeenPool:

@@ -7,7 +7,8 @@ from typing import Protocol
 from benchmarks.simulate.model.causes import Causes, Witness
 from benchmarks.simulate.model.fleet import Fleet, FleetSpec, feed
 from benchmarks.simulate.model.history import Observation
-from benchmarks.simulate.model.requests import Arrival, SimRequest, Slo
+from benchmarks.simulate.model.requests import Arrival, SimRequest
+from router.slo import Slo
 
 SAMPLE_PERIOD_S = 10.0
 DRAIN_S = 300.0

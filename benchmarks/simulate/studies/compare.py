@@ -24,13 +24,14 @@ from benchmarks.simulate.autoscalers.pdserve import PdserveAutoscaler
 from benchmarks.simulate.model.causes import Causes
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.profiles import EngineProfile
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
 from benchmarks.simulate.model.scaled_run import Autoscaler, Fixed, FleetSize, Outcome, run_scaled
 from benchmarks.simulate.studies.charts import Tradeoff, draw_comparison, draw_reach
 from benchmarks.simulate.studies.progress import with_progress
 from benchmarks.simulate.workloads.demand import mean_gpus, mean_shape, reachable_slo
 from benchmarks.simulate.workloads.scenarios import SCENARIOS, make_scenario
 from benchmarks.simulate.workloads.traces import SPREAD_S, multiply, read_trace
+from router.slo import Slo
 
 PDSERVE, ORACLE = "pdserve", "oracle"
 FIXED = "fixed-at-peak"

@@ -68,7 +68,7 @@ def measure_scale(*, num_replicas: int, num_routers: int, seconds: float) -> Sca
     def decide(turn: int) -> None:
         plan = policy(ledger.snapshot(float(turn), request_s=1e-4), rng)
         ledger.add(plan.replica_id, f"new-{turn}", 1e-4, now_s=float(turn))
-        ledger.settle(plan.replica_id, f"new-{turn}")
+        ledger.complete(plan.replica_id, f"new-{turn}")
 
     def report(turn: int) -> None:
         ledger.report(

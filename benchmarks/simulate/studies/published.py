@@ -22,8 +22,9 @@ from benchmarks.simulate.model.profiles import (
     OPT_13B_DISTSERVE_PREFILL,
     OPT_13B_VLLM,
 )
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
 from benchmarks.simulate.workloads.lengths import Lognormal, Normal
+from router.slo import Slo
 
 SLO = Slo(ttft_s=0.25, itl_s=0.1)
 VLLM_POINTS = {0.25: 0.90, 0.5: 0.90, 1.0: 0.85, 1.5: 0.81, 2.0: 0.71, 2.25: 0.70, 2.5: 0.68}
@@ -129,6 +130,6 @@ def _attainment(spec: FleetSpec, rate: float, *, num_gpus: int, num_decode: int)
             rate * num_gpus, num_requests=REQUESTS_PER_GPU * num_gpus, seed=seed
         )
         fleet = run_fixed(spec, workload, num_prefill=1, num_decode=num_decode)
-        num_met = sum(SLO.is_met_by(request) for request in fleet.requests)
+        num_met = sum(request.meets(SLO) for request in fleet.requests)
         shares.append(num_met / len(fleet.requests))
     return shares

@@ -1,7 +1,7 @@
 """What routers lose by knowing little of each other: mean TTFT against one that knows everything.
 
 16 prefill replicas at load 0.85 with uneven prompts; k routers hear from replicas and from nobody
-else, as often as `REPORTS` say, and whenever they have sent a prompt (`router.second_look`). The
+else, as often as `REPORTS` say, and whenever they have sent a prompt (`router.reroute`). The
 omniscient router sees every engine's true remaining work at every request. How much old reports
 cost depends on how many prompts a replica reads meanwhile: hence engines of two speeds.
 """
@@ -72,7 +72,9 @@ class OmniscientFleet(Fleet):
             self.prefill.ready,
             key=lambda each: (each.engine.prefill_left_s, each.replica_id),
         )
-        return replace(placement, reader=replace(placement.reader, replica_id=least.replica_id))
+        return replace(
+            placement, prefill_at=replace(placement.prefill_at, replica_id=least.replica_id)
+        )
 
 
 def make_workload(profile: EngineProfile, num_requests: int, seed: int) -> list[Arrival]:

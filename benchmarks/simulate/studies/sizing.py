@@ -10,10 +10,11 @@ from pathlib import Path
 
 from benchmarks.simulate.model.fleet import FleetSpec, run_fixed
 from benchmarks.simulate.model.profiles import EngineProfile
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
 from benchmarks.simulate.studies.charts import draw_lines
 from benchmarks.simulate.studies.progress import with_progress
 from benchmarks.simulate.workloads.demand import mean_gpus
+from router.slo import Slo
 
 MAX_REPLICAS = 1024
 DRAIN_S = 120.0

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.simulate.model.profiles import EngineProfile
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
+from router.slo import Slo
 
 KV_LIMIT = 0.9
 """Of the KV capacity that a batch is planned to fill."""

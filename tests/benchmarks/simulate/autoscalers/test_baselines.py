@@ -8,9 +8,9 @@ from benchmarks.simulate.autoscalers.baselines import Dynamo, HeteroScale, LlmD,
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.history import History, Observation, PoolView
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100
-from benchmarks.simulate.model.requests import Slo
 from benchmarks.simulate.model.scaled_run import FleetSize, within_budget
 from benchmarks.simulate.workloads.demand import MeanShape, decode_requests_per_s, max_batch
+from router.slo import Slo
 
 SLO = Slo(ttft_s=1.0, itl_s=0.05)
 SPEC = FleetSpec(prefill=LLAMA_8B_H100, decode=LLAMA_8B_H100)

@@ -12,7 +12,8 @@ from benchmarks.simulate.autoscalers.oracle import (
 )
 from benchmarks.simulate.model.fleet import FleetSpec
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
+from router.slo import Slo
 
 SPEC = FleetSpec(prefill=LLAMA_8B_H100, decode=LLAMA_8B_H100, ttft_s=1.0)
 START_SLOTS = int(LLAMA_8B_H100.start_s / SLOT_S)

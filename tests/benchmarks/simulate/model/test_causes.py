@@ -7,7 +7,8 @@ import pytest
 from benchmarks.simulate.model.causes import Causes, Witness
 from benchmarks.simulate.model.fleet import Fleet, FleetSpec, feed
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100
-from benchmarks.simulate.model.requests import Arrival, Slo
+from benchmarks.simulate.model.requests import Arrival
+from router.slo import Slo
 
 SPEC = FleetSpec(prefill=LLAMA_8B_H100, decode=LLAMA_8B_H100)
 SLO = Slo(ttft_s=0.5, itl_s=0.05)

@@ -79,7 +79,7 @@ def test_a_fault_while_decode_reads_leaves_nothing_behind(pool: str) -> None:
     assert all(each.phase is RequestPhase.ENDED for each in fleet.requests)
     assert fleet.num_ongoing == fleet.num_decoding == 0
     assert all(each.engine.kv_used == 0 for pool in fleet.pools for each in pool.ready)
-    assert not any(each for router in fleet.routers for each in router.decode.reading.values())
+    assert not any(each for router in fleet.routers for each in router.decode.prefilling.values())
 
 
 def test_a_seed_is_a_run() -> None:

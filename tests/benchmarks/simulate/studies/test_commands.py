@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.simulate.cli import main
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100
-from benchmarks.simulate.model.requests import Slo
 from benchmarks.simulate.studies.compare import GOAL_ATTAINMENT, CompareOptions
 from benchmarks.simulate.studies.internet_scale import measure_scale
 from benchmarks.simulate.studies.published import (
@@ -23,6 +22,7 @@ from benchmarks.simulate.studies.sizing import min_replicas_for, plan_fleet
 from benchmarks.simulate.studies.step_load import format_step_load, measure_step_load
 from benchmarks.simulate.workloads.traces import read_trace
 from router.policies import POLICIES
+from router.slo import Slo
 
 
 def write_trace(path: Path, *, prompt_tokens: int = 4000) -> None:

@@ -12,9 +12,9 @@ from benchmarks.simulate.autoscalers.foresight import FLOORS, RESERVES
 from benchmarks.simulate.autoscalers.oracle import SHARE
 from benchmarks.simulate.cli import main, parse_slo
 from benchmarks.simulate.model.profiles import LLAMA_8B_H100
-from benchmarks.simulate.model.requests import Slo
 from benchmarks.simulate.studies.compare import BASELINES, CompareOptions, compare_workload
 from benchmarks.simulate.workloads.scenarios import SCENARIOS, make_scenario
+from router.slo import Slo
 
 OPTIONS = CompareOptions(
     profile=LLAMA_8B_H100,
