@@ -9,6 +9,7 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
@@ -88,7 +89,7 @@ class _Answer:
 
     async def fail(self, error: Exception) -> None:
         """Ends an answer that is held with an error, as vLLM would have without a stream."""
-        told = _error_response(error)
+        told = _error_response(error, has_opened=bool(self._opening))
         self._end()
         await _send_json(self._send, told.error.code, json.loads(shortened(told.model_dump_json())))
 
@@ -145,13 +146,15 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _error_response(error: Exception) -> ErrorResponse:
+def _error_response(error: Exception, *, has_opened: bool) -> ErrorResponse:
     """vLLM's word for its own errors, each of which says whose it is.
 
     It takes any other `ValueError` for the client's, which is not where one is thrown this late.
+    But some fields of a request it checks only as it repeats them, in what a stream opens with.
     """
+    kinds = (VLLMError,) if has_opened else (VLLMError, ValidationError)
     # Starlette wraps one that it has a handler for and no more use of.
-    known = next((each for each in (error, error.__cause__) if isinstance(each, VLLMError)), None)
+    known = next((each for each in (error, error.__cause__) if isinstance(each, kinds)), None)
     if known is not None:
         return create_error_response(known)
     return create_error_response(

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 from starlette.types import Message, Receive, Scope, Send
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
@@ -360,22 +361,24 @@ async def test_an_error_does_not_tell_back_all_that_it_was_given(text: str) -> N
     assert error["code"] == 400
 
 
-def opens(*, then: Callable[[], None], part: bytes) -> Callable[..., Any]:
+OPENING = [b"event: response.created\ndata: {}\n\n", b"event: response.in_progress\ndata: {}\n\n"]
+
+
+def opens(
+    *, then: Callable[[], None], part: bytes, opening: Sequence[bytes] = OPENING
+) -> Callable[..., Any]:
     """An app that answers as vLLM's Responses API: two events before it asks an engine."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for event in OPENING:
+        for event in opening:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         then()
         await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     return app
-
-
-OPENING = [b"event: response.created\ndata: {}\n\n", b"event: response.in_progress\ndata: {}\n\n"]
 
 
 async def test_what_comes_before_an_engine_is_asked_is_held_too() -> None:
@@ -419,6 +422,23 @@ async def test_a_stream_that_fails_before_it_begins_has_a_status(
     assert sent[0]["status"] == status
     assert json.loads(sent[1]["body"])["error"]["code"] == status
     assert len(sent[1]["body"]) < 10_000
+
+
+def repeats_a_wrong_field() -> None:
+    try:
+        TypeAdapter(bool).validate_python({})
+    except ValidationError as error:
+        raise STARTED from error
+
+
+@pytest.mark.parametrize(("opening", "status"), [([], 400), (OPENING, 500)])
+async def test_a_field_that_vllm_cannot_repeat_is_the_clients(
+    opening: list[bytes], status: int
+) -> None:
+    sent: Sent = []
+    app = opens(then=repeats_a_wrong_field, part=b"", opening=opening)
+    await RouteHeaderMiddleware(app)(scope(), receive_from(), send_to(sent))
+    assert sent[0]["status"] == status
 
 
 def is_refused(then: Callable[[], None] = lambda: None) -> Callable[[], None]:
