@@ -12,7 +12,7 @@ from router.costs import PrefillCost
 from router.pairs import Pair, Pairs
 from router.placement import Placer
 from router.planner import PoolPlanner
-from router.policies import pick_least_work
+from router.policies import POLICIES
 from router.prediction import Predictor
 from router.reroute import MIN_GAIN
 from router.routes import Route, RoutePlan
@@ -45,7 +45,7 @@ class Pool(PoolPlanner):
     """Two replicas at time 0."""
 
     def __init__(self, name: Phase) -> None:
-        super().__init__(name, pick_least_work, random.Random(0), lambda: 0.0, cost=COST)
+        super().__init__(name, POLICIES["least_work"], random.Random(0), lambda: 0.0, cost=COST)
         self.replicas = {f"{name}-{number}": Replica(f"{name}-{number}") for number in range(2)}
         for replica_id in self.replicas:
             self.joined(replica_id, None)
