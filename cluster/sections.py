@@ -73,6 +73,9 @@ def _ordered(ends: tuple[int, int]) -> tuple[int, int]:
 MAX_REPLICAS = 100_000
 """Of one deployment; Serve counts in 32 bits, and a typing error is found sooner."""
 
+MAX_NODES = 1_000
+"""Of one engine."""
+
 EngineOptions = dict[Annotated[str, AfterValidator(_engine_option)], Any]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
 Variables = dict[
@@ -127,6 +130,14 @@ class PoolConfig(Section):
         description="GPUs of each replica, one per rank: tensor_parallel_size times "
         "pipeline_parallel_size. 0 runs the engine on the CPU.",
     )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES,
+        description="Nodes that the engine of each replica spans, for a model that no node can "
+        "hold. Its ranks, and the `gpus`, `cpus` and `resources` of the replica, are divided "
+        "evenly among them.",
+    )
     cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each replica.")
     resources: Resources = Field(
         default_factory=dict,
@@ -134,7 +145,7 @@ class PoolConfig(Section):
     )
     labels: dict[str, str] = Field(
         default_factory=dict,
-        description="Ray node labels that a replica's node must have, e.g. "
+        description="Ray node labels that a replica's nodes must have, e.g. "
         "`{ray.io/accelerator-type: H100}`.",
     )
     engine: EngineOptions = Field(
@@ -151,6 +162,12 @@ class PoolConfig(Section):
     env: Variables = Field(
         default_factory=dict, description="Environment variables of each replica."
     )
+
+    @property
+    def resources_per_node(self) -> dict[str, float]:
+        """What a replica reserves on each of its nodes, by Ray's names."""
+        whole = {"GPU": self.gpus, "CPU": self.cpus, **self.resources}
+        return {name: amount / self.nodes for name, amount in whole.items()}
 
 
 class TransferConfig(Section):

@@ -10,6 +10,7 @@ stopped or still importing one goes as well. One who has the mark may set anothe
 Run as `python guardian.py PARENT_PID MARK`; it imports nothing but the standard library.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -56,12 +57,19 @@ def kill_marked(mark: str) -> None:
     """Kills what carries the mark until nothing new has appeared for a while."""
     deadline_s = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline_s:
-        for pid in marked_pids(mark):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        _kill_once(mark)
         time.sleep(0.1)
+
+
+def kill_children() -> None:
+    """Kills what this process has started, as far as it is there now."""
+    _kill_once(os.environ[MARK_VARIABLE])
+
+
+def _kill_once(mark: str) -> None:
+    for pid in marked_pids(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:
