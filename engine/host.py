@@ -245,8 +245,10 @@ async def _unless_others_end(
         await asyncio.wait((starting,), timeout=_PAUSE_S)
     try:
         return starting.result()
-    except EngineEnded as end:
-        raise EngineEnded(await _first_end(followers) or end.exit) from None
+    except Exception:
+        if (how := await _first_end(followers)) is not None:
+            raise EngineEnded(how) from None
+        raise
 
 
 async def _first_end(followers: OtherNodes) -> EngineExit | None:
