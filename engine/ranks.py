@@ -17,6 +17,9 @@ from kvtransfer.credentials import Credentials
 
 logger = logging.getLogger(__name__)
 
+_REAPED_S = 5.0
+"""A rank has closed its pipe moments before it has ended, and how it does is known only then."""
+
 
 def run_ranks(args: AsyncEngineArgs, credentials: Credentials | None = None) -> EngineExit:
     """Runs this node's ranks until one of them ends, and says how it did; the others end then.
@@ -36,6 +39,7 @@ def run_ranks(args: AsyncEngineArgs, credentials: Credentials | None = None) -> 
     try:
         processes = {each.proc.sentinel: each.proc for each in executor.workers}
         (first, *_) = wait(list(processes))
+        processes[first].join(_REAPED_S)
         return explain_exit(processes[first].exitcode, read_own_output())
     finally:
         executor.shutdown()
