@@ -5,13 +5,14 @@ Owns the requests. What must come of them is the business of the tests.
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 from answers import COMPLETIONS, ask
 from cases import Case, token_prompt
 from metrics import Sample, scrape, total
-from servers import new_client
+from servers import await_line, new_client, plain_server
 
 NUM_PROMPT = 480
 PROMPTS = ("crosses", "killed", "silent", "prefill cut off", "prefill back", "gone", "after")
@@ -32,6 +33,14 @@ def body(name: str) -> dict[str, Any]:
         "ignore_eos": True,
     }
     return Case(name=name, endpoint=COMPLETIONS, fields=fields).body(stream=True)
+
+
+async def one_engines_answers(log: Path) -> dict[str, Any]:
+    """A plain vLLM server's to each of the requests."""
+    with plain_server(log) as plain:
+        await_line(plain, "Application startup complete")
+        async with new_client() as client:
+            return {name: await ask(client, plain.url, COMPLETIONS, body(name)) for name in PROMPTS}
 
 
 async def answered(url: str, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from metrics import Sample, scrape
 from node_cluster import NodeCluster
 from node_requests import NUM_PROMPT, WITHIN_S, answered, are_paired, is_decoding, num_faults, seen
 from port_table import read_rows
+from servers import new_client
 
 from benchmarks.audit import audit
 
@@ -27,6 +28,12 @@ METRICS_PORT = 6385
 POLL_S = 0.5
 
 pytestmark = [pytest.mark.nodes, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with new_client() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,20 @@ of it is left on either node, and another engine has taken its place.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import pytest_asyncio
 from answers import differences
 from metrics import Sample, total
 from node_cluster import NodeCluster, Phase
 from node_requests import answered, are_paired, is_decoding, num_faults, seen
 from port_table import read_rows
+from servers import new_client
 
 from cluster.health import observe_health
 
@@ -25,6 +27,12 @@ NODES: tuple[Phase, Phase] = ("prefill", "decode")
 ENDS_WITHIN_S = 20.0
 
 pytestmark = [pytest.mark.nodes, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with new_client() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
