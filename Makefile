@@ -20,10 +20,11 @@ serve: setup  ## Serve the demo on this machine until Ctrl-C (CONFIG=file for an
 test: setup  ## The test suite, real engines included
 	$(BIN)/python -m pytest
 
-check: setup  ## What CI runs: formatting, lint, types, tests, two minutes of faults
+check: setup  ## What CI runs: formatting, lint, types, docs, tests, two minutes of faults
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m nodes
 	$(BIN)/python -m benchmarks.chaos --minutes 2 --out build/chaos.md
@@ -37,8 +38,10 @@ fuzz: setup  ## Send a live cluster whatever a client may send for ten minutes, 
 bench: setup  ## Compare with bare vLLM and Ray Serve LLM; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.compare
 
-docs: setup  ## Write the generated parts of README.md anew
-	$(BIN)/pdserve config-reference --into README.md
+docs: setup  ## Write the generated pages anew and build the documentation into build/site
+	$(BIN)/pdserve config-reference --into docs/configuration.md
+	$(BIN)/pdserve metrics-reference --into docs/metrics.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -130,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         "--load",
         type=_positive,
         default=0.4,
-        help="arrivals, in parts of the rate at which requests were answered while a pool was down"
-        " to one replica and another one started, which is measured first",
+        help="arrivals, in parts of the rate at which requests were answered while each pool was"
+        " down to one replica and others started, which is measured first",
     )
     parser.add_argument(
         "--fault-every",

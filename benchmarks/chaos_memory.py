@@ -1,6 +1,6 @@
 """How much memory each of the cluster's processes takes, over a run. Owns the samples.
 
-Only a process that lives from the end of the warm-up to the end of the run can be seen to grow; in
+Only a process that lives from the end of its warm-up to the end of the run can be seen to grow; in
 a run with faults these are the routers that were spared, the proxy, and Ray's own.
 """
 
@@ -13,7 +13,7 @@ from statistics import median
 import psutil
 
 WARM_UP = 0.3
-"""Share of the run in which caches and pools fill."""
+"""Share of the run in which the caches and pools of a process fill, once it has started."""
 WINDOW = 0.1
 """Share of the run whose median stands for a moment."""
 
@@ -79,11 +79,14 @@ def growth_of(taken: Iterable[tuple[float, int]], *, start_s: float, end_s: floa
     """From after the warm-up to the end; None for a process that was not there at both.
 
     Args:
-        taken: times and bytes.
+        taken: times and bytes, from its start on.
     """
     length_s = end_s - start_s
-    warm_s, last_s = start_s + WARM_UP * length_s, end_s - WINDOW * length_s
     samples = list(taken)
+    began_s = max(start_s, min((at_s for at_s, _ in samples), default=start_s))
+    warm_s, last_s = began_s + WARM_UP * length_s, end_s - WINDOW * length_s
+    if warm_s + WINDOW * length_s > last_s:
+        return None
     first = [size for at_s, size in samples if warm_s <= at_s < warm_s + WINDOW * length_s]
     last = [size for at_s, size in samples if last_s <= at_s <= end_s]
     return median(last) / median(first) - 1 if first and last else None

@@ -12,7 +12,7 @@ _LEAST_FREED_S = 2.0
 _LEAST_UNREAD_S = 60.0
 NUM_CROWD = 256
 """Streams that come at once."""
-_CROWD_STARTS = 1.0
+_CROWD_STARTS = 0.5
 _LEAST_CROWD_TOKENS, _MOST_CROWD_TOKENS = 16, 400
 _HELD_FAULTS = 2.5
 
@@ -21,9 +21,9 @@ _HELD_FAULTS = 2.5
 class Speed:
     """What was measured before the run, on the cluster that it disturbs.
 
-    `start_s` is from a replica's end to its successor's first request, `rate` how many requests of
-    the run's mix were answered a second in the meantime, with that pool down to one replica, and
-    `token_rate` how many tokens that were.
+    `start_s` is from the end of a replica of each pool until both are replaced, `rate` how many
+    requests of the run's mix were answered a second in the meantime, with each pool down to one
+    replica, and `token_rate` how many tokens that were.
     """
 
     start_s: float
@@ -61,7 +61,7 @@ class Pace:
     held_s: float
     """How long the node stays as a fault of it has left it: past some more faults."""
     crowd_tokens: int
-    """The length of each answer of a crowd, which one replica computes in about a start."""
+    """The length of each answer of a crowd, which one replica computes in about half a start."""
 
 
 def plan_pace(speed: Speed, pressure: Pressure, *, least_s: float) -> Pace:

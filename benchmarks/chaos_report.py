@@ -211,8 +211,8 @@ def _method(record: Record, options: RunOptions) -> str:
     paragraphs = [
         f"A cluster of {replicas} replicas of the demo model in float32, behind {routers}. Before"
         " any fault each case was asked alone, which gave the answers to compare with, then all at"
-        " once, which had to give the same. How fast this machine is was measured next: a decode"
-        f" replica was killed, another one answered in its place after {speed.start_s:.0f} s, and"
+        " once, which had to give the same. How fast this machine is was measured next: a replica"
+        f" of each pool was killed, others answered in their place after {speed.start_s:.0f} s, and"
         f" meanwhile all cases, asked at once, were answered at {speed.rate:.2f} a second. Then"
         f" requests arrived for {pace.duration_s:.0f} s at {pace.rate:.2f} a second on average,"
         f" {options.pressure.load:g} of that rate (Poisson, open loop), each drawn from the cases,"

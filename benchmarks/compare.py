@@ -71,13 +71,11 @@ def compare(
 
 
 def write(rounds: dict[str, list[Metrics]], folder: Path) -> None:
-    """The result files; with the default folder the README's tables as well."""
+    """The result files; with the default folder the README's table as well."""
     report.write(rounds, observe_machine(), folder)
     write_chart(rounds, folder / "compare.png")
     if folder == _RESULTS:
-        # What a change has cost is for those who made it.
-        systems = {name: of_system for name, of_system in rounds.items() if name != report.BEFORE}
-        _README.write_text(report.embed(_README.read_text(), systems))
+        _README.write_text(report.embed(_README.read_text(), report.summarise(rounds)))
 
 
 def main() -> int:
@@ -119,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         default=_RESULTS,
-        help="the folder for the results; the README's tables follow the default one",
+        help="the folder for the results; the README's table follows the default one",
     )
     parser.add_argument(
         "--config",

@@ -17,6 +17,8 @@ from benchmarks.systems import MAX_MODEL_LEN
 
 Rounds = Mapping[str, Sequence[Metrics]]
 """The metrics of each system, one for each round."""
+Summary = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""`{system: {metric: {median, min, max}}}`, as in compare.json."""
 
 METRICS: tuple[str, ...] = tuple(field.name for field in fields(Metrics))
 
@@ -187,9 +189,9 @@ def median_table(rounds: Rounds) -> str:
     return _markdown(rows)
 
 
-def compare_json(rounds: Rounds) -> str:
-    """`{system: {metric: {median, min, max}}}`."""
-    summary = {
+def summarise(rounds: Rounds) -> Summary:
+    """The median and the range of each metric over the rounds."""
+    return {
         system: {
             metric: {"median": median(values), "min": min(values), "max": max(values)}
             for metric in METRICS
@@ -197,7 +199,11 @@ def compare_json(rounds: Rounds) -> str:
         }
         for system in rounds
     }
-    return json.dumps(summary, indent=2) + "\n"
+
+
+def compare_json(rounds: Rounds) -> str:
+    """The summary as JSON."""
+    return json.dumps(summarise(rounds), indent=2) + "\n"
 
 
 def compare_markdown(rounds: Rounds, machine: Machine) -> str:
@@ -223,24 +229,38 @@ def write(rounds: Rounds, machine: Machine, folder: Path) -> None:
 
 
 README_BEGIN, README_END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+README_SYSTEMS = ("vllm", "ray-llm-tuned", SUBJECT, SPLIT)
+README_METRICS = (
+    "ttft_s_p50_20",
+    "ttft_s_p50_500",
+    "itl_s_mean",
+    "tokens_per_s_c8",
+    "tokens_per_s_c32",
+)
 
 
-def embed(text: str, rounds: Rounds) -> str:
-    """`text`, a README, with both tables between its markers made anew."""
+def embed(text: str, summary: Summary) -> str:
+    """`text`, a README, with the short table between its markers made anew."""
     before, begin, rest = text.partition(README_BEGIN)
     _, end, after = rest.partition(README_END)
     if not (begin and end):
-        raise ValueError(f"no {README_BEGIN} and {README_END} to write the tables between")
-    num_rounds = min(len(metrics) for metrics in rounds.values())
-    tables = "\n\n".join(
+        raise ValueError(f"no {README_BEGIN} and {README_END} to write the table between")
+    return f"{before}{begin}\n{readme_table(summary)}\n{end}{after}"
+
+
+def readme_table(summary: Summary) -> str:
+    """The medians that say most, of the systems of `README_SYSTEMS` that were measured."""
+    titles = {**PEER_TITLES, **SUBJECT_TITLES}
+    systems = [system for system in README_SYSTEMS if system in summary]
+    rows = [["median", *(titles[system] for system in systems)]]
+    rows += [
         [
-            "Ratios within a round, and what they must be:",
-            ratio_tables(rounds),
-            f"Medians of {num_rounds} rounds (lowest to highest):",
-            median_table(rounds),
+            f"{SHOWN[metric].title}, {SHOWN[metric].unit}",
+            *(SHOWN[metric].format(summary[system][metric]["median"]) for system in systems),
         ]
-    )
-    return f"{before}{begin}\n{tables}\n{end}{after}"
+        for metric in README_METRICS
+    ]
+    return _markdown(rows)
 
 
 def _describe(load: Load) -> str:

@@ -86,6 +86,7 @@ def build(args: Mapping[str, Any]) -> Application:
                     max(config.router.max_bodies_mib, config.router.max_body_mib) * 2**20
                 ),
                 max_choices=config.router.max_choices,
+                max_prompt_logprobs=config.router.max_prompt_logprobs,
                 receive_timeout_s=config.router.receive_timeout_s,
             ),
             client_priority=config.router.client_priority,
@@ -98,9 +99,10 @@ def build(args: Mapping[str, Any]) -> Application:
         num_routers=config.router.replicas,
         targets=_targets(config),
         recovery=RecoveryLimits(
-            max_moves=config.recovery.max_moves, max_wait_s=config.recovery.max_wait_s
+            max_moves=config.recovery.max_moves,
+            max_wait_s=config.recovery.max_wait_s,
+            stall_timeout_s=config.recovery.stall_timeout_s,
         ),
-        stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
         tls=_tls(config),
     )
@@ -111,7 +113,7 @@ def build(args: Mapping[str, Any]) -> Application:
         # Requests wait in the engines' queues, where the policies see them, not in front of us.
         max_ongoing_requests=100_000,
         health_check_period_s=2.0,
-        health_check_timeout_s=settings.stall_timeout_s + 5.0,
+        health_check_timeout_s=settings.recovery.stall_timeout_s + 5.0,
         # A router that is replaced, in a config update say, keeps what waits for new engines.
         graceful_shutdown_timeout_s=config.recovery.max_wait_s + config.recovery.drain_s,
         # A line in a file for every request costs more than routing it.

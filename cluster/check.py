@@ -172,7 +172,12 @@ def _room(file: ServeFile) -> list[tuple[str, str]]:
         ]
     if file.packs_replicas:
         return [("placement", "one node after the other, the largest replicas first")]
-    return [("placement", "spread over nodes; a large replica may find no room (see the README)")]
+    return [
+        (
+            "placement",
+            "spread over nodes; a large replica may find no room (see docs/deployment.md)",
+        )
+    ]
 
 
 def _slo(config: ClusterConfig) -> str:

@@ -39,8 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pdserve",
+        formatter_class=_Help,
         description="Serves a language model through separate prefill and decode pools on Ray "
         "Serve.",
+        epilog="examples:\n"
+        "  pdserve check cluster/configs/demo.yaml    what would run where; starts nothing\n"
+        "  pdserve up cluster/configs/demo.yaml       serve it on this machine until Ctrl-C\n"
+        "  pdserve COMMAND --help                     more of one command",
     )
     version = f"pdserve {metadata.version('pdserve')}"
     parser.add_argument("--version", action="version", version=version)
@@ -53,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         "enough for each replica, and if not, the exit status is 1. A wrong value gets one line "
         "that names the field and what it may be, and exit status 2."
     )
+    check.epilog = (
+        "examples:\n"
+        "  pdserve check cluster/configs/demo.yaml\n"
+        "  RAY_DASHBOARD_ADDRESS=http://127.0.0.1:8265 pdserve check my.yaml"
+    )
     _add_file(check)
 
     serve = _command(commands, "up", _up, "serve a config on this machine until Ctrl-C")
@@ -60,13 +70,17 @@ def _parser() -> argparse.ArgumentParser:
         "Starts Ray and Serve on this machine, waits until the API can be used, and stays in the "
         "foreground. Ctrl-C ends everything it started; a second one at once."
     )
+    serve.epilog = (
+        "examples:\n"
+        "  pdserve up cluster/configs/demo.yaml    a small chat model on two CPU cores\n"
+        "  pdserve up cluster/configs/tiny.yaml    random weights; needs no network"
+    )
     _add_file(serve)
 
     fetch = _command(commands, "fetch-model", _fetch_model, "make a built-in model ready")
-    fetch.formatter_class = argparse.RawDescriptionHelpFormatter
     fetch.description = (
         "Makes a built-in model ready in this user's cache, as the first start would: on each "
-        "node before\n`serve run`, so that replicas start sooner, or while there is a network."
+        "node before `serve run`, so that replicas start sooner, or while there is a network."
     )
     fetch.epilog = (
         "examples:\n"
@@ -81,17 +95,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.description = (
         "Writes a small Llama checkpoint with random weights, the same bytes every time."
     )
+    demo.epilog = (
+        "examples:\n"
+        "  pdserve demo-model               into this user's cache, where `model: demo` finds it\n"
+        "  pdserve demo-model /tmp/model    into a folder of your choice"
+    )
     demo.add_argument(
         "folder", metavar="DIR", nargs="?", type=Path, help="where to; default: the user's cache"
     )
 
-    reference = _command(
+    config = _command(
         commands, "config-reference", _config_reference, "print the table of all config fields"
     )
-    reference.description = "Prints a Markdown table of every field a config may have."
-    reference.add_argument(
-        "--into", metavar="FILE", type=Path, help="write it between the markers in FILE instead"
+    config.description = "Prints a Markdown table of every field a config may have."
+    _add_into(config, "docs/configuration.md")
+
+    metrics = _command(
+        commands, "metrics-reference", _metrics_reference, "print the tables of all metrics"
     )
+    metrics.description = "Prints Markdown tables of every metric, with its labels and meaning."
+    _add_into(metrics, "docs/metrics.md")
     return parser
 
 
@@ -101,14 +124,31 @@ def _command(
     run: Callable[[argparse.Namespace], None],
     summary: str,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary)
+    parser = commands.add_parser(name, help=summary, formatter_class=_Help)
     parser.set_defaults(run=run)
     return parser
+
+
+class _Help(argparse.HelpFormatter):
+    """Fills a description, and leaves an epilog's examples in their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return text
+        return super()._fill_text(text, width, indent)
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="a Serve config file, e.g. in cluster/configs/"
+    )
+
+
+def _add_into(parser: argparse.ArgumentParser, page: str) -> None:
+    name = parser.prog.split()[-1]
+    parser.epilog = f"examples:\n  pdserve {name}\n  pdserve {name} --into {page}"
+    parser.add_argument(
+        "--into", metavar="FILE", type=Path, help="write it between the markers in FILE instead"
     )
 
 
@@ -160,12 +200,25 @@ def _fetch_model(options: argparse.Namespace) -> None:
 
 
 def _config_reference(options: argparse.Namespace) -> None:
-    from cluster.reference import config_reference, write_reference
+    from cluster.reference import CONFIG, config_reference
 
-    if options.into is None:
-        print(config_reference())
+    _tell(options.into, CONFIG, config_reference())
+
+
+def _metrics_reference(options: argparse.Namespace) -> None:
+    from cluster.metrics_reference import metrics_reference
+    from cluster.reference import METRICS
+
+    _tell(options.into, METRICS, metrics_reference())
+
+
+def _tell(into: Path | None, name: str, part: str) -> None:
+    from cluster.reference import write_part
+
+    if into is None:
+        print(part)
     else:
-        write_reference(options.into)
+        write_part(into, name, part)
 
 
 if __name__ == "__main__":

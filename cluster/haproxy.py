@@ -71,6 +71,8 @@ class Change:
     lines: str
     """A regular expression of whole lines that Serve writes once."""
     becomes: str
+    only_without: str | None = None
+    """A regular expression: made only in a config that has no such line."""
 
 
 def _error(status: int) -> str:
@@ -136,6 +138,13 @@ CHANGES = (
         lines=r"    stats socket (\S+) mode 666 level admin (.*)",
         becomes=r"    stats socket \1 mode 600 level admin \2",
     ),
+    Change(
+        why="As long as it has not been told of the application, as it starts or takes over from "
+        "one that was killed, clients are to try again.",
+        lines=r"    http-request return status 404 .*",
+        becomes="    http-request return status 503 default-errorfiles",
+        only_without=r"    use_backend .*",
+    ),
 )
 
 
@@ -174,6 +183,8 @@ def changed(config: str) -> str:
         ValueError: this is not the config that the pinned Ray writes.
     """
     for change in CHANGES:
+        if change.only_without and re.search(f"^{change.only_without}$", config, flags=re.M):
+            continue
         config, num_found = re.subn(f"^{change.lines}$", change.becomes, config, flags=re.M)
         if num_found != 1:
             raise ValueError(

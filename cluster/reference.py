@@ -1,6 +1,6 @@
 """The config reference: a Markdown table of every field, made from the pydantic models.
 
-Owns the generated part of README.md between the two markers, and nothing else of it.
+Owns the generated part of a page between its two markers, and nothing else of the page.
 """
 
 import types
@@ -15,8 +15,9 @@ from pydantic.fields import FieldInfo
 from cluster.config import ClusterConfig
 from cluster.errors import ClusterError
 
-BEGIN = "<!-- config-reference:begin -->"
-END = "<!-- config-reference:end -->"
+CONFIG = "config-reference"
+METRICS = "metrics-reference"
+"""Names of the generated parts. Those of metrics are `cluster.metrics_reference`'s."""
 
 
 def config_reference() -> str:
@@ -25,22 +26,24 @@ def config_reference() -> str:
     return "\n".join([*lines, *_rows(ClusterConfig, "")])
 
 
-def replace_reference(text: str) -> str:
-    """`text` with the table between its markers made anew.
+def replace_part(text: str, name: str, part: str) -> str:
+    """`text` with what stands between the markers of a part made anew.
 
     Raises:
         ClusterError: the markers are missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ClusterError(f"no {BEGIN} and {END} to write the reference between")
-    return f"{before}{BEGIN}\n{config_reference()}\n{END}{after}"
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ClusterError(f"no {begin} and {end} to write the reference between")
+    return f"{before}{begin}\n{part}\n{end}{after}"
 
 
-def write_reference(path: Path) -> None:
-    """Makes the reference in a Markdown file anew; raises as `replace_reference` does."""
-    path.write_text(replace_reference(path.read_text(encoding="utf-8")), encoding="utf-8")
+def write_part(path: Path, name: str, part: str) -> None:
+    """Makes a part of a Markdown file anew; raises as `replace_part` does."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(replace_part(text, name, part), encoding="utf-8")
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:

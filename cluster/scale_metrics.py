@@ -15,19 +15,23 @@ class ScaleMetrics:
         self._own = {"application": application}
         self._share = share_wanted
         keys = ("application", "pool")
-        self._target = Gauge("pdserve_scale_target", "Replicas decided on.", tag_keys=keys)
-        self._needed = Gauge("pdserve_scale_needed", "Replicas the traffic needs.", tag_keys=keys)
+        self._target = Gauge(
+            "pdserve_scale_target", "Replicas that scaling decided on.", tag_keys=keys
+        )
+        self._needed = Gauge(
+            "pdserve_scale_needed", "Replicas that the traffic needs.", tag_keys=keys
+        )
         self._input = Gauge(
-            "pdserve_scale_input", "The numbers a plan was made from.", tag_keys=(*keys, "name")
+            "pdserve_scale_input", "The inputs of the last plan, by name.", tag_keys=(*keys, "name")
         )
         self._share_wanted = Gauge(
             "pdserve_scale_share_wanted",
-            "Share of requests that must meet a target.",
+            "Share of requests that must meet each target.",
             tag_keys=("application",),
         )
         self._decisions = Counter(
             "pdserve_scale_decisions",
-            "Plans, by whether they change the pool, why, and what holds them back.",
+            "Plans, by whether they change the pool, their reason, and what holds them back.",
             tag_keys=(*keys, "change", "reason", "held_by"),
         )
 

@@ -109,20 +109,20 @@ class PoolConfig(Section):
         default=None,
         ge=1,
         le=MAX_REPLICAS,
-        description="Lets the pool grow and shrink with the traffic, to this many at most. "
-        "Unset, it keeps its size.",
+        description="Largest size of the pool, which is then scaled with the traffic. Unset, its "
+        "size is fixed.",
     )
     min_replicas: int = Field(
         default=1,
         ge=0,
-        description="As few as the pool may shrink to. With 0 it goes when nobody asks, and "
-        "requests wait while it starts again.",
+        description="Smallest size of the pool. With 0 it is stopped when it is idle, and requests "
+        "wait while it starts again.",
     )
     warm_replicas: int = Field(
         default=0,
         ge=0,
-        description="Kept beyond what the traffic needs, for requests that cannot wait for a "
-        "start.",
+        description="Replicas kept beyond what the traffic needs, for requests that cannot wait "
+        "for a start.",
     )
     gpus: int = Field(
         default=0,
@@ -175,40 +175,43 @@ class TransferConfig(Section):
 
     connector: Literal["nixl", "nccl"] = Field(
         default="nixl",
-        description="What moves the KV blocks: reads by NIXL, or messages over NCCL between GPUs "
-        "and over Gloo between CPUs.",
+        description="What transfers the KV blocks: reads by NIXL, or messages over NCCL between "
+        "GPUs and over Gloo between CPUs.",
     )
     backends: Backends = Field(
-        default=("UCX",), strict=False, min_length=1, description="NIXL backends, by preference."
+        default=("UCX",),
+        strict=False,
+        min_length=1,
+        description="NIXL backends, in order of preference.",
     )
     shared_memory: Literal["auto", "never"] = Field(
         default="auto",
-        description="On CPUs, with `nixl`: `auto` lets decode copy KV from a prefill of its host "
-        "out of memory that both map; NIXL then carries the handshake, the leases and the "
-        "notifications. `never`, as in the demo, leaves the KV to NIXL too, as every pair that "
-        "cannot share memory does.",
+        description="On CPUs, with `nixl`: `auto` lets decode copy KV from a prefill engine of its "
+        "host through shared memory; NIXL then carries the handshake, the leases and the "
+        "notifications. With `never`, as in the demo, and for pairs that cannot share memory, NIXL "
+        "carries the KV too.",
     )
     read_timeout_s: float = Field(
         default=5.0,
         ge=0.1,
         le=3600,
-        description="Seconds that a prefill whose blocks are being read may be silent before "
-        "decode asks it for a sign of life, and then again, beside what the bytes under way take, "
-        "before it is taken for gone and its blocks are computed.",
+        description="Seconds that a prefill engine may be silent while decode reads its blocks, "
+        "beyond what the bytes in flight take, before decode probes it. After as long again "
+        "without a response, decode gives the read up and recomputes the blocks.",
     )
     progress_delay_us: int | None = Field(
         default=None,
         ge=0,
         le=1_000_000,
-        description="Microseconds after which NIXL's progress thread looks for work that it was "
-        "not told of; with 0 it polls all the time, on a core of its own. If unset, 10,000 on CPUs "
+        description="Poll interval of NIXL's progress thread in microseconds; between polls it "
+        "waits for events. With 0 it polls all the time and uses a core. If unset, 10,000 on CPUs "
         "and NIXL's own 0 on GPUs.",
     )
     lease_s: float = Field(
         default=30.0,
         ge=1,
-        description="Seconds that prefill keeps finished blocks for a decode replica that does "
-        "not ask for them.",
+        description="Seconds that prefill keeps the KV blocks of a finished prompt for a decode "
+        "replica that does not ask for them.",
     )
 
 
@@ -229,33 +232,35 @@ class RouterConfig(Section):
     )
     policy: Literal["p2c", "least_work", "round_robin", "random"] = Field(
         default="p2c",
-        description="How a replica is chosen: the one that is predicted to be done first, of all "
-        "or of 64 picked at random (`p2c`) or always of all (`least_work`), in turn, or at random. "
-        "What is cached of a prompt counts, in seconds.",
+        description="Routing policy. `p2c`: the replica that is predicted to finish first, of all, "
+        "or of 64 picked at random where there are more and several routers. `least_work`: always "
+        "of all. `round_robin`: each in turn. `random`. A cached prefix counts as the seconds that "
+        "it saves.",
     )
     local_prefill: Literal["auto", "never"] = Field(
         default="auto",
-        description="Whether decode may read a prompt itself: `auto` where its second token is "
-        "predicted to come sooner that way and decode's step stays within `slo.itl_s`, or, in "
-        "pieces, where prefill would be late. `never`, as in the demo, has prefill read all that "
-        "it can.",
+        description="Whether decode may prefill a prompt itself. `auto`: where the second token is "
+        "predicted to come sooner that way and decode's step stays within `slo.itl_s`, or, by "
+        "chunked prefill, where prefill would miss `slo.ttft_s`. `never`, as in the demo: prefill "
+        "computes every prompt that it can.",
     )
     admission: Literal["queue", "refuse"] = Field(
         default="queue",
-        description="What becomes of a request that is expected to miss `slo.ttft_s`, or "
-        "`slo.itl_s` at the end of its prefill: it queues, or gets status 429 with `Retry-After`.",
+        description="What happens to a request that is predicted to miss `slo.ttft_s`, or "
+        "`slo.itl_s` at the end of its prefill: it queues, or is refused with status 429 and "
+        "`Retry-After`.",
     )
     max_queued: int | None = Field(
         default=None,
         ge=1,
-        description="Requests without a first token that one router holds; one more gets status "
-        "429. Any number if unset.",
+        description="Requests without a first token that one router may hold; one more gets "
+        "status 429. No limit if unset.",
     )
     queue_timeout_s: float | None = Field(
         default=None,
         gt=0,
         description="Seconds that a request may wait for its first token; then it gets status 503. "
-        "For ever if unset.",
+        "No limit if unset.",
     )
     max_body_mib: float = Field(
         default=8.0,
@@ -267,8 +272,8 @@ class RouterConfig(Section):
         default=1024.0,
         ge=1e-6,
         le=1_000_000,
-        description="MiB that the bodies of all requests may have together that a router has not "
-        "answered yet, `max_body_mib` at least; one more gets status 503.",
+        description="MiB that the bodies of all unanswered requests of one router may have "
+        "together, at least `max_body_mib`; one more gets status 503.",
     )
     receive_timeout_s: float = Field(
         default=120.0,
@@ -280,37 +285,44 @@ class RouterConfig(Section):
         ge=1,
         description="Prompts of one request times its `n`; more get status 400.",
     )
+    max_prompt_logprobs: int = Field(
+        default=100_000,
+        ge=0,
+        description="Log probabilities of its prompts' tokens that one request may ask for, tokens "
+        "times `prompt_logprobs` and one; more get status 400. A router sends no other response "
+        "while it formats one with many.",
+    )
     max_connections: int = Field(
         default=4096,
         ge=1,
         le=1_000_000,
-        description="Connections of clients that HAProxy holds, of two file descriptors each; more "
+        description="Client connections that HAProxy holds, with two file descriptors each; more "
         "wait. For `pdserve up`; elsewhere set `RAY_SERVE_HAPROXY_MAXCONN` before `ray start`.",
     )
     client_priority: ClientPriority = Field(
         default=(-10, 10),
         strict=False,
-        description="The least and the most `priority` that a client may ask for; what lies "
-        "beyond counts as the nearest.",
+        description="The lowest and the highest `priority` that a client may ask for; other values "
+        "are clamped.",
     )
     compile_limit_s: float = Field(
         default=5.0,
         ge=0.01,
         le=3600,
-        description="CPU seconds that a client's grammar, JSON schema, regular expression or chat "
-        "template may take before an engine sees it, in a process of its own; one that takes "
-        "more gets status 400.",
+        description="CPU seconds that the check of a client's grammar, JSON schema, regular "
+        "expression or chat template may take, in a sandbox process, before an engine sees it; one "
+        "that takes more gets status 400.",
     )
     compile_memory_mib: float = Field(
         default=512.0,
         ge=16,
         le=1_000_000,
-        description="MiB of memory that it may take.",
+        description="MiB of memory that this check may take.",
     )
     frontend: dict[str, Any] = Field(
         default_factory=dict,
         description="Arguments of vLLM's API server, e.g. `{enable_auto_tool_choice: true, "
-        "tool_call_parser: hermes}`. Where it takes a list, one text is a list of one.",
+        "tool_call_parser: hermes}`. Where it takes a list, a single text is a list of one.",
     )
 
     @property
@@ -327,9 +339,9 @@ class TlsConfig(Section):
 
     certificate: AbsolutePath = Field(
         description="PEM file of a node's certificate, at the same path on every node. With this "
-        "section, channels between routers and replicas and the KV handshakes are encrypted, and "
-        "both sides show a certificate and check the other's; not the KV itself, see SECURITY.md. "
-        "New connections take files that have changed: nothing is restarted for them."
+        "section, channels between routers and replicas and the KV handshakes use mutual TLS; the "
+        "KV itself is not encrypted, see SECURITY.md. New connections use files that have changed, "
+        "without a restart."
     )
     key: AbsolutePath = Field(description="PEM file of its private key.")
     ca: AbsolutePath = Field(
@@ -347,24 +359,25 @@ class RecoveryConfig(Section):
     """What is done for requests whose engine dies, hangs or leaves."""
 
     max_moves: int = Field(
-        default=3, ge=0, description="How often one request is moved to another engine."
+        default=3, ge=0, description="How often one request may fail over to another engine."
     )
     max_wait_s: float = Field(
         default=120.0,
         gt=0,
-        description="Seconds that a request waits for a pool without a live replica; then it gets "
-        "status 503.",
+        description="Seconds that a request waits for a pool that has no live replica; then it "
+        "gets status 503.",
     )
     stall_timeout_s: float = Field(
         default=10.0,
         gt=0,
-        description="Seconds without a sign of life after which an engine is taken for dead.",
+        description="Seconds without a message from a replica, or without a response of its "
+        "engine, after which its requests fail over.",
     )
     drain_s: float = Field(
         default=30.0,
         ge=0,
-        description="Seconds that a replica that leaves may take to finish what it has; what is "
-        "left then is moved, and broken off where a router leaves.",
+        description="Seconds that a draining replica has to finish its requests; those that are "
+        "left then fail over. A draining router breaks off what is left.",
     )
 
 
@@ -392,24 +405,28 @@ class ScalingConfig(Section):
     up_delay_s: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds for which more must have been needed before replicas are started.",
+        description="Seconds for which more replicas must have been needed before they start.",
     )
     down_delay_s: float = Field(
         default=30.0,
         ge=0,
-        description="Seconds for which fewer must have been enough, and since the last change, "
-        "before some go. Longer after each time that this was regretted.",
+        description="Seconds for which fewer replicas must have been enough, and since the last "
+        "change, before the pool shrinks. Longer after each time that it had to grow again soon.",
     )
     look_back_s: float = Field(
         default=600.0,
         ge=10,
-        description="Seconds of past traffic that a smaller pool must be predicted to have held.",
+        description="Seconds of past traffic that a smaller pool must be predicted to have served "
+        "within the targets.",
     )
     idle_s: float = Field(
         default=300.0,
         gt=0,
-        description="Seconds without a request after which a pool with `min_replicas: 0` goes.",
+        description="Seconds without a request after which a pool with `min_replicas: 0` is "
+        "stopped.",
     )
     expected_start_s: float = Field(
-        default=60.0, gt=0, description="Seconds that a start takes, until one was seen."
+        default=60.0,
+        gt=0,
+        description="Seconds that a replica takes to start, until one was measured.",
     )

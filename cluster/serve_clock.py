@@ -24,6 +24,10 @@ class SteadyTime(ModuleType):
     def time(self) -> float:
         return self._ahead_s + time.monotonic()
 
+    def of_day(self, day_s: float) -> float:
+        """What this clock shows when the time of day is `day_s`."""
+        return day_s + self.time() - time.time()
+
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
 
@@ -33,7 +37,18 @@ def keep_steady() -> None:
     # Here: importing Serve takes a second, which `pdserve up` does not wait for.
     from ray._common.utils import Timer
     from ray.serve._private import deployment_state
+    from ray.serve._private.cluster_node_info_cache import ClusterNodeInfoCache
 
     steady = SteadyTime()
     deployment_state.time = steady
     Timer.time = lambda self: steady.time()
+    draining_nodes = ClusterNodeInfoCache.get_draining_nodes
+
+    def steady_draining_nodes(self: ClusterNodeInfoCache) -> dict[str, int]:
+        """When they end, which the autoscaler says by the time of day, in ms."""
+        return {
+            node_id: round(1000 * steady.of_day(ends_ms / 1000))
+            for node_id, ends_ms in draining_nodes(self).items()
+        }
+
+    ClusterNodeInfoCache.get_draining_nodes = steady_draining_nodes

@@ -28,7 +28,7 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from engine.errors import EngineInternalsChanged, ProtocolError
+from engine.errors import ChannelClosed, EngineInternalsChanged, ProtocolError
 from engine.internals import PINS
 from engine.wire import FrameReader, Kind, pack_frame
 
@@ -43,6 +43,7 @@ _PATIENCE_S = 10.0
 """For the thread that lets the engine core in, once that has connected."""
 _PAUSE_S = 0.1
 """Before the next try where the process has no file left for a connection."""
+_CLOSED = "the replica's end was closed"
 
 _PID_UID_GID = struct.Struct("3i")
 
@@ -112,6 +113,7 @@ class Inlet(asyncio.Protocol):
         Raises:
             EngineInternalsChanged: this vLLM's client keeps its steps elsewhere.
             ProtocolError: it has not.
+            ChannelClosed: this end was closed.
         """
         if not isinstance(getattr(core, "outputs_queue", None), asyncio.Queue):
             raise EngineInternalsChanged(f"AsyncMPClient has no outputs_queue: {PINS} has")
@@ -122,8 +124,12 @@ class Inlet(asyncio.Protocol):
         except TimeoutError:
             told = f"the engine core has not connected, and {self._num_strangers} of other users"
             raise ProtocolError(f"{told} have") from None
-        loop = asyncio.get_running_loop()
-        await loop.connect_accepted_socket(lambda: self, engine_core)
+        if not self._is_closed:
+            # The transport's from here on, and nobody else's to close.
+            engine_core = socket.socket(fileno=engine_core.detach())
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self, engine_core)
+        if self._is_closed:
+            raise ChannelClosed(_CLOSED)
 
     def _accept(self) -> None:
         """Waits for the connection of this user's process; turns those of others away."""
@@ -167,14 +173,19 @@ class Inlet(asyncio.Protocol):
         self._is_closed = True
         with contextlib.suppress(OSError):  # It may be closed already.
             self._listener.shutdown(socket.SHUT_RDWR)
-        if not self._engine_core.cancel() and self._transport is None:
-            # It was let in and never heard.
-            self._engine_core.result().close()
+        try:
+            self._engine_core.set_exception(ChannelClosed(_CLOSED))
+        except InvalidStateError:
+            if not self._engine_core.cancelled() and self._engine_core.exception() is None:
+                # It was let in and never heard, or it is the transport's.
+                self._engine_core.result().close()
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._is_closed:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         assert self._steps is not None

@@ -1,7 +1,8 @@
 """Long prompts are read in pieces while answers are being written, where the prompt asks for it.
 
 A prompt may bring a limit for the steps that read of it (`engine.step_limit`). While there is one,
-and an answer to be held up, no step reads more than about fits into the strictest of the limits.
+no step reads more than about fits into the strictest of the limits, or into some times that where
+no answer is held up.
 Only prompts are cut: the step's budget stays what it is, so that a request whose KV has come from
 another engine, and whose answer goes on with a single token, never waits behind a piece.
 
@@ -14,7 +15,14 @@ from typing import Any
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from engine.step_limit import LEAST_PIECE, next_piece, num_at_once, share_of_one, step_limit_s
+from engine.step_limit import (
+    IDLE_FACTOR,
+    LEAST_PIECE,
+    next_piece,
+    num_at_once,
+    share_of_one,
+    step_limit_s,
+)
 
 
 class Pieces:
@@ -43,8 +51,9 @@ class Pieces:
         self._step_limit_s = None
         if self._with_limit:
             self._with_limit &= self.requests.keys()
-            if self._holds_up_answers():
-                self._step_limit_s = self._strictest_limit_s()
+            self._step_limit_s = self._strictest_limit_s()
+            if self._step_limit_s is not None and not self._holds_up_answers():
+                self._step_limit_s *= IDLE_FACTOR
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
 
     def update_from_output(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -63,16 +63,23 @@ class EngineMetrics:
             return Counter(name, text, pair, registry=self.registry)
 
         self.running = gauge("pdserve_engine_running", "Requests in the engine's batch.")
-        self.waiting = gauge("pdserve_engine_waiting", "Requests that wait in the engine.")
-        self.kv_usage = gauge("pdserve_engine_kv_usage_fraction", "Share of KV blocks in use.")
+        self.waiting = gauge("pdserve_engine_waiting", "Requests in the engine's queue.")
+        self.kv_usage = gauge(
+            "pdserve_engine_kv_usage_fraction", "Share of the KV cache's blocks in use."
+        )
         self.transfers = pair_counter("pdserve_kv_transfers", "KV transfers completed.")
         self.copies = pair_counter(
-            "pdserve_kv_transfers_copied", "Of them, those copied from memory that both map."
+            "pdserve_kv_transfers_copied",
+            "Of them, those copied from shared memory, without NIXL.",
         )
-        self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes moved.")
-        self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent moving KV.")
-        self.failures = pair_counter("pdserve_kv_transfer_failures", "KV transfers that failed.")
-        self.ended_leases = pair_counter("pdserve_kv_ended_leases", "KV read too late, not used.")
+        self.bytes = pair_counter("pdserve_kv_transfer_bytes", "KV bytes transferred.")
+        self.seconds = pair_counter("pdserve_kv_transfer_seconds", "Seconds spent transferring KV.")
+        self.failures = pair_counter(
+            "pdserve_kv_transfer_failures", "KV reads that failed; a request has two."
+        )
+        self.ended_leases = pair_counter(
+            "pdserve_kv_ended_leases", "KV read after its lease, not used."
+        )
         self._of_pairs = (
             self.transfers,
             self.copies,

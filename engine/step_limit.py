@@ -15,6 +15,11 @@ LEAST_PIECE = 64
 longer than the limit. No piece pays a whole step's overhead for less."""
 
 
+IDLE_FACTOR = 4
+"""A step in which no answer waits may take so many times the limit: one may come meanwhile, whose
+KV is handed over, and waits for its end."""
+
+
 class _HasExtraArgs(Protocol):
     extra_args: dict[str, Any] | None
 

@@ -30,7 +30,8 @@ class BlockRead:
     retried: bool = False
 
     # Of this attempt.
-    cancelled: bool = False
+    given_up: bool = False
+    """Its peer was gone: it is cancelled, until nothing of it is under way."""
     remote_ranks: set[int] = field(default_factory=set)
     """The prefill workers from which blocks were read."""
     lease_reads: list[LeaseRead] = field(default_factory=list)
@@ -38,6 +39,6 @@ class BlockRead:
     def begin_again(self) -> None:
         """The second and last attempt. The reads of the first were released."""
         self.retried = True
-        self.cancelled = False
+        self.given_up = False
         self.remote_ranks = set()
         self.lease_reads = []

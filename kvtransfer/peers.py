@@ -31,6 +31,8 @@ class KVPeer:
 class _WarmUp:
     """One that is under way. Owned by `Peers`."""
 
+    task: asyncio.Task[str | None]
+
     def __init__(self) -> None:
         self.problems: dict[int, str | None] = {}
         """By rank, of the workers that are done."""
@@ -55,7 +57,7 @@ class Peers:
         """`core` is the decode engine's vLLM `AsyncMPClient`."""
         self._core, self._is_idle, self._timeout_s = core, is_idle, timeout_s
         self._under_way: dict[str, _WarmUp] = {}
-        self._tasks: dict[KVPeer, asyncio.Task[str | None]] = {}
+        """By engine, as the workers have them, whose address only the first to ask has named."""
         self._num_steps = 0
 
     async def warm_up(self, peer: KVPeer) -> str | None:
@@ -65,10 +67,11 @@ class Peers:
         another engine, another layout of the KV, no answer in time. A pair that is ready is left as
         it is. Takes tens of milliseconds, and seconds where the peer does not answer.
         """
-        if (task := self._tasks.get(peer)) is None:
-            task = self._tasks[peer] = asyncio.create_task(self._warm_up(peer))
-            task.add_done_callback(lambda _: self._tasks.pop(peer))
-        return await asyncio.shield(task)  # Others may wait for it too.
+        if (warm_up := self._under_way.get(peer.engine_id)) is None:
+            warm_up = self._under_way[peer.engine_id] = _WarmUp()
+            warm_up.task = asyncio.create_task(self._warm_up(peer, warm_up))
+            warm_up.task.add_done_callback(lambda _: self._under_way.pop(peer.engine_id))
+        return await asyncio.shield(warm_up.task)  # Others may wait for it too.
 
     def stepped(self, kv_connector_stats: Mapping[str, Any] | None) -> None:
         """To be called with `SchedulerStats.kv_connector_stats` of each of the engine's steps."""
@@ -78,16 +81,13 @@ class Peers:
                 for worker in workers:
                     warm_up.hear(worker)
 
-    async def _warm_up(self, peer: KVPeer) -> str | None:
-        warm_up = self._under_way[peer.engine_id] = _WarmUp()
+    async def _warm_up(self, peer: KVPeer, warm_up: _WarmUp) -> str | None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not await self._is_warm(peer, warm_up):
                     pass
         except TimeoutError:
             return f"the KV of engine {peer.engine_id} was not ready after {self._timeout_s:g} s"
-        finally:
-            del self._under_way[peer.engine_id]
         return next((problem for problem in warm_up.problems.values() if problem is not None), None)
 
     async def _is_warm(self, peer: KVPeer, warm_up: _WarmUp) -> bool:

@@ -94,9 +94,9 @@ class ReadingWorker(NixlPullConnectorWorker):  # type: ignore[misc]
     def _may_begin(self, engine_id: str, pair: PairReads[Any]) -> bool:
         """Whether one more may be read now; also where that fails at once, or connects first."""
         if engine_id in self._reconnecting and engine_id in self._invalid_remote_engines:
-            # Once nothing is read of it any more only other handshakes put off its end, or vLLM
-            # itself wants a pause.
-            return pair.is_idle and not self._handshake_futures
+            # It is dropped as soon as nothing is read of it any more, unless vLLM wants a pause.
+            _, pause_until_s = self._invalid_engine_backoff.get(engine_id, (0.0, 0.0))
+            return pair.is_idle and pause_until_s > time.perf_counter()
         return pair.has_room
 
     def _begin_reads(self) -> None:
@@ -138,7 +138,7 @@ class ReadingWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             rest = {request_id: handles}
             failed |= self._pop_done(request_id, engine_id, rest)
             if request_id in rest:
-                if engine_id in gone:
+                if engine_id in gone or self._block_reads[request_id].given_up:
                     rest[request_id] = self._given_up(request_id, rest[request_id], failed)
                 transfers[request_id] = rest[request_id]
                 continue
@@ -213,11 +213,8 @@ class ReadingWorker(NixlPullConnectorWorker):  # type: ignore[misc]
             pair.answered(self._clock())
 
     def _given_up(self, request_id: str, handles: list[Any], failed: set[str]) -> list[Any]:
-        """The handles that still stand once those of a request were cancelled."""
-        read = self._block_reads[request_id]
-        if read.cancelled:
-            return handles
-        read.cancelled = True
+        """Cancels a request's reads: the handles that still stand. They are cancelled again."""
+        self._block_reads[request_id].given_up = True
         return [
             handle
             for handle in handles
@@ -286,10 +283,29 @@ class ReadingWorker(NixlPullConnectorWorker):  # type: ignore[misc]
         if (read := self._block_reads.pop(request_id, None)) is not None:
             self._lease_reader.release(self.nixl_wrapper, read.lease_reads)
 
-    def _handle_failed_transfer(self, req_id: str, *args: Any, **kwargs: Any) -> bool:
-        if (meta := self._recving_metadata.get(req_id)) is not None:
+    # A read that has failed is looked at until nothing of it stands: counted and logged once.
+
+    def _handle_failed_transfer(
+        self,
+        req_id: str,
+        handle: Any,
+        failed_req_ids: set[str] | None = None,
+        record_failed_transfer: bool = True,
+    ) -> bool:
+        is_new = req_id not in self._recv_failures and req_id not in (failed_req_ids or ())
+        if is_new and (meta := self._recving_metadata.get(req_id)) is not None:
             self.xfer_stats.record_pair_failure(meta.remote.engine_id)
-        return bool(super()._handle_failed_transfer(req_id, *args, **kwargs))
+        return bool(
+            super()._handle_failed_transfer(
+                req_id, handle, failed_req_ids, record_failed_transfer and is_new
+            )
+        )
+
+    def _log_failure(
+        self, failure_type: str, req_id: str | None, *args: Any, **context: Any
+    ) -> None:
+        if req_id not in self._recv_failures:
+            super()._log_failure(failure_type, req_id, *args, **context)
 
 
 def one_line(error: BaseException) -> str:

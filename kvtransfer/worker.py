@@ -13,9 +13,10 @@ Never decides where a request goes.
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -40,6 +41,9 @@ from kvtransfer.tls import new_tls
 
 logger = logging.getLogger(__name__)
 
+_MOST_HANDSHAKES = 64
+"""That wait for their peers' answers at a time, of which some may not come for seconds."""
+
 
 class LeasedMetadata(NixlConnectorMetadata):  # type: ignore[misc]
     """Upstream's orders for one step, and the leases that belong to them."""
@@ -55,6 +59,7 @@ class PdNixlWorker(ReadingWorker):
     """Beside the model. Owns the NIXL agent, the leases it granted and the warm-ups under way."""
 
     xfer_handshake_metadata: Any
+    _handshake_futures: dict[str, Future[Any]]
 
     def __init__(self, vllm_config: Any, engine_id: str, kv_cache_config: Any) -> None:
         cores = os.sched_getaffinity(0)
@@ -77,6 +82,12 @@ class PdNixlWorker(ReadingWorker):
         self._leases = LeaseTable()
         self._granted: dict[str, int] = {}
         # As decode.
+        # Upstream has one thread for all, as NIXL takes no two peers at once.
+        self._handshake_initiation_executor = ThreadPoolExecutor(
+            _MOST_HANDSHAKES, thread_name_prefix="kv-handshake"
+        )
+        self._peers_change = threading.RLock()
+        """Held while NIXL takes in a peer, or drops one."""
         self._warm_ups: dict[str, Future[Any]] = {}
         self._warm_up_reads: dict[str, list[LeaseRead]] = {}
 
@@ -240,6 +251,13 @@ class PdNixlWorker(ReadingWorker):
         )
         for payload in payloads.values():
             self._check_peer(payload, expected_engine_id)
+        with self._peers_change:
+            return self._load(expected_engine_id, payloads, remote_tp_size), clock_offset_s
+
+    def _load(
+        self, engine_id: str, payloads: dict[int, PdHandshakePayload], tp_size: int
+    ) -> dict[tuple[int, int], str]:
+        """Makes a peer's workers known to NIXL, by the names that are returned."""
         for payload in payloads.values():
             if payload.shared_memory is not None:
                 self.nixl_wrapper.announce(payload.shared_memory)
@@ -247,8 +265,8 @@ class PdNixlWorker(ReadingWorker):
         for rank, payload in payloads.items():
             agent = msgspec.msgpack.decode(payload.agent_metadata_bytes, type=NixlAgentMetadata)
             self._validate_remote_parallel_config(agent)
-            agents[0, rank] = self.add_remote_agent(agent, rank, remote_tp_size, agent.dcp_size)
-        self._remote_tables[expected_engine_id] = {
+            agents[0, rank] = self.add_remote_agent(agent, rank, tp_size, agent.dcp_size)
+        self._remote_tables[engine_id] = {
             rank: RemoteTable(
                 agent_name=agents[0, rank],
                 address=payload.lease_table_address,
@@ -256,7 +274,7 @@ class PdNixlWorker(ReadingWorker):
             )
             for rank, payload in payloads.items()
         }
-        return agents, clock_offset_s
+        return agents
 
     def _check_peer(self, payload: PdHandshakePayload, engine_id: str) -> None:
         if payload.engine_id != engine_id:
@@ -266,6 +284,22 @@ class PdNixlWorker(ReadingWorker):
         if self.enforce_compat_hash and payload.compatibility_hash != self.compat_hash:
             raise PeerMismatch(f"vLLM says that the KV of engine {engine_id} does not fit")
 
+    def _cleanup_remote_engines(self) -> None:
+        """As upstream's, but beside handshakes whose peer has yet to answer."""
+        if not self._peers_change.acquire(blocking=False):
+            return  # At the next look: NIXL takes in a peer.
+        try:
+            # Handshakes that end meanwhile are noted under this lock.
+            with self._handshake_lock:
+                under_way, self._handshake_futures = self._handshake_futures, {}
+                try:
+                    super()._cleanup_remote_engines()
+                finally:
+                    self._handshake_futures = under_way
+        finally:
+            self._peers_change.release()
+
     def _cleanup_remote_engine(self, engine_id: str, **how: Any) -> None:
         self._lease_reader.release(self.nixl_wrapper, self._warm_up_reads.pop(engine_id, []))
-        super()._cleanup_remote_engine(engine_id, **how)
+        with self._peers_change:
+            super()._cleanup_remote_engine(engine_id, **how)

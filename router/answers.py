@@ -49,6 +49,8 @@ class RouteNote:
     refusal: Refusal | None = None
     error: VLLMError | None = None
     """Why the front end has not taken it, or an engine has failed with it."""
+    num_prompt_logprobs: int = 0
+    """Log probabilities of prompts' tokens that it has asked for so far."""
 
 
 NOTE: ContextVar[RouteNote | None] = ContextVar("pdserve_route_note", default=None)

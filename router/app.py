@@ -57,7 +57,11 @@ async def build_openai_app(
     sandbox = Sandbox(process, settings.sandbox)
     compile_nothing_in_the_loop()
     llm = ClusterLLM(
-        config, core, client_priority=settings.client_priority, grammars=GrammarCheck(sandbox)
+        config,
+        core,
+        client_priority=settings.client_priority,
+        max_prompt_logprobs=settings.limits.max_prompt_logprobs,
+        grammars=GrammarCheck(sandbox),
     )
     # Of this vLLM's front end asks only whether it is there; the draft itself is the engines'.
     llm.input_processor.speculative_config = has_drafts(options) or config.speculative_config

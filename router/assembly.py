@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import ray
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import REGISTRY
 from ray import serve
 from ray.exceptions import RayError
 from starlette.types import ASGIApp
@@ -22,7 +22,7 @@ from router.errors import FrontEndStalled
 from router.health import Health
 from router.internals import check_internals
 from router.membership import Membership
-from router.metrics import PoolMetrics, RouterMetrics
+from router.metrics import PoolMetrics, RouterMetrics, unready_pairs_gauge
 from router.nodes import dead_nodes
 from router.policies import POLICIES
 from router.serve_list import ServeList
@@ -54,7 +54,7 @@ class Assembly:
         )
         pools = (self._core.prefill, self._core.decode)
         PoolMetrics(pools, REGISTRY)
-        unready = Gauge("pdserve_unready_pairs", "Pairs of replicas that cannot exchange KV.")
+        unready = unready_pairs_gauge(REGISTRY)
         unready.set_function(lambda: len(self._core.pairs))
         traffic.predict(self._core.prefill.cost.prefill, self._core.decode.cost.decode)
         secret = application_secret(application)
@@ -68,7 +68,7 @@ class Assembly:
             router_id=router_id,
             secret=secret,
             tls=new_tls(settings.tls),
-            stall_timeout_s=settings.stall_timeout_s,
+            stall_timeout_s=settings.recovery.stall_timeout_s,
             engine_ends=self.engine_ends,
             dead_nodes=dead_nodes,
         )
@@ -79,7 +79,7 @@ class Assembly:
             changed=self._membership.listed,
         )
         self._exporter = asyncio.create_task(RayExporter(REGISTRY).run())
-        self._stall_timeout_s = settings.stall_timeout_s
+        self._stall_timeout_s = settings.recovery.stall_timeout_s
 
     def check_front_end(self) -> None:
         """Raises FrontEndStalled where nobody hands out what the engines compute."""

@@ -10,8 +10,9 @@ from typing import Any
 from unittest import mock
 
 from vllm.config import VllmConfig
-from vllm.exceptions import GracefulHTTPError, VLLMError
+from vllm.exceptions import GracefulHTTPError, VLLMError, VLLMValidationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.utils import length_from_prompt_token_ids_or_embeds
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
@@ -20,7 +21,7 @@ from router.answers import NOTE
 from router.core_client import ClusterCoreClient
 from router.errors import SandboxUnavailable
 from router.grammar_check import GrammarCheck
-from router.loop_validation import check_lengths
+from router.loop_validation import check_lengths, count_prompt_logprobs
 from router.request import KV_PARAMS
 
 
@@ -33,9 +34,11 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
         core: ClusterCoreClient,
         *,
         client_priority: tuple[int, int],
+        max_prompt_logprobs: int,
         grammars: GrammarCheck,
     ) -> None:
-        """`client_priority` are the ends of what a client may ask for."""
+        """`client_priority` are the ends of what a client may ask for, `max_prompt_logprobs` is
+        for all prompts of one HTTP request."""
         # AsyncLLM makes its engine-core client itself; there is no argument for another one.
         with mock.patch(
             "vllm.v1.engine.async_llm.EngineCoreClient.make_async_mp_client",
@@ -49,6 +52,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
             )
         self._core = core
         self._least_priority, self._most_priority = client_priority
+        self._max_prompt_logprobs = max_prompt_logprobs
         self._grammars = grammars
         # With it, constraints would be compiled in the loop, where they hold everybody up.
         self.input_processor.structured_outputs_config = None
@@ -66,6 +70,7 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
         client may have."""
         try:
             await self._check(params)
+            self._count_prompt_logprobs(prompt, params)
             allowed = min(max(priority, self._least_priority), self._most_priority)
             return await super().add_request(
                 request_id, prompt, params, *args, priority=allowed, **options
@@ -82,6 +87,22 @@ class ClusterLLM(AsyncLLM):  # type: ignore[misc]
                 await self._check_grammar(params.structured_outputs)
         # No client decides where KV comes from, and vLLM takes whatever it says for a mapping.
         (getattr(params, "extra_args", None) or {}).pop(KV_PARAMS, None)
+
+    def _count_prompt_logprobs(self, prompt: Any, params: Any) -> None:
+        if not isinstance(params, SamplingParams) or params.prompt_logprobs is None:
+            return
+        num_tokens = length_from_prompt_token_ids_or_embeds(
+            prompt.get("prompt_token_ids"), prompt.get("prompt_embeds")
+        )
+        num = count_prompt_logprobs(params, num_tokens, self.model_config)
+        if (note := NOTE.get()) is not None:
+            num = note.num_prompt_logprobs = note.num_prompt_logprobs + num
+        if num > self._max_prompt_logprobs:
+            raise VLLMValidationError(
+                f"More than {self._max_prompt_logprobs} log probabilities of its prompts' tokens "
+                "are asked for.",
+                parameter="prompt_logprobs",
+            )
 
     async def _check_grammar(self, constraint: StructuredOutputsParams) -> None:
         try:

@@ -11,6 +11,7 @@ one request ends that one and leaves nothing of it: every step of a request's wa
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
 
@@ -40,7 +41,7 @@ from router.placement import Placement, Placer
 from router.policies import Policy, RoutePlan
 from router.pool import Pool, PoolEvents, Replica
 from router.quarantine import Quarantine
-from router.recovery import Failures, RecoveryLimits, one_more, plan_move
+from router.recovery import Failures, Hang, RecoveryLimits, one_more, plan_move
 from router.request import (
     KV_PARAMS,
     RequestState,
@@ -55,6 +56,9 @@ from router.transfers import Transfers
 logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
+
+_HANGS_KEPT = 100
+"""The last ones: what several have in common is seen of a few."""
 
 
 class _Resources:
@@ -78,7 +82,9 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         traffic: TrafficMeter,
         targets: Targets | None = None,
         num_routers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` says when replicas hang."""
         events = PoolEvents(
             opened=self._opened,
             stepped=self._stepped,
@@ -111,6 +117,8 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """The same by what engines call them, which changes with every move."""
         self._arrivals = Arrivals(self._targets.queue_timeout_s, self._first_token_too_late)
         self._quarantine: Quarantine[RequestState] = Quarantine()
+        self._clock = clock
+        self._hangs: deque[Hang] = deque(maxlen=_HANGS_KEPT)
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._read_s = 0.0
         """When outputs were last asked for, or put where there were none."""
@@ -297,10 +305,16 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
             ttft_s=self._targets.admission.ttft_s,
             client_priority=request.priority,
         )
-        due_in_s = request.priority / 1000 + reader.request_s - time.time()
+        # From receipt on: the time of day, of which the other two are, may be set meanwhile.
+        latest_start_s = state.received_s + request.priority / 1000 - request.arrival_time
         replica = self.prefill[reader.replica_id]
         asks_load = self._looks_again and state.num_looks < MOST_LOOKS
-        replica.add(request, reader.request_s, due_in_s=due_in_s, asks_load=asks_load)
+        replica.add(
+            request,
+            reader.request_s,
+            deadline_s=latest_start_s + reader.request_s,
+            asks_load=asks_load,
+        )
         state.prefill = replica
         if state.phase is not RequestPhase.PREFILLING:
             self._enter(state, RequestPhase.PREFILLING)
@@ -564,27 +578,36 @@ class ClusterCoreClient(EngineCoreClient):  # type: ignore[misc]
         """A replica's connection has ended: what it had goes on elsewhere."""
         outputs: list[EngineCoreOutput] = []
         had = [state for state in self._requests.values() if state.replica is replica]
+        hang = None
+        if replica.fault in HANGS:
+            hang = Hang(replica_id=replica.replica_id, at_s=self._clock())
+            self._hangs.append(hang)
         if len(had) == 1 and replica.exit is not None and replica.exit.num_requests == 1:
             had[0].num_alone_failures += 1
         for state in list(self._requests.values()):
             if state.replica is replica or (
                 state.prefill is replica and state.phase is RequestPhase.TRANSFERRING
             ):
-                outputs += self._isolated(self._fail_over, state, replica)
+                outputs += self._isolated(self._fail_over, state, replica, hang)
         self._deliver(outputs)
 
-    def _fail_over(self, state: RequestState, lost: Replica) -> list[EngineCoreOutput]:
+    def _fail_over(
+        self, state: RequestState, lost: Replica, hang: Hang | None
+    ) -> list[EngineCoreOutput]:
         how = lost.fault.value if lost.fault is not None else lost.load.leaves_because or "left"
         failures = state.failures
         # Where its blocks went with prefill, a decode that has pulled them loses little.
         self._withdraw(state)
         if state.replica is lost:
-            state.num_hangs += lost.fault in HANGS
+            state.num_hangs += hang is not None
         if lost.fault in FAILURES and state.replica is lost:
             failures = one_more(
                 failures,
                 num_tokens=state.num_output_tokens,
                 was_prefilling=state.phase is RequestPhase.PREFILLING,
+                hang=hang,
+                all_hangs=self._hangs,
+                stall_timeout_s=self.limits.stall_timeout_s,
             )
         is_blameless = lost.fault is not Fault.ENGINE_ENDED
         cause = f"{lost.pool.name}_{how}"

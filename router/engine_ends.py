@@ -55,13 +55,13 @@ class EngineEnds:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._faults = Counter(
             "pdserve_faults",
-            "Faults of replicas that this router has seen.",
+            "Faults of replicas that this router was connected to.",
             ("pool", "fault"),
             registry=registry,
         )
         self._ends = Counter(
             "pdserve_engine_ends",
-            "Engines that ended under this router's eyes, by cause: a signal's name, or error.",
+            "Engine failures that this router has seen, by cause: a signal's name, or `error`.",
             ("pool", "cause"),
             registry=registry,
         )
@@ -70,11 +70,22 @@ class EngineEnds:
 
     def observe(self, replica: Replica) -> None:
         """A replica's connection has ended."""
-        pool, replica_id = replica.pool.name, replica.replica_id
         if replica.exit is not None:
-            self.add(pool, replica_id, replica.exit)
-        elif replica.fault is not None and replica.has_joined:
-            self.add_fault(pool, replica_id, replica.fault, replica.closed_because or "it is open")
+            self.add(replica.pool.name, replica.replica_id, replica.exit)
+        elif (seen := self.see(replica)) is not None:
+            self.count(seen)
+
+    def see(self, replica: Replica) -> SeenFault | None:
+        """As `observe`, where it may turn out to be another fault: the one to be counted else."""
+        if replica.fault is None or not replica.has_joined:
+            return None
+        reason = replica.closed_because or "it is open"
+        self.last_fault = _seen(replica.pool.name, replica.replica_id, replica.fault, reason)
+        return self.last_fault
+
+    def count(self, seen: SeenFault) -> None:
+        """It was no other fault."""
+        self._faults.labels(seen.pool, seen.fault.value).inc()
 
     def add(self, pool: str, replica_id: str, how: EngineExit) -> None:
         """An engine has ended."""
@@ -84,7 +95,9 @@ class EngineEnds:
 
     def add_fault(self, pool: str, replica_id: str, fault: Fault, reason: str) -> None:
         """A fault was seen."""
-        self._faults.labels(pool, fault.value).inc()
-        self.last_fault = SeenFault(
-            pool=pool, replica_id=replica_id, fault=fault, reason=reason, at_s=time.time()
-        )
+        self.last_fault = _seen(pool, replica_id, fault, reason)
+        self.count(self.last_fault)
+
+
+def _seen(pool: str, replica_id: str, fault: Fault, reason: str) -> SeenFault:
+    return SeenFault(pool=pool, replica_id=replica_id, fault=fault, reason=reason, at_s=time.time())

@@ -2,7 +2,8 @@
 
 They differ in what is known, so in what may be done: whether it is worth connecting again, whether
 others are lost with it, and whether a request may have caused it. Only an engine that has ended or
-does not answer counts against the requests that were in it, until their next tokens clear them.
+does not answer counts against the requests that were in it, until their next tokens clear them; one
+that does not answer while another hangs neither (`router.recovery`).
 """
 
 import enum

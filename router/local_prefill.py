@@ -59,6 +59,12 @@ class DecodeReader:
         """Until the prompt is read in steps of `limit_s`, which must be above `step_s`."""
         return (self.reading_s + self.request_s) * limit_s / (limit_s - self.step_s)
 
+    def ttft_s(self, limit_s: float | None) -> float:
+        """Until the first token, where no step that also writes answers may take longer."""
+        if limit_s is None or self.one_step_s <= limit_s or limit_s <= self.step_s:
+            return self.one_step_ttft_s
+        return self.step_s + self.in_pieces_s(limit_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalPlan:

@@ -7,6 +7,7 @@ asked (`router.grammar_check`); compiled here they would hold everybody up, or e
 
 import json
 
+from vllm.config import ModelConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.structured_output import backend_xgrammar
@@ -38,6 +39,17 @@ def check_lengths(params: SamplingParams) -> None:
             f"The bad words have more than {MAX_BAD_WORDS_LENGTH} characters together.",
             parameter="bad_words",
         )
+
+
+def count_prompt_logprobs(params: SamplingParams, num_tokens: int, model: ModelConfig) -> int:
+    """How many log probabilities of a prompt's tokens its answers will have."""
+    num_best = params.prompt_logprobs
+    if num_best is None:
+        return 0
+    # Beside the best there is the token's own.
+    num_each = model.get_vocab_size() if num_best == -1 else num_best + 1
+    num: int = params.n * num_tokens * num_each
+    return num
 
 
 def compile_nothing_in_the_loop() -> None:

@@ -7,6 +7,9 @@ seconds before the list says so. What has gone wrong decides what is done (`rout
 - replica silent: it is ended, and made again;
 - engine stalled, engine ended: the replica gets nothing new, and Serve another in its place;
 - node gone: every replica of that node is ended at once.
+
+A replica that is lost with its node falls silent before Ray knows of the node: it is counted once
+it has come back, or its node is gone, or long enough was asked.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ from functools import partial
 
 from engine.channel import connect
 from kvtransfer.tls import Tls
-from router.engine_ends import EngineEnds
+from router.engine_ends import EngineEnds, SeenFault
 from router.faults import Fault
 from router.pairs import Pairs
 from router.pool import Pool, Replica
@@ -42,15 +45,15 @@ UNEXPLAINED = {Fault.CONNECTION_LOST, Fault.REPLICA_SILENT}
 """Its node may be gone."""
 
 
-@dataclass(slots=True)
-class _Suspect:
-    """A node that may be gone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lost:
+    """A replica that was lost, perhaps with its node, and has not come back."""
 
+    node_id: str
+    seen: SeenFault
+    """What it is counted as if the node is not gone."""
     until_s: float
-    """How long Ray is asked."""
-    lost: dict[str, str]
-    """The pools of the replicas that were lost there and have not come back, by id. Serve may have
-    given them up before Ray gives up their node."""
+    """How long that may be told."""
 
 
 class Membership:
@@ -82,8 +85,10 @@ class Membership:
         """Replicas that do not come back, for as long as Serve lists them."""
         self._told: dict[str, str] = {}
         """What was last logged of a replica that cannot join yet."""
-        self._suspects: dict[str, _Suspect] = {}
-        """Nodes that Ray is asked about."""
+        self._suspects: dict[str, float] = {}
+        """Nodes that Ray is asked about, and until when."""
+        self._unexplained: dict[str, _Lost] = {}
+        """By id. Serve may have given them up before Ray gives up their node."""
         self._asking: asyncio.Task[None] | None = None
         self._watching = asyncio.create_task(self._watch())
 
@@ -159,8 +164,8 @@ class Membership:
                 )
                 await self._warm_ups.join(replica)
                 self._told.pop(replica.replica_id, None)
-                for suspect in self._suspects.values():
-                    suspect.lost.pop(replica.replica_id, None)
+                if (lost := self._unexplained.pop(replica.replica_id, None)) is not None:
+                    self._engine_ends.count(lost.seen)
                 return
             except Exception as error:
                 # Whatever keeps this one away, the others must still be reached: try again.
@@ -178,10 +183,14 @@ class Membership:
     def _lost(self, replica: Replica) -> None:
         """A connection has ended."""
         self._warm_ups.gone(replica)
-        self._engine_ends.observe(replica)
         fault, now_s = replica.fault, time.monotonic()
         if fault in UNEXPLAINED and replica.node_id is not None:
             self._suspect(replica.node_id, replica, now_s)
+        else:
+            self._engine_ends.observe(replica)
+        if replica.exit is not None:
+            # Which may be why it was lost before.
+            self._unexplained.pop(replica.replica_id, None)
         listed = self._listed[replica.pool.name].get(replica.replica_id)
         if listed is None or fault in FOR_GOOD:
             if listed is not None:
@@ -212,10 +221,11 @@ class Membership:
     # Nodes.
 
     def _suspect(self, node_id: str, replica: Replica, now_s: float) -> None:
-        suspect = self._suspects.setdefault(node_id, _Suspect(until_s=0.0, lost={}))
-        suspect.until_s = now_s + SUSPECT_S
-        if replica.has_joined:
-            suspect.lost[replica.replica_id] = replica.pool.name
+        self._suspects[node_id] = now_s + SUSPECT_S
+        if (seen := self._engine_ends.see(replica)) is not None:
+            self._unexplained[replica.replica_id] = _Lost(
+                node_id=node_id, seen=seen, until_s=now_s + SUSPECT_S
+            )
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
 
@@ -230,28 +240,37 @@ class Membership:
                 dead = ()
             for node_id in dead:
                 self._node_gone(node_id)
-            now_s = time.monotonic()
-            self._suspects = {
-                node_id: suspect
-                for node_id, suspect in self._suspects.items()
-                if suspect.until_s > now_s
-            }
+            self._end_suspicions(time.monotonic())
             await asyncio.sleep(ASK_S)
+
+    def _end_suspicions(self, now_s: float) -> None:
+        self._suspects = {
+            key: until_s for key, until_s in self._suspects.items() if until_s > now_s
+        }
+        for replica_id, lost in list(self._unexplained.items()):
+            if lost.until_s <= now_s:
+                del self._unexplained[replica_id]
+                self._engine_ends.count(lost.seen)
 
     def _node_gone(self, node_id: str) -> None:
         """Ends what is on a dead node at once, instead of waiting for the silence of each."""
-        suspect = self._suspects.pop(node_id, None)
+        self._suspects.pop(node_id, None)
         reason = f"its node {node_id} is dead"
         on_node = [replica for replica in self._replicas() if replica.node_id == node_id]
         for replica in on_node:
             replica.is_node_dead = True
             assert replica.end is not None
             replica.end.close(reason)
-        lost = dict(suspect.lost) if suspect is not None else {}
+        gone = {
+            replica_id: lost.seen.pool
+            for replica_id, lost in self._unexplained.items()
+            if lost.node_id == node_id
+        }
         for replica_id, (pool, listed) in self._wanted().items():
             if listed.node_id == node_id:
                 self._given_up.add(replica_id)
-                lost[replica_id] = pool.name
-        for replica_id in lost.keys() - {replica.replica_id for replica in on_node}:
-            self._engine_ends.add_fault(lost[replica_id], replica_id, Fault.NODE_GONE, reason)
+                gone[replica_id] = pool.name
+        for replica_id in gone.keys() - {each.replica_id for each in on_node if each.has_joined}:
+            self._unexplained.pop(replica_id, None)
+            self._engine_ends.add_fault(gone[replica_id], replica_id, Fault.NODE_GONE, reason)
         self._reconcile()

@@ -39,49 +39,57 @@ class RouterMetrics:
         def histogram(name: str, text: str, labels: Iterable[str] = ()) -> Histogram:
             return Histogram(name, text, labels, buckets=_LATENCY_BUCKETS_S, registry=registry)
 
-        self._ttft = histogram("pdserve_ttft_seconds", "Receipt to first token.").observe
+        self._ttft = histogram(
+            "pdserve_ttft_seconds", "From the router's receipt of a request to its first token."
+        ).observe
         self._itl = histogram("pdserve_itl_seconds", "From one token to the next.").observe
         self._handover = histogram(
             "pdserve_handover_seconds", "From prefill's first token to decode's first."
         ).observe
-        phase = histogram("pdserve_phase_seconds", "Time in each phase.", ("phase",))
+        phase = histogram(
+            "pdserve_phase_seconds", "Time that requests spent in a phase.", ("phase",)
+        )
         self._phase = {each: phase.labels(each.value).observe for each in RequestPhase}
-        queue = histogram("pdserve_queue_seconds", "Waiting in an engine's queue.", ("pool",))
+        queue = histogram("pdserve_queue_seconds", "Waiting in an engine's own queue.", ("pool",))
         self._queue = {pool: queue.labels(pool).observe for pool in ("prefill", "decode")}
         self._routes = Counter(
             "pdserve_routes",
-            "Ways of requests, by route and why.",
+            "Requests routed, by route and reason.",
             ("route", "reason"),
             registry=registry,
         )
         self._picks = Counter(
             "pdserve_picks",
-            "Replicas chosen to read a prompt, and why.",
+            "Replicas chosen to prefill, by reason.",
             ("pool", "reason"),
             registry=registry,
         )
         self.called_back = Counter(
             "pdserve_called_back",
-            "Prompts that left a replica as others had sent more there than was known.",
+            "Prompts rerouted at a replica's acknowledgement: other routers had sent more there.",
             registry=registry,
         ).inc
         self._refused = Counter(
-            "pdserve_refused", "Requests that were not taken, and why.", ("reason",),
+            "pdserve_refused", "Requests refused with 400, 429 or 503, by reason.", ("reason",),
             registry=registry,
         )  # fmt: skip
-        self._ended = Counter("pdserve_requests", "Requests ended.", ("end",), registry=registry)
-        self._tokens = Counter("pdserve_output_tokens", "Tokens handed on.", registry=registry)
+        self._ended = Counter(
+            "pdserve_requests", "Requests ended, by how.", ("end",), registry=registry
+        )
+        self._tokens = Counter(
+            "pdserve_output_tokens", "Tokens sent to clients.", registry=registry
+        )
         self._moves = Counter(
             "pdserve_moves",
-            "Requests that lost their engine, by cause.",
+            "Failovers: requests that lost their engine and go on in another, by cause.",
             ("cause",),
             registry=registry,
         )
         self._recovery = histogram(
-            "pdserve_recovery_seconds", "From the loss of an engine to the next token."
+            "pdserve_recovery_seconds", "From the loss of an engine to the request's next token."
         ).observe
         self._inflight = Gauge(
-            "pdserve_inflight", "Requests in each phase.", ("phase",), registry=registry
+            "pdserve_inflight", "Requests that are in a phase now.", ("phase",), registry=registry
         )
         self._mean_output_tokens = 128.0
         self._mean_handover_s = 0.01
@@ -172,6 +180,15 @@ class RouterMetrics:
                 self._traffic.ended(state.decode, state.num_output_tokens, writing_s)
 
 
+def unready_pairs_gauge(registry: CollectorRegistry) -> Gauge:
+    """Of pairs that routing leaves alone; whoever knows them sets its function."""
+    return Gauge(
+        "pdserve_unready_pairs",
+        "Pairs of a prefill and a decode replica that cannot transfer KV now.",
+        registry=registry,
+    )
+
+
 class PoolMetrics(Collector):  # type: ignore[misc]
     """Gauges of the pools and their replicas, read at each scrape; those that left are gone."""
 
@@ -184,7 +201,7 @@ class PoolMetrics(Collector):  # type: ignore[misc]
         labels = ["pool", "replica"]
         work = GaugeMetricFamily(
             "pdserve_replica_work_seconds",
-            "Predicted outstanding work of a replica, as this router sees it.",
+            "Predicted outstanding work of a replica, by this router's ledger.",
             labels=labels,
         )
         sent = GaugeMetricFamily(
@@ -201,12 +218,12 @@ class PoolMetrics(Collector):  # type: ignore[misc]
         )
         cost = GaugeMetricFamily(
             "pdserve_cost_seconds",
-            "Engine time of each thing that a step computes, as fitted to this pool's steps.",
+            "The cost model: engine time of each thing that a step computes, fitted to the steps.",
             labels=["pool", "term"],
         )
         transfer = GaugeMetricFamily(
             "pdserve_kv_read_cost_seconds",
-            "What decode's reads of KV take, as fitted to those that were seen: each, and each GB.",
+            "The cost of decode's KV reads, fitted to the reads: per read, and per GB.",
             labels=["way", "term"],
         )
         for pool in self._pools[:1]:  # The other one shares what is known of transfers.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from router.admit import AdmissionPlan, DecodeOutlook, Expectation, plan_admission
 from router.handoff import HandoffPlan, Route
-from router.local_prefill import DecodeReader, plan_local_prefill
+from router.local_prefill import STEP_SHARE, DecodeReader, plan_local_prefill
 from router.pairs import Pairs
 from router.policies import RoutePlan
 from router.pool import Pool, Replica
@@ -68,8 +68,15 @@ class Placer:
         if plan.route is Route.DECODE_ONLY:
             chain = state.blocks(self._decode.block_size)
             reader = self._decode.plan_prefill(chain, num_tokens)
-            ttft_s = self._decode_reader(reader).one_step_ttft_s
-            return Placement(plan=plan, reader=reader, ttft_s=ttft_s, prefill_s=reader.request_s)
+            # Without a prefill replica all prompts come here, and nothing else reads them.
+            limit_s = STEP_SHARE * self._targets.admission.itl_s if self.has_prefill else None
+            return Placement(
+                plan=plan,
+                reader=reader,
+                ttft_s=self._decode_reader(reader).ttft_s(limit_s),
+                prefill_s=reader.request_s,
+                step_limit_s=limit_s,
+            )
         chain = state.blocks(self._prefill.block_size)
         barred: Set[str] = frozenset()
         if plan.route is not Route.PREFILL_ONLY:

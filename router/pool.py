@@ -125,11 +125,11 @@ class Replica:
         request: EngineCoreRequest,
         work_s: float,
         *,
-        due_in_s: float | None = None,
+        deadline_s: float | None = None,
         asks_load: bool = False,
         is_suspect: bool = False,
     ) -> None:
-        """Sends a request, which gives way to others after `due_in_s`.
+        """Sends a request, which gives way to others after `deadline_s`, of the monotonic clock.
 
         `asks_load`: the replica says at once what else it has (`PoolEvents.taken`).
 
@@ -142,13 +142,12 @@ class Replica:
         except Exception as error:
             # Encoders raise whatever they like: what is in the request decides.
             raise CannotBeSent(error) from error
-        now_s = time.monotonic()
         self.pool.ledger.add(
             self.replica_id,
             request.request_id,
             work_s,
-            now_s=now_s,
-            deadline_s=None if due_in_s is None else now_s + due_in_s,
+            now_s=time.monotonic(),
+            deadline_s=deadline_s,
         )
 
     def settle(self, request_id: str, *, was_done: bool = True) -> None:

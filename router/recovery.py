@@ -7,8 +7,13 @@ have room. Those that two failures have in common are suspects: each goes on in 
 no other suspect (`router.quarantine`), so that a third failure tells which of them it is. A request
 that makes engines end at another place each time is known by having been the only one in three of
 them, one that hangs them so by how many there were.
+
+Machines that are paused, or swap, hang engines too, and not one alone. A request is in one engine
+at a time, and it takes a stall timeout to see that this hangs: two that are seen to hang within
+less time than that were not hung by one request.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 IN_FLIGHT_TOKENS = 8
@@ -31,17 +36,36 @@ class RecoveryLimits:
     """Moves to another engine that one request is worth."""
     max_wait_s: float
     """Seconds that a request waits for a pool without a live replica."""
+    stall_timeout_s: float
+    """Seconds without a sign of life after which an engine or a replica is seen to hang."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """An engine that did not answer, or a replica of which nothing was heard."""
+
+    replica_id: str
+    at_s: float
+    """When that was seen, of the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
     """Engines that have failed with a request and that it has not been cleared of."""
 
-    num: int
+    num_ended: int
+    hangs: tuple[Hang, ...] = ()
+    num_excused: int = 0
+    """Of the hangs, those that it cannot have caused, as far as is known at the last failure."""
     num_tokens: int
     """Output tokens that the request had at the last of them, from whatever engine."""
     was_prefilling: bool
     """Whether that one computed its prompt for another engine, which was to decode."""
+
+    @property
+    def num(self) -> int:
+        """Those that it may have caused."""
+        return self.num_ended + len(self.hangs) - self.num_excused
 
     @property
     def makes_suspect(self) -> bool:
@@ -64,10 +88,38 @@ class MovePlan:
     reason: str
 
 
-def one_more(before: Failures | None, *, num_tokens: int, was_prefilling: bool) -> Failures:
-    """An engine has failed with a request that has `num_tokens` output tokens."""
-    num = before.num if before is not None else 0
-    return Failures(num=num + 1, num_tokens=num_tokens, was_prefilling=was_prefilling)
+def one_more(
+    before: Failures | None,
+    *,
+    num_tokens: int,
+    was_prefilling: bool,
+    hang: Hang | None = None,
+    all_hangs: Iterable[Hang] = (),
+    stall_timeout_s: float = 0.0,
+) -> Failures:
+    """An engine has failed with a request that has `num_tokens` output tokens.
+
+    Args:
+        hang: of the engine, where it has not ended.
+        all_hangs: that the router has seen lately, this one among them.
+        stall_timeout_s: as in `RecoveryLimits`.
+    """
+    hangs = (*(before.hangs if before is not None else ()), *((hang,) if hang is not None else ()))
+    seen = tuple(all_hangs)
+    return Failures(
+        num_ended=(before.num_ended if before is not None else 0) + (hang is None),
+        hangs=hangs,
+        num_excused=sum(_is_one_of_several(each, seen, stall_timeout_s) for each in hangs),
+        num_tokens=num_tokens,
+        was_prefilling=was_prefilling,
+    )
+
+
+def _is_one_of_several(hang: Hang, seen: Iterable[Hang], stall_timeout_s: float) -> bool:
+    return any(
+        other.replica_id != hang.replica_id and abs(other.at_s - hang.at_s) < stall_timeout_s
+        for other in seen
+    )
 
 
 def plan_move(

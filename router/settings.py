@@ -19,6 +19,8 @@ class RequestLimits:
     """Of all requests that a router has."""
     max_choices: int = 1024
     """Prompts times `n`."""
+    max_prompt_logprobs: int = 100_000
+    """Log probabilities of prompts' tokens."""
     receive_timeout_s: float = 120.0
     """For its body to arrive."""
 
@@ -62,8 +64,6 @@ class RouterSettings:
     """Of this application."""
     targets: Targets
     recovery: RecoveryLimits
-    stall_timeout_s: float
-    """A replica that says nothing for this long is taken for dead."""
     drain_s: float
     """How long it may take to finish its answers when its process is told to end."""
     tls: TlsFiles | None = None

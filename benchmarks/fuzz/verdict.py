@@ -13,6 +13,8 @@ from benchmarks.fuzz.watch import Ended, that_count
 
 _FAIR = frozenset({501, 505})
 """A method or a version of HTTP that is not spoken: the client's doing, whatever their number."""
+_FAIR_ELSEWHERE = frozenset({503})
+"""HAProxy has no router behind the ports of its metrics and statistics."""
 _UNANSWERED = frozenset({End.CLOSED, End.CUT, End.REFUSED})
 
 
@@ -147,7 +149,8 @@ def _of_shot(fired: Fired) -> Iterator[Finding]:
     name = f"{shot.kind.value}: {shot.name}"
     if shot.port is not None:
         name += f" to {fired.target}"
-    errors = [status for status in reply.statuses if status >= 500 and status not in _FAIR]
+    fair = _FAIR if shot.port is None else _FAIR | _FAIR_ELSEWHERE
+    errors = [status for status in reply.statuses if status >= 500 and status not in fair]
     if reply.error_code is not None and reply.error_code >= 500:
         errors.append(reply.error_code)
     if errors:

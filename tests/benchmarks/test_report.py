@@ -19,11 +19,13 @@ from benchmarks.report import (
     Verdict,
     compare_json,
     compare_markdown,
+    embed,
     judge,
     median_ratio,
     write,
 )
 
+ROOT = Path(__file__).parents[2]
 MACHINE = Machine(
     cpu="a CPU",
     num_cores=2,
@@ -129,6 +131,14 @@ def test_markdown() -> None:
     assert "| output, 8 clients, 200 in / 32 out |  | 1.00 (≥ 1.8: **no**) |  |" in lines
     assert "6.0 (6.0 to 18.0)" in text
     assert "2 cores, a CPU" in text
+
+
+def test_the_readme_has_the_committed_figures() -> None:
+    summary = json.loads((ROOT / "benchmarks/results/compare.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert "| TTFT p50, one client, 20-token prompt, ms |" in readme
+    assert embed(readme, summary) == readme
 
 
 def test_every_metric_is_shown() -> None:

@@ -8,7 +8,9 @@ from ray.serve.config import HTTPOptions
 from cluster.ports import LOCALHOST
 
 
-def haproxy_api(folder: Path, ports: tuple[int, int, int, int]) -> HAProxyApi:
+def haproxy_api(
+    folder: Path, ports: tuple[int, int, int, int], *, knows_application: bool = True
+) -> HAProxyApi:
     """Serve's own keeper of HAProxy, for one application with one router.
 
     `ports` are those of the API, the router, the metrics and the statistics.
@@ -31,11 +33,14 @@ def haproxy_api(folder: Path, ports: tuple[int, int, int, int]) -> HAProxyApi:
     backend = BackendConfig(
         name="app", path_prefix="/", app_name="app", servers=[server], fallback_server=fallback
     )
-    return HAProxyApi(config, {"app": backend}, str(folder / "haproxy.cfg"))
+    backends = {"app": backend} if knows_application else {}
+    return HAProxyApi(config, backends, str(folder / "haproxy.cfg"))
 
 
-def haproxy_of_serve(folder: Path, ports: tuple[int, int, int, int]) -> Path:
+def haproxy_of_serve(
+    folder: Path, ports: tuple[int, int, int, int], *, knows_application: bool = True
+) -> Path:
     """The file that Serve has written."""
-    api = haproxy_api(folder, ports)
+    api = haproxy_api(folder, ports, knows_application=knows_application)
     api._generate_config_file_internal()
     return Path(api.config_file_path)

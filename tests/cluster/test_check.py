@@ -46,7 +46,7 @@ policy               p2c
 needs                8 GPUs, 7 CPUs, 2 fast_nic
 one prefill replica  4 GPUs, 0.25 CPUs and ray.io/accelerator-type=H100, on one node
 one decode replica   2 CPUs, 0.5 fast_nic, on one node
-placement            spread over nodes; a large replica may find no room (see the README)
+placement            spread over nodes; a large replica may find no room (see docs/deployment.md)
 SLO                  TTFT 0.5 s and ITL 0.05 s for 90 % of requests
 URL                  http://127.0.0.1:8100/v1
 """

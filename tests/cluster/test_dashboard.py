@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
-from ray.util import metrics as ray_metrics
 
 import cluster
+from cluster.metrics_reference import engine_metrics, router_metrics, scaling_metrics
 from cluster.reports import UNKNOWN_ENGINES
-from cluster.scale_metrics import ScaleMetrics
 from cluster.scaling import (
     Attainment,
     Load,
@@ -25,10 +23,6 @@ from cluster.scaling import (
     Traffic,
     plan_scale,
 )
-from engine.server import EngineMetrics
-from router.engine_ends import EngineEnds
-from router.metrics import PoolMetrics, RouterMetrics
-from router.traffic import TrafficMeter
 
 DASHBOARD = Path(cluster.__file__).parent / "dashboards" / "pdserve.json"
 PANELS: list[dict[str, Any]] = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
@@ -37,7 +31,7 @@ TARGETS = [
     for panel in PANELS
     for target in panel.get("targets", ())
 ]
-SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def words(pattern: str, text: str) -> set[str]:
@@ -49,25 +43,12 @@ def words(pattern: str, text: str) -> set[str]:
 
 def exported() -> dict[str, set[str]]:
     """The labels of every metric that Ray's metrics ports show, by the metric's name there."""
-    registry = CollectorRegistry()
-    RouterMetrics(registry, TrafficMeter(ttft_s=1.0, itl_s=1.0))
-    EngineEnds(registry)
-    metrics = [
-        *registry._collector_to_names,
-        *EngineMetrics("decode", "d").registry._collector_to_names,
-    ]
-    names = {
-        f"ray_{each._name}{suffix}": {*each._labelnames, *(["le"] if suffix == "_bucket" else [])}
-        for each in metrics
-        for suffix in SUFFIXES[each._type]
+    return {
+        f"ray_{each.name}{suffix}": {*each.labels, *(["le"] if suffix == "_bucket" else [])}
+        for each in (*router_metrics(), *engine_metrics(), *scaling_metrics())
+        for suffix in SUFFIXES[each.kind]
+        if each.is_exported_to_ray
     }
-    for family in PoolMetrics((), CollectorRegistry()).collect():
-        names[f"ray_{family.name}"] = set(family._labelnames)
-    for each in vars(ScaleMetrics("app", share_wanted=0.9)).values():
-        if isinstance(each, ray_metrics.Metric):
-            suffix = "_total" if isinstance(each, ray_metrics.Counter) else ""
-            names[f"ray_{each.info['name']}{suffix}"] = set(each.info["tag_keys"])
-    return names
 
 
 @pytest.mark.parametrize(("expression", "legend"), TARGETS)

@@ -71,7 +71,11 @@ async def test_its_admin_socket_is_its_users_own(api: tuple[str, int], tmp_path:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.lines)
-def test_another_config_is_refused(written: str, change: Change) -> None:
+def test_another_config_is_refused(
+    tmp_path: Path, ports: tuple[int, int, int, int], change: Change
+) -> None:
+    knows = change.only_without is None
+    written = haproxy_of_serve(tmp_path, ports, knows_application=knows).read_text()
     other = re.sub(f"^{change.lines}$", "", written, flags=re.MULTILINE)
     with pytest.raises(ValueError, match="pinned Ray"):
         changed(other)
@@ -217,11 +221,12 @@ async def test_what_is_no_request_has_haproxys_own_answer(
     assert b"<html>" in body
 
 
+@pytest.mark.parametrize("knows_application", [True, False])
 async def test_without_a_router_clients_are_told_to_come_back(
-    written: str, ports: tuple[int, int, int, int], tmp_path: Path
+    ports: tuple[int, int, int, int], tmp_path: Path, knows_application: bool
 ) -> None:
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(changed(written))
+    path = haproxy_of_serve(tmp_path, ports, knows_application=knows_application)
+    path.write_text(changed(path.read_text()))
     async with proxy(path, ports[0], says=b"HTTP/1.1 503"):
         told = await ask((LOCALHOST, ports[0]), POST)
     head, _, body = told.partition(b"\r\n\r\n")

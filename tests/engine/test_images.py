@@ -77,13 +77,15 @@ class Cluster:
         self.core = ClusterCoreClient(
             POLICIES["round_robin"],
             RouterMetrics(CollectorRegistry(), traffic),
-            RecoveryLimits(max_moves=0, max_wait_s=10.0),
+            RecoveryLimits(max_moves=0, max_wait_s=10.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         config = engine_args(model, OPTIONS).create_engine_config()
         send_images_whole(config)
         checks: Any = NoChecks()
-        self.llm = ClusterLLM(config, self.core, client_priority=(0, 0), grammars=checks)
+        self.llm = ClusterLLM(
+            config, self.core, client_priority=(0, 0), max_prompt_logprobs=0, grammars=checks
+        )
         self.replicas: list[EngineReplica] = []
 
     async def start(self, role: Role, model: str, engine_id: str) -> None:

@@ -17,7 +17,7 @@ from vllm.v1.outputs import LogprobsTensors
 
 from engine import outlet
 from engine.arguments import engine_args
-from engine.errors import EngineInternalsChanged, ProtocolError
+from engine.errors import ChannelClosed, EngineInternalsChanged, ProtocolError
 from engine.models import resolve_model
 from engine.outlet import Inlet, Outlet
 from engine.wire import Kind, pack_frame
@@ -222,6 +222,33 @@ async def test_an_inlet_of_an_engine_that_did_not_start_leaves_nothing(has_conne
     with late, pytest.raises(ConnectionRefusedError):
         late.connect(config.scheduler_config.pdserve_outlet)
     if sending is not None:
+        sending.shutdown()
+
+
+@pytest.mark.parametrize("has_connected", [False, True])
+@pytest.mark.parametrize("num_turns", range(8))
+async def test_an_inlet_that_is_closed_while_it_is_opened_says_so(
+    num_turns: int, has_connected: bool
+) -> None:
+    config = SimpleNamespace(scheduler_config=SimpleNamespace())
+    inlet = Inlet(config)
+    sending = Sending(config) if has_connected else None
+    if has_connected:
+        await asyncio.to_thread(inlet._engine_core.result, 10)
+    opening = asyncio.create_task(inlet.open(as_client(Core())))
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    is_open = opening.done()
+    inlet.close()
+    if is_open:
+        await opening
+    else:
+        with pytest.raises(ChannelClosed):
+            await asyncio.wait_for(opening, 10)
+    await asyncio.sleep(0)
+    if sending is not None:
+        with pytest.raises(BrokenPipeError):
+            sending.update_from_output(None, {0: step("r")})
         sending.shutdown()
 
 

@@ -9,7 +9,7 @@ from counting_engine import CUDA, MODES, CountingEngine, Mode, token_at
 from vllm.v1.request import RequestStatus
 
 from engine import steps
-from engine.step_limit import LEAST_PIECE
+from engine.step_limit import IDLE_FACTOR, LEAST_PIECE
 
 BUDGET = 1024
 LIMIT_S = 0.1
@@ -80,10 +80,16 @@ def test_without_a_limit_a_prompt_takes_what_a_step_has(engine: TimedEngine) -> 
     assert engine.pieces("long") == [BUDGET - 1, BUDGET - 1, LONG - 2 * (BUDGET - 1)]
 
 
-def test_while_nobody_writes_there_is_no_limit(engine: TimedEngine) -> None:
-    engine.add("long", LONG, 2, limit_s=LIMIT_S)
-    engine.add("longer", LONG, 2, limit_s=LIMIT_S)
-    assert engine.step() == {"long": BUDGET}
+def test_while_nobody_writes_the_limit_is_longer(engine: TimedEngine) -> None:
+    for name in ("first", "second", "third", "fourth"):
+        engine.add(name, LONG, 2, limit_s=LIMIT_S / IDLE_FACTOR)
+    steps_read = [sum(engine.step().values()) for _ in range(8)]
+    assert steps_read[:4] == [64, 128, 256, 512]
+    assert all(0.9 * FITS < each <= FITS for each in steps_read[6:]), steps_read
+    # Once somebody does, the steps are soon short again.
+    engine.writes()
+    steps_read = [sum(engine.step().values()) for _ in range(8)]
+    assert all(each < 0.4 * FITS for each in steps_read[5:]), steps_read
 
 
 def test_an_answer_whose_kv_is_under_way_is_not_held_up_either(engine: TimedEngine) -> None:

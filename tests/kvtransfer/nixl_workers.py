@@ -7,7 +7,7 @@ clock of its own.
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -65,6 +65,8 @@ class SlowReads:
     silent: bool = False
     fails: int = 0
     """So many reads of blocks fail when they are looked at."""
+    sticks: int = 0
+    """So often a read of blocks cannot be cancelled."""
     most_at_once: int = 0
     first_blocks: list[int] = field(default_factory=list)
     """Of each read, in their order."""
@@ -108,6 +110,9 @@ class SlowReads:
     def release_xfer_handle(self, handle: Any) -> None:
         if not isinstance(handle, _Read):
             self.agent.release_xfer_handle(handle)
+        elif self.sticks and handle in self.under_way:
+            self.sticks -= 1
+            raise ConnectionError("injected")
         elif handle in self.under_way:
             self.under_way.remove(handle)
 
@@ -167,15 +172,26 @@ class Workers:
         self.clock.now_s += seconds
         self._step(LeasedMetadata(_nothing()))
 
-    def until(self, num_finished: int, *, step_s: float, within_s: float) -> float:
-        """The clock's seconds until so many requests are finished."""
+    def until(
+        self,
+        num_finished: int,
+        *,
+        step_s: float,
+        within_s: float,
+        beside: Set[str] = frozenset(),
+    ) -> float:
+        """The clock's seconds until so many requests are finished.
+
+        It stands while there are handshakes, but for those `beside`.
+        """
         since_s, give_up_s = self.clock.now_s, time.monotonic() + 60
         while len(self.finished) < num_finished:
             assert self.clock.now_s - since_s < within_s, "not in time"
             assert time.monotonic() < give_up_s, "not at all"
             # To a handshake and to what real NIXL reads the clock means nothing.
             is_asked = self.decode._questions and not self.reads.silent
-            self.step(0.0 if self.decode._handshake_futures or is_asked else step_s)
+            is_connecting = self.decode._handshake_futures.keys() - beside
+            self.step(0.0 if is_connecting or is_asked else step_s)
             time.sleep(0.0005)
         return self.clock.now_s - since_s
 

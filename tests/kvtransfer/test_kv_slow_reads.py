@@ -1,10 +1,15 @@
 """Slow reads are waited for, and a peer that is gone is found; on a clock of the test's own."""
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from nixl_workers import Workers, nixl_workers
+from nixl_workers import HOST, Workers, nixl_workers
 
+from kvtransfer import worker
+from kvtransfer.errors import PeerTimeout
+from kvtransfer.handshake import fetch_payloads
 from kvtransfer.pair_reads import ReadLimits
 
 TIMEOUT_S = 5.0
@@ -74,6 +79,27 @@ def test_a_peer_that_answers_and_moves_nothing_is_given_up(workers: Workers) -> 
     assert workers.failed == {"lost"}
 
 
+def test_a_read_that_cannot_be_cancelled_at_once_is_cancelled_later(workers: Workers) -> None:
+    workers.reads.silent = True
+    workers.reads.sticks = 3
+    workers.channel.stop()
+    workers.ask_for(["stuck"])
+    workers.until(1, step_s=0.1, within_s=4 * TIMEOUT_S)
+    assert workers.failed == {"stuck"}
+    assert not workers.reads.under_way
+    # Of two attempts one did not end well, and the other found nobody.
+    assert workers.num_failures == 2
+    assert len(workers.decode.xfer_stats.data["num_failed_transfers"]) == 1
+
+
+def test_a_read_that_has_failed_and_stands_is_one_failure(workers: Workers) -> None:
+    workers.reads.fails = workers.reads.sticks = 3
+    workers.ask_for(["stuck"])
+    workers.until(1, step_s=0.02, within_s=4 * TIMEOUT_S)
+    assert workers.failed == set()
+    assert workers.num_failures == 1
+
+
 def test_after_an_error_the_others_are_read_over_a_new_connection(workers: Workers) -> None:
     names = [f"request {number:03d}" for number in range(40)]
     connection = workers.connection
@@ -84,3 +110,30 @@ def test_after_an_error_the_others_are_read_over_a_new_connection(workers: Worke
     assert sorted(workers.finished) == names
     assert workers.connection is not connection
     assert workers.num_failures == 1
+
+
+def test_peers_that_do_not_answer_keep_no_other_from_a_new_connection(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {f"lost {number}" for number in range(8)}
+    given_up = threading.Event()
+
+    def fetch_or_wait(*where: Any, engine_id: str, **how: Any) -> Any:
+        if engine_id in lost:
+            given_up.wait(60)
+            raise PeerTimeout("no answer")
+        return fetch_payloads(*where, engine_id=engine_id, **how)
+
+    monkeypatch.setattr(worker, "fetch_payloads", fetch_or_wait)
+    for engine_id in lost:
+        assert workers.decode.warm_up(engine_id, HOST, 1, 1) == (False, None)
+    connection = workers.connection
+    workers.reads.fails = 1
+    workers.ask_for(["a", "b"])
+    try:
+        workers.until(2, step_s=0.02, within_s=60, beside=lost)
+        assert workers.decode._handshake_futures.keys() == lost
+    finally:
+        given_up.set()
+    assert workers.failed == set()
+    assert workers.connection is not connection

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -113,6 +113,20 @@ async def test_an_engine_without_steps_is_asked_again() -> None:
     peers = Peers(core)
     assert await peers.warm_up(PEER) is None
     assert len(core.called) == 3
+
+
+async def test_an_engine_that_is_named_with_two_addresses_is_one() -> None:
+    """The workers know it by its id, whichever address they were told first."""
+    core = FakeCore(iter([BUSY, DONE]))
+    peers = Peers(core, is_idle=lambda: False)
+    (first,) = await ask(peers, core)
+    second = asyncio.create_task(peers.warm_up(replace(PEER, port=9)))
+    await asyncio.sleep(0)
+    peers.stepped(step_stats(worker(0), worker(1)))
+    assert (await first, await second) == (None, None)
+    assert core.called == ["prefill"]
+    assert await peers.warm_up(replace(PEER, port=9)) is None
+    assert len(core.called) == 2
 
 
 async def test_pairs_are_warmed_up_beside_each_other() -> None:

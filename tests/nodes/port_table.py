@@ -1,6 +1,6 @@
-"""README.md's table of ports between nodes, read for firewalls.
+"""The table of ports between nodes in docs/deployment.md, read for firewalls.
 
-Owns the reading; the table is README.md's.
+Owns the reading; the table is the page's.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from node_network import CLIENT, Connection, Opening
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 _TABLE = re.compile(r"<!-- ports:begin -->\n(.*)<!-- ports:end -->", re.DOTALL)
 _HEADER = 2
 _OUTSIDE = ("clients", "Prometheus")
@@ -24,7 +24,7 @@ _NODES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Who connects to whom, at which ports; both sides in README.md's words."""
+    """Who connects to whom, at which ports; both sides in the page's words."""
 
     source: str
     target: str
@@ -52,9 +52,9 @@ def read_rows(*, spans_nodes: bool = False) -> list[Row]:
 
     Raises ValueError where there is none.
     """
-    found = _TABLE.search(README.read_text())
+    found = _TABLE.search(PAGE.read_text())
     if found is None:
-        raise ValueError(f"{README} has no table of ports")
+        raise ValueError(f"{PAGE} has no table of ports")
     lines = found.group(1).splitlines()[_HEADER:]
     rows = [_read_row(*(cell.strip() for cell in line.split("|")[1:5])) for line in lines]
     return [row for row in rows if spans_nodes or not row.is_for_spans]

@@ -21,7 +21,7 @@ from cluster.ports import LOCALHOST
 
 BIN = Path(sys.executable).parent
 GCS_PORT = 6379
-"""The other ports are README.md's."""
+"""The other ports are those of docs/deployment.md."""
 PORTS = (
     "--node-manager-port=6380",
     "--object-manager-port=6381",

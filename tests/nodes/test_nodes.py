@@ -1,7 +1,7 @@
 """Three Ray nodes with addresses of their own: the head with the router, and one for each pool.
 
-They are network namespaces of this machine, each behind a firewall that lets in what README.md
-says that it must. Every answer is compared with a plain vLLM server's.
+They are network namespaces of this machine, each behind a firewall that lets in what the table of
+docs/deployment.md says that it must. Every answer is compared with a plain vLLM server's.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from answers import differences
-from metrics import Sample, scrape
+from metrics import Sample, scrape, total
 from node_cluster import NodeCluster
 from node_requests import NUM_PROMPT, WITHIN_S, answered, are_paired, is_decoding, num_faults, seen
 from port_table import read_rows
@@ -25,6 +25,8 @@ from benchmarks.audit import audit
 KV_BYTES = NUM_PROMPT * 4096
 """Keys and values of a prompt: 4 layers with 2 heads of 64, in float32."""
 METRICS_PORT = 6385
+LOST = ("replica_silent", "connection_lost")
+"""Faults of replicas that may be back in a moment."""
 POLL_S = 0.5
 
 pytestmark = [pytest.mark.nodes, pytest.mark.asyncio(loop_scope="module")]
@@ -52,8 +54,9 @@ async def nothing_left(cluster: NodeCluster) -> AsyncIterator[None]:
         await asyncio.sleep(POLL_S)
 
 
-def num_lost(samples: list[Sample]) -> float:
-    return num_faults(samples, "replica_silent", "connection_lost")
+def num_moved(samples: list[Sample]) -> float:
+    """Requests that have lost the decode replica."""
+    return sum(total(samples, "pdserve_moves_total", cause=f"decode_{how}") for how in LOST)
 
 
 async def test_an_answer_crosses_the_network(
@@ -90,9 +93,11 @@ async def test_decode_node_cut_off_for_moments(
     answer = asyncio.create_task(answered(cluster.url, "silent"))
     before = await seen(client, cluster.url, is_decoding)
     with cluster.networks["decode"].cut_off():
-        await seen(client, cluster.url, lambda now: num_lost(now) > num_lost(before))
+        await seen(client, cluster.url, lambda now: num_moved(now) > num_moved(before))
     assert not differences(expected["silent"], await answer)
     assert cluster.engine_core("decode") == engine
+    num_lost = num_faults(before, *LOST) + 1
+    await seen(client, cluster.url, lambda now: num_faults(now, *LOST) == num_lost)
 
 
 async def test_prefill_node_cut_off_for_moments(
@@ -103,8 +108,7 @@ async def test_prefill_node_cut_off_for_moments(
     with cluster.networks["prefill"].cut_off():
         answer = await answered(cluster.url, "prefill cut off")
         assert not differences(expected["prefill cut off"], answer)
-    now = await scrape(client, cluster.url)
-    assert num_lost(now) > num_lost(before)
+    await seen(client, cluster.url, lambda now: num_faults(now, *LOST) > num_faults(before, *LOST))
     await seen(client, cluster.url, are_paired)
     kv_before = kv_on_the_wire(cluster)
     assert not differences(expected["prefill back"], await answered(cluster.url, "prefill back"))
@@ -129,7 +133,7 @@ async def test_decode_node_dies_and_comes_back(
 
 
 async def test_the_table_of_ports_is_right(client: httpx.AsyncClient, cluster: NodeCluster) -> None:
-    """After all of the above: nobody asked for more than README.md lists, and each row was used."""
+    """After all of the above: nobody asked for more than is listed, and each row was used."""
     for address in cluster.addresses.values():
         assert await scrape(client, f"http://{address}:{METRICS_PORT}")
     assert not cluster.refused()

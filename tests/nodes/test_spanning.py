@@ -1,4 +1,4 @@
-"""A decode engine over two Ray nodes, each with a rank, behind the firewalls of README.md's table.
+"""A decode engine over two Ray nodes, each with a rank, behind the firewalls of docs/deployment.md.
 
 Every answer is compared with a plain vLLM server's. After each end of a part of the engine nothing
 of it is left on either node, and another engine has taken its place.

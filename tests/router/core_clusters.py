@@ -1,10 +1,14 @@
 """A core client over fake replicas, and how these are lost."""
 
+import time
+from collections.abc import Callable
+
 from fake_replicas import FakeEnd
 from prometheus_client import CollectorRegistry
 from vllm.v1.engine import EngineCoreOutput
 
 from engine.exit_cause import EngineExit
+from engine.wire import LoadReport, StepOutputs
 from router.audit import audit
 from router.core_client import ClusterCoreClient
 from router.metrics import PoolMetrics, RouterMetrics
@@ -14,20 +18,30 @@ from router.recovery import RecoveryLimits
 from router.settings import Targets
 from router.traffic import TrafficMeter
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:
     """A core client over fake replicas, `num` in each pool."""
 
     def __init__(
-        self, num: int = 1, *, limits: RecoveryLimits = LIMITS, targets: Targets | None = None
+        self,
+        num: int = 1,
+        *,
+        limits: RecoveryLimits = LIMITS,
+        targets: Targets | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = CollectorRegistry()
         traffic = TrafficMeter(ttft_s=1.0, itl_s=1.0)
         metrics = RouterMetrics(self.registry, traffic)
         self.core = ClusterCoreClient(
-            POLICIES["round_robin"], metrics, limits, traffic=traffic, targets=targets
+            POLICIES["round_robin"],
+            metrics,
+            limits,
+            traffic=traffic,
+            targets=targets,
+            clock=clock,
         )
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
         self.prefill = [self.join(self.core.prefill, f"p{index}") for index in range(num)]
@@ -69,3 +83,9 @@ def fail(replica: Replica, *, num_requests: int = 2) -> None:
     how = "the engine was ended by SIGSEGV"
     replica.engine_ended(EngineExit(cause="SIGSEGV", text=how, num_requests=num_requests))
     replica.replica_gone("the engine was ended by SIGSEGV")
+
+
+def hang(replica: Replica) -> None:
+    """The replica says that its engine does not answer."""
+    replica.step_received(StepOutputs([], LoadReport(leaves_because="stalled")))
+    replica.replica_gone("unhealthy")

@@ -37,15 +37,17 @@ class Checks:
         constraint._backend = "xgrammar"
 
 
-def front_end(core: Any, checks: Checks) -> ClusterLLM:
-    config = engine_args(resolve_model("demo"), {}).create_engine_config()
+def front_end(core: Any, checks: Checks, **options: Any) -> ClusterLLM:
+    config = engine_args(resolve_model("demo"), options).create_engine_config()
     grammars: Any = checks
-    return ClusterLLM(config, core, client_priority=(-10, 10), grammars=grammars)
+    return ClusterLLM(
+        config, core, client_priority=(-10, 10), max_prompt_logprobs=12, grammars=grammars
+    )
 
 
-async def ask(llm: ClusterLLM, **params: Any) -> Any:
+async def ask(llm: ClusterLLM, request_id: str = "r", **params: Any) -> Any:
     prompt = {"type": "token", "prompt_token_ids": [5, 6, 7]}
-    return await llm.add_request("r", prompt, SamplingParams(max_tokens=4, **params))
+    return await llm.add_request(request_id, prompt, SamplingParams(max_tokens=4, **params))
 
 
 def regex(text: str) -> dict[str, Any]:
@@ -176,4 +178,41 @@ async def test_what_a_client_does_not_decide(
     added = await llm.add_request("r", "a", params, priority=asked, session_id="s")
     assert added == (("r", "a", params), {"priority": taken, "session_id": "s"})
     assert params.extra_args == {"other": 1}
+    llm.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("params", "is_taken"),
+    [
+        pytest.param({"prompt_logprobs": 3}, True, id="at-the-limit"),
+        pytest.param({"prompt_logprobs": 4}, False, id="over"),
+        pytest.param({"prompt_logprobs": 1, "n": 3, "temperature": 1}, False, id="of-choices"),
+        pytest.param({"prompt_logprobs": -1}, False, id="of-the-vocabulary"),
+        pytest.param({"logprobs": 20}, True, id="of-the-answer"),
+    ],
+)
+async def test_prompt_logprobs_have_a_bound(params: dict[str, Any], is_taken: bool) -> None:
+    cluster = Cluster()
+    llm = front_end(cluster.core, Checks(), max_logprobs=-1)
+    if is_taken:
+        await ask(llm, **params)
+    else:
+        with pytest.raises(VLLMValidationError, match="More than 12 log probabilities"):
+            await ask(llm, **params)
+        assert not llm.output_processor.has_unfinished_requests()
+        cluster.check_settled()
+    llm.shutdown()
+
+
+async def test_all_prompts_of_one_request_have_one_bound() -> None:
+    cluster = Cluster()
+    llm = front_end(cluster.core, Checks())
+    token = NOTE.set(RouteNote())
+    try:
+        await ask(llm, prompt_logprobs=1)
+        await ask(llm, prompt_logprobs=1, request_id="s")
+        with pytest.raises(VLLMValidationError, match="More than 12 log probabilities"):
+            await ask(llm, prompt_logprobs=0, request_id="t")
+    finally:
+        NOTE.reset(token)
     llm.shutdown()

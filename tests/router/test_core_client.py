@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from core_clusters import LIMITS, Cluster, fail, lose
+from core_clusters import LIMITS, Cluster, fail, hang, lose
 from fake_replicas import HANDED_OVER, decoded, end_of, join, prefilled, request, step
 from vllm.exceptions import GenerationError
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from engine.output_tokens import OUTPUT_TOKENS
+from engine.step_limit import STEP_LIMIT
 from engine.wire import Kind, LoadReport, Rejection, StepOutputs
 from router.admit import AdmissionLimits
 from router.answers import NOTE, RouteNote
@@ -88,7 +89,9 @@ async def test_one_engine_does_it_all(
     (only,) = asked.pop(replica)
     assert list(asked.values()) == [[]]
     assert only.sampling_params is not None
-    assert not only.sampling_params.extra_args
+    # Beside decode's answers a prompt is read in pieces.
+    is_limited = STEP_LIMIT in (only.sampling_params.extra_args or {})
+    assert is_limited == (replica == "d0")
     target = next(r for r in (*cluster.prefill, *cluster.decode) if r.replica_id == replica)
     step(target, decoded(1, ends=True))
     assert [output.finish_reason for output in cluster.outputs()] == [FinishReason.LENGTH]
@@ -115,7 +118,7 @@ async def test_a_client_cannot_say_where_kv_and_tokens_come_from() -> None:
     await cluster.core.add_request_async(request(extra_args=mine, prompt_logprobs=1))
     (asked,) = end_of(cluster.decode[0]).added()
     assert asked.sampling_params is not None
-    assert not asked.sampling_params.extra_args
+    assert list(asked.sampling_params.extra_args or {}) == [STEP_LIMIT]
 
 
 async def test_abort_while_prefilling_frees_what_is_handed_over_late() -> None:
@@ -383,7 +386,7 @@ async def test_after_one_failure_all_go_on_at_once() -> None:
     assert not any(state.is_suspect for state in cluster.core._requests.values())
 
 
-TWICE = Failures(num=2, num_tokens=0, was_prefilling=False)
+TWICE = Failures(num_ended=2, num_tokens=0, was_prefilling=False)
 
 
 async def test_suspects_run_each_in_a_replica_without_another() -> None:
@@ -436,6 +439,34 @@ async def test_a_suspect_stays_away_from_another_routers() -> None:
     (asked,) = end_of(other).added()
     step(other, decoded(1, ends=True, request_id=asked.request_id))
     cluster.check_settled()
+
+
+@pytest.mark.parametrize(
+    ("other_after_s", "is_refused"), [(-2, False), (2, False), (-15, True), (15, True)]
+)
+async def test_who_is_hung_with_others_is_not_refused(
+    other_after_s: float, is_refused: bool
+) -> None:
+    """Engines hang with it three times, and others that it is not in shortly before or after, as
+    on machines that are paused; or at another time, as where it is what hangs them."""
+    seen_s = iter(
+        each
+        for number in range(3)
+        for each in sorted((60.0 * number, 60.0 * number + other_after_s))
+    )
+    cluster = Cluster(num=0, clock=lambda: next(seen_s))
+    prefill = cluster.join(cluster.core.prefill, "p")
+    await cluster.core.add_request_async(request(max_tokens=100))
+    state = cluster.core._requests["r"]
+    for number in range(3):
+        decodes = [cluster.join(cluster.core.decode, f"d{number}{which}") for which in "ab"]
+        if state.phase is RequestPhase.PREFILLING:
+            step(prefill, prefilled(request_id=state.engine_request_id))
+        decodes.sort(key=lambda each: (each is state.decode) is (other_after_s < 0))
+        for each in decodes:
+            hang(each)
+    reasons = {output.finish_reason for output in cluster.outputs()}
+    assert reasons == ({None, FinishReason.ERROR} if is_refused else {None})
 
 
 async def test_what_was_computed_elsewhere_has_not_made_an_engine_fail() -> None:

@@ -1,6 +1,7 @@
 """The core client carries out what the plans say: affinity, local prefill, admission, deadlines."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -24,7 +25,7 @@ from router.settings import Targets
 from router.traffic import TrafficMeter
 
 BLOCK = 64
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:
@@ -74,6 +75,21 @@ def note() -> Iterator[RouteNote]:
     token = NOTE.set(note)
     yield note
     NOTE.reset(token)
+
+
+async def test_setting_the_time_of_day_makes_no_prompt_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(Targets())
+    sent = prompt("r", 100)
+    sent.arrival_time = time.time()
+    noon_s = sent.arrival_time + Targets().admission.ttft_s + 60
+    monkeypatch.setattr(time, "time", lambda: noon_s)
+    await cluster.core.add_request_async(sent)
+    (has_it,) = (replica for replica in cluster.prefill if end_of(replica).added())
+    step(has_it)
+    # It would not be counted as ahead of others if it were to be put back.
+    assert has_it.work_s > 0
 
 
 async def test_a_prompt_goes_where_its_beginning_is_cached() -> None:

@@ -60,6 +60,15 @@ def test_pieces_leave_the_answers_their_time() -> None:
     assert plan.ttft_s == pytest.approx(of.step_s + 0.35)
 
 
+def test_a_prompt_that_decode_has_to_read_takes_longer_in_pieces() -> None:
+    of, limit_s = reader(request_s=0.2), STEP_SHARE * ITL_S
+    assert of.ttft_s(None) == of.one_step_ttft_s
+    assert of.ttft_s(limit_s) == pytest.approx(of.step_s + 0.35)
+    short, busy = reader(), reader(answers_s=0.1)
+    assert short.ttft_s(limit_s) == short.one_step_ttft_s
+    assert busy.ttft_s(limit_s) == busy.one_step_ttft_s
+
+
 def test_kv_is_counted_as_it_will_be_once_steps_are_slower() -> None:
     of = reader(kv_usage_fraction=KV_SHARE / 2)
     assert of.can_slow_to(2 * of.step_s)

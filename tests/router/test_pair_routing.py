@@ -20,7 +20,7 @@ from router.settings import Targets
 from router.traffic import TrafficMeter
 
 BLOCK = 64
-LIMITS = RecoveryLimits(max_moves=1_000_000, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=1_000_000, max_wait_s=120.0, stall_timeout_s=10.0)
 
 
 class Cluster:

@@ -21,7 +21,7 @@ from engine.wire import AddRequest, Kind, LoadReport, Rejection, StepOutputs
 from router.pool import Replica
 from router.recovery import REFUSED_AFTER, RecoveryLimits
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0)
 HOWS = ("ends", "stalls")
 POISON = "poison"
 NUM_TOKENS = 40
@@ -122,7 +122,10 @@ class World:
         self.place = place
         self.num_failures = 0
         self.num_made = 0
-        self.routers = [Cluster(num=0, limits=LIMITS) for _ in range(num_routers)]
+        self.now_s = 0.0
+        self.routers = [
+            Cluster(num=0, limits=LIMITS, clock=lambda: self.now_s) for _ in range(num_routers)
+        ]
         self.engines: list[Engine] = []
         self.ended: dict[str, EngineCoreOutput] = {}
         for pool in ("prefill", "decode"):
@@ -203,6 +206,8 @@ class World:
     def fail(self, engine: Engine) -> None:
         """The engine ends with all that it has not handed on, and another one is started."""
         self.num_failures += 1
+        # It takes so long to see that it hangs.
+        self.now_s += LIMITS.stall_timeout_s
         self.engines.remove(engine)
         how = EngineExit(cause="SIGSEGV", text="ended by SIGSEGV", num_requests=len(engine.running))
         engine.running.clear()

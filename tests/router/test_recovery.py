@@ -6,19 +6,20 @@ from router.recovery import (
     IN_FLIGHT_TOKENS,
     MOST_HANGS,
     Failures,
+    Hang,
     RecoveryLimits,
     one_more,
     plan_move,
 )
 
-LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0)
+LIMITS = RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0)
 SAME_PLACE = "3 engines failed at the same place"
 ALONE = "3 engines failed that had nothing else"
 MOVED = "its engine is gone"
 
 
 def failures(num: int, *, num_tokens: int = 40, was_prefilling: bool = False) -> Failures:
-    return Failures(num=num, num_tokens=num_tokens, was_prefilling=was_prefilling)
+    return Failures(num_ended=num, num_tokens=num_tokens, was_prefilling=was_prefilling)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,37 @@ def test_failures_add_up_to_a_suspect() -> None:
 )
 def test_a_request_is_cleared(with_it: Failures, num_tokens: int, expected: bool) -> None:
     assert with_it.clears(num_tokens) is expected
+
+
+@pytest.mark.parametrize(
+    ("seen", "num"),
+    [
+        pytest.param([("a", 0), ("b", 20), ("c", 40)], 3, id="one after the other"),
+        pytest.param([("a", 0), ("b", 10), ("c", 20)], 3, id="as soon as one request can"),
+        pytest.param([("a", 0), ("b", 9), ("c", 40)], 1, id="two at once"),
+        pytest.param(
+            [("a", 0), ("b", 20), ("c", 40), ("other", 42)], 2, id="another with the last"
+        ),
+        pytest.param(
+            [("other", -2), ("a", 0), ("another", 22), ("b", 20), ("third", 40), ("c", 41)],
+            0,
+            id="always with another",
+        ),
+        pytest.param([("a", 0), ("a", 5), ("b", 20)], 3, id="the same one again"),
+    ],
+)
+def test_hangs_count_that_hit_one_engine(seen: list[tuple[str, float]], num: int) -> None:
+    every = [Hang(replica_id=replica_id, at_s=at_s) for replica_id, at_s in seen]
+    with_it: Failures | None = None
+    for hang in every:
+        if hang.replica_id in ("a", "b", "c"):
+            with_it = one_more(
+                with_it,
+                num_tokens=40,
+                was_prefilling=False,
+                hang=hang,
+                all_hangs=every,
+                stall_timeout_s=LIMITS.stall_timeout_s,
+            )
+    assert with_it is not None
+    assert with_it.num == num

@@ -29,8 +29,7 @@ def settings(*, drain_s: float) -> RouterSettings:
         policy="p2c",
         num_routers=1,
         targets=Targets(admission=AdmissionLimits()),
-        recovery=RecoveryLimits(max_moves=3, max_wait_s=120.0),
-        stall_timeout_s=10.0,
+        recovery=RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0),
         drain_s=drain_s,
     )
 

@@ -28,7 +28,7 @@ class Cluster:
         self.core = ClusterCoreClient(
             POLICIES[policy],
             RouterMetrics(self.registry, traffic),
-            RecoveryLimits(max_moves=3, max_wait_s=120.0),
+            RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0),
             traffic=traffic,
             num_routers=num_routers,
         )

@@ -25,7 +25,7 @@ class Cluster:
         self.core = ClusterCoreClient(
             POLICIES["p2c"],
             RouterMetrics(self.registry, traffic),
-            RecoveryLimits(max_moves=3, max_wait_s=120.0),
+            RecoveryLimits(max_moves=3, max_wait_s=120.0, stall_timeout_s=10.0),
             traffic=traffic,
         )
         PoolMetrics((self.core.prefill, self.core.decode), self.registry)
