@@ -3,6 +3,7 @@
 Owns what a section may say by itself; cluster.config joins them and checks one against another.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -22,6 +23,11 @@ def _resource(name: str) -> str:
     if not name:
         raise ValueError("a resource must have a name")
     return name
+
+
+def _selector(text: str) -> str:
+    # Ray takes `in(a, b)` and then looks for a label " b".
+    return re.sub(r",\s+", ",", text)
 
 
 def _router_resource(name: str) -> str:
@@ -87,6 +93,7 @@ Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 _Amount = Annotated[float, Field(gt=0)]
 Resources = dict[Annotated[str, AfterValidator(_resource)], _Amount]
+Labels = dict[str, Annotated[str, AfterValidator(_selector)]]
 RouterResources = dict[Annotated[str, AfterValidator(_router_resource)], _Amount]
 
 
@@ -143,7 +150,7 @@ class PoolConfig(Section):
         default_factory=dict,
         description="Custom Ray resources reserved for each replica, e.g. `{fast_nic: 1}`.",
     )
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict,
         description="Ray node labels that a replica's nodes must have, e.g. "
         "`{ray.io/accelerator-type: H100}`.",
@@ -226,7 +233,7 @@ class RouterConfig(Section):
         default_factory=dict,
         description="Custom Ray resources reserved for each router, e.g. `{front_node: 1}`.",
     )
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict,
         description="Ray node labels that a router's node must have. It needs no GPU.",
     )

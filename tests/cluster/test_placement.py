@@ -83,6 +83,12 @@ def test_placement_problem(needs: list[ReplicaNeeds], nodes: list[Node], part: s
         assert part in problem
 
 
+def test_labels_are_told_to_ray_without_spaces() -> None:
+    """Which would look for the space as well, and a replica would wait for ever."""
+    config = parse_args({"decode": {"labels": {"rack": "in(a, b,  c)"}}})
+    assert config.decode.labels == {"rack": "in(a,b,c)"}
+
+
 def test_needs_of_a_config() -> None:
     config = parse_args(
         {
