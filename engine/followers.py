@@ -69,8 +69,8 @@ class Followers:
         try:
             how: EngineExit = await actor.run.remote(share)
         except RayError as error:
-            # Its node, its process, or what was raised in it.
-            reason = str(error).strip().splitlines()[-1]
+            # Its node, its process, or what was raised in it; Ray says it in many lines.
+            reason = " ".join(str(getattr(error, "cause", None) or error).split())
             text = f"on node {address}, the engine's ranks are gone: {reason}"
             how = EngineExit(cause="error", text=text[:MAX_TEXT])
         if not self.ended.done():
