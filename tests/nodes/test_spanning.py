@@ -15,12 +15,13 @@ import pytest
 import pytest_asyncio
 from answers import differences
 from metrics import Sample, total
-from node_cluster import NodeCluster, Phase
+from node_cluster import NodeCluster
 from node_requests import answered, are_paired, is_decoding, num_faults, seen
 from port_table import read_rows
 from servers import new_client
 
 from cluster.health import observe_health
+from kvtransfer.phase import Phase
 
 CONFIG = Path(__file__).parent / "spanning.yaml"
 NODES: tuple[Phase, Phase] = ("prefill", "decode")
