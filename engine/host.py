@@ -179,8 +179,12 @@ class EngineHost:
 
     async def exit(self) -> EngineExit:
         """How the engine ended, once it has."""
-        if self._followers is not None and (how := await _first_end(self._followers)):
-            return how
+        if self._followers is not None:
+            how = await _first_end(self._followers)
+            # They wait for an engine core that is gone.
+            self._followers.stop()
+            if how is not None:
+                return how
         finished = self.core.resources.engine_manager.finished_procs()
         return explain_exit(next(iter(finished.values()), None), read_own_output())
 

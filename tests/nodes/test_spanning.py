@@ -27,7 +27,7 @@ CONFIG = Path(__file__).parent / "spanning.yaml"
 NODES: tuple[Phase, Phase] = ("prefill", "decode")
 ENDS_WITHIN_S = 20.0
 
-pytestmark = [pytest.mark.nodes, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.spanning, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
