@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
@@ -12,7 +13,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from router.first_errors import MAX_ERRORS, stop_at_first_errors
+from router.first_errors import MAX_ERRORS, SMALL, is_small, stop_at_first_errors
 
 
 @pytest.fixture
@@ -68,6 +69,26 @@ def test_of_very_many_errors_their_number_is_told(client: TestClient) -> None:
     biases = {f"a{number}": "x" for number in range(MANY)}
     answer = client.post("/completions", json={"prompt": "a", "logit_bias": biases})
     assert answer.json() == [f"The body has {MANY} errors"]
+
+
+def test_of_a_small_body_every_error_is_told(client: TestClient) -> None:
+    body = {"model": "demo", "input": [{}] * 3}
+    with pytest.raises(ValidationError) as every:
+        ResponsesRequest.model_validate(body)
+    assert len(client.post("/responses", json=body).json()) == every.value.error_count()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param({"a": [1] * (SMALL - 1)}, True, id="at-the-limit"),
+        pytest.param([1] * (SMALL + 1), False, id="many"),
+        pytest.param([[1] * 10] * 10, False, id="many-deeper"),
+        pytest.param({"a": {"b": {str(number): 1 for number in range(SMALL)}}}, False, id="fields"),
+    ],
+)
+def test_elements_are_counted_on_all_levels(body: object, expected: bool) -> None:
+    assert is_small(body) == expected
 
 
 def test_what_is_right_is_taken(client: TestClient) -> None:
