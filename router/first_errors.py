@@ -34,7 +34,7 @@ def stop_at_first_errors(app: FastAPI) -> None:
     for route in app.routes:
         if isinstance(route, APIRoute):
             for field in get_flat_dependant(route.dependant).body_params:
-                adapter = getattr(field, "_type_adapter", None)
+                adapter: Any = getattr(field, "_type_adapter", None)
                 if not hasattr(adapter, "core_schema") or not hasattr(adapter, "validator"):
                     raise RouterInternalsChanged(
                         "fastapi's ModelField has no _type_adapter with a core_schema and a "
