@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= cluster/configs/demo.yaml
 
-.PHONY: help setup serve test check chaos fuzz bench docs clean
+.PHONY: help setup serve test check nodes chaos fuzz bench docs clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,10 @@ check: setup  ## What CI runs: formatting, lint, types, docs, tests, two minutes
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m nodes
 	$(BIN)/python -m benchmarks.chaos --minutes 2 --out build/chaos.md
+
+nodes: setup  ## Three Ray nodes in network namespaces, then an engine over two of them (as root, with nft)
+	$(BIN)/python -m pytest -m nodes
+	$(BIN)/python -m pytest -m spanning
 
 chaos: setup  ## Kill, stop and starve replicas under load for five minutes, and check every answer
 	$(BIN)/python -m benchmarks.chaos

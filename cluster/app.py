@@ -190,6 +190,27 @@ def _places(section: PoolConfig | RouterConfig) -> dict[str, Any]:
     return {"resources": section.resources, **labels}
 
 
+def _bundles(pool: PoolConfig) -> dict[str, Any]:
+    """What Serve reserves for a replica of several nodes: as much on each, all of it or nothing."""
+    if pool.nodes == 1:
+        return {}
+    bundle = {name: amount for name, amount in pool.resources_per_node.items() if amount}
+    labels = {"placement_group_bundle_label_selector": [pool.labels] * pool.nodes}
+    return {
+        "placement_group_bundles": [bundle] * pool.nodes,
+        "placement_group_strategy": "STRICT_SPREAD",
+        **(labels if pool.labels else {}),
+    }
+
+
+def _actor_resources(pool: PoolConfig) -> dict[str, Any]:
+    """What a replica's own process takes, on its one node or the first of several."""
+    if pool.nodes == 1:
+        return {"num_cpus": pool.cpus, "num_gpus": pool.gpus, **_places(pool)}
+    share = pool.resources_per_node
+    return {"num_cpus": share.pop("CPU"), "num_gpus": share.pop("GPU"), "resources": share}
+
+
 def _pool_app(server: str, config: ClusterConfig, name: Phase) -> Application:
     pool = config.pool(name)
     settings = EngineSettings(
@@ -204,20 +225,17 @@ def _pool_app(server: str, config: ClusterConfig, name: Phase) -> Application:
         stall_timeout_s=config.recovery.stall_timeout_s,
         drain_s=config.recovery.drain_s,
         tls=_tls(config),
+        nodes=pool.nodes,
     )
     env = SERVE_ENV | ENGINE_ENV | pool.env
     if pool.gpus == 0:
         env = CPU_ENGINE_ENV | env
-    actor_options: dict[str, Any] = {
-        "num_cpus": pool.cpus,
-        "num_gpus": pool.gpus,
-        **_places(pool),
-        "runtime_env": {"env_vars": env},
-    }
+    actor_options: dict[str, Any] = {**_actor_resources(pool), "runtime_env": {"env_vars": env}}
     deployment = serve.deployment(
         EngineDeployment,
         name=name,
         **_size(config, name),
+        **_bundles(pool),
         ray_actor_options=actor_options,
         health_check_period_s=2.0,
         health_check_timeout_s=settings.stall_timeout_s + 5.0,

@@ -40,7 +40,7 @@ def describe(file: ServeFile, nodes: Sequence[Node] = ()) -> str:
                 ("policy", config.router.policy),
                 ("needs", _totals(config)),
                 *(
-                    (f"one {need.deployment} replica", f"{need}, on one node")
+                    (f"one {need.deployment} replica", need.shape)
                     for need in replica_needs(config)
                     if need.deployment != "router"
                 ),
@@ -67,11 +67,16 @@ def _pool_row(config: ClusterConfig, name: Phase) -> tuple[str, ...]:
     return (
         name,
         _size(config, name),
-        str(pool.gpus),
-        f"{pool.cpus:g}",
+        _each(pool, pool.gpus),
+        _each(pool, pool.cpus),
         f"{ranks.tensor}{stages}",
         _places(pool, "any node with GPUs" if pool.gpus else "any node"),
     )
+
+
+def _each(pool: PoolConfig, amount: float) -> str:
+    """Of one replica, as its nodes have it."""
+    return f"{pool.nodes} x {amount / pool.nodes:g}" if pool.nodes > 1 else f"{amount:g}"
 
 
 def _places(section: PoolConfig | RouterConfig, anywhere: str = "any node") -> str:
@@ -128,19 +133,23 @@ def _transfer(config: ClusterConfig) -> str:
 
 def _placement(config: ClusterConfig, nodes: Sequence[Node]) -> str:
     problem = placement_problem(replica_needs(config), nodes)
-    return problem or f"each replica fits one of the {len(nodes)} seen"
+    if problem is not None:
+        return problem
+    spans = any(config.pool(name).nodes > 1 for name in PHASES)
+    return f"each replica fits {'some' if spans else 'one'} of the {len(nodes)} seen"
 
 
 def _unasked(config: ClusterConfig) -> list[tuple[str, str]]:
-    large = [name for name in PHASES if config.pool(name).gpus > MOST_GPUS]
+    each = {name: config.pool(name).resources_per_node["GPU"] for name in PHASES}
     return [
         (
             "nodes",
             f"not asked (see RAY_DASHBOARD_ADDRESS): a {name} replica waits for ever unless one "
-            f"has {config.pool(name).gpus} GPUs; few have more than {MOST_GPUS}, and an engine "
-            "does not span nodes",
+            f"has {gpus:g} GPUs; few have more than {MOST_GPUS}. {name}.nodes has its engine span "
+            "several",
         )
-        for name in large
+        for name, gpus in each.items()
+        if gpus > MOST_GPUS
     ]
 
 
@@ -158,6 +167,10 @@ def _without_effect(config: ClusterConfig) -> list[tuple[str, str]]:
 def _room(file: ServeFile) -> list[tuple[str, str]]:
     if all(file.config.pool(name).gpus < 2 for name in PHASES):
         return []
+    if file.packs_replicas and any(file.config.pool(name).nodes > 1 for name in PHASES):
+        return [
+            ("placement", "spread over nodes: Serve packs no replicas beside such as span them")
+        ]
     if file.packs_replicas:
         return [("placement", "one node after the other, the largest replicas first")]
     return [

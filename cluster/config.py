@@ -28,8 +28,10 @@ from cluster.sections import (
 )
 from kvtransfer.phase import PHASES, Phase
 
-_OVER_NODES = ("ray", "external_launcher")
+_OTHERS_RANKS = ("ray", "external_launcher")
 """Executors of vLLM's whose ranks others start, or that reserve GPUs beside the replica's own."""
+_OF_ONE_NODE = ("VLLM_HOST_IP",)
+"""Environment variables that differ from node to node."""
 
 
 class ClusterConfig(Section):
@@ -180,13 +182,15 @@ class ClusterConfig(Section):
             if type(size) is not int or size < 1:
                 section = f"{name}.engine" if option in pool.engine else "engine"
                 raise ValueError(f"{section}.{option}: {size!r} is not a whole number from 1")
-        if (executor := options.get("distributed_executor_backend")) in _OVER_NODES:
+        if (executor := options.get("distributed_executor_backend")) in _OTHERS_RANKS:
             own = "distributed_executor_backend" in pool.engine
             section = f"{name}.engine" if own else "engine"
             raise ValueError(
                 f"{section}.distributed_executor_backend: {executor} would have ranks outside of "
-                "the replica; its ranks are processes of one node, so leave it out"
+                "the replica; its ranks are processes of its own nodes, so leave it out"
             )
+        if pool.nodes > 1:
+            self._check_nodes(name)
         if pool.gpus and pool.gpus != self.num_ranks(name):
             raise ValueError(
                 f"{name}.gpus: {pool.gpus} is not {self.num_ranks(name)}, its engine's "
@@ -202,6 +206,25 @@ class ClusterConfig(Section):
                 f"{name}.engine.kv_cache_memory_bytes: is for pools on GPUs; set "
                 f"{name}.kv_cache_gib instead"
             )
+
+    def _check_nodes(self, name: Phase) -> None:
+        pool, num_ranks = self.pool(name), self.num_ranks(name)
+        if num_ranks % pool.nodes:
+            raise ValueError(
+                f"{name}.nodes: {pool.nodes} does not divide {num_ranks}, its engine's "
+                "tensor_parallel_size times pipeline_parallel_size: each node has as many ranks"
+            )
+        if (executor := self.pool_engine(name).get("distributed_executor_backend", "mp")) != "mp":
+            raise ValueError(
+                f"{name}.nodes: {pool.nodes} does not go with distributed_executor_backend "
+                f"{executor}; only mp, which is what it is if left out, spans nodes"
+            )
+        for variable in _OF_ONE_NODE:
+            if variable in pool.env:
+                raise ValueError(
+                    f"{name}.env.{variable}: would be the same on each of {name}.nodes, "
+                    f"{pool.nodes}; each takes its own from Ray"
+                )
 
 
 def parse_args(args: Mapping[str, Any]) -> ClusterConfig:

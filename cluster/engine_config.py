@@ -51,6 +51,7 @@ def check_whole_engines(config: ClusterConfig) -> None:
 
 def _check_engine(config: ClusterConfig, name: Phase, folder: Path) -> None:
     from engine.arguments import engine_args
+    from engine.meeting import node_options
     from kvtransfer.config import kv_transfer_config
 
     transfer = kv_transfer_config(
@@ -64,6 +65,8 @@ def _check_engine(config: ClusterConfig, name: Phase, folder: Path) -> None:
         progress_delay_us=config.transfer.progress_delay_us,
     )
     options = {**start_options(config, name), "kv_transfer_config": transfer}
+    if (num_nodes := config.pool(name).nodes) > 1:
+        options |= node_options(num_nodes, node=0, host="127.0.0.1", port=1)
     section = f"{name}.engine" if config.pool(name).engine else "engine"
     try:
         with mock.patch.dict(os.environ, config.pool(name).env):

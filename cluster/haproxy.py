@@ -39,6 +39,8 @@ REQUEST_TIMEOUT_S = 15
 CLIENT_TIMEOUT_S = 300
 """For the next bytes of a longer body, though the router has given it up, and for a client to read
 on: one may pause."""
+KEEP_ALIVE_S = 10
+"""For the next request on a connection, where the operator has not set another time."""
 
 _BIND = re.compile(r"^\s*bind (\S*):(\d+)", re.MULTILINE)
 _SOCKET = re.compile(r"^\s*stats socket (\S+)", re.MULTILINE)
@@ -108,6 +110,13 @@ CHANGES = (
         lines=r"    timeout client .*",
         becomes=f"    timeout client {CLIENT_TIMEOUT_S}s\n"
         f"    timeout http-request {REQUEST_TIMEOUT_S}s",
+    ),
+    Change(
+        why="Clients that keep connections and send nothing on them would soon have all that there "
+        "are (`maxconn`). `http_options.keep_alive_timeout_s`, 90 s by default, sets another time.",
+        lines=r"    timeout http-keep-alive 90s",
+        becomes=f"    timeout http-keep-alive {KEEP_ALIVE_S}s",
+        only_without=r"    timeout http-keep-alive (?!90s).*",
     ),
     Change(
         why="Headers as large and as many as vLLM's own server takes; of more, the router says so. "

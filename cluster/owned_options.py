@@ -3,7 +3,7 @@
 Owns the list and the reasons. Never imports vLLM.
 """
 
-_OWN_NODE = "a replica runs on one node, with a GPU for each rank"
+_OF_NODES = "set nodes of the pool instead"
 _NO_DATA_PARALLEL = "raise the pool's replicas instead"
 _WHOLE_CONTEXT = "KV moves between ranks that hold all tokens; raise tensor_parallel_size instead"
 _GENERATES = "pdserve serves models that generate text"
@@ -33,10 +33,10 @@ OWNED_ENGINE_OPTIONS = {
     "elastic_ep_max_dp_size": _NO_DATA_PARALLEL,
     "enable_fault_tolerance": "set recovery instead",
     "fault_tolerance_config": "set recovery instead",
-    "nnodes": _OWN_NODE,
-    "node_rank": _OWN_NODE,
-    "master_addr": _OWN_NODE,
-    "master_port": _OWN_NODE,
+    "nnodes": _OF_NODES,
+    "node_rank": _OF_NODES,
+    "master_addr": _OF_NODES,
+    "master_port": _OF_NODES,
     "device_ids": "Ray gives each replica its GPUs",
     "disable_log_stats": "routing and metrics need the engine's statistics",
     "aggregate_engine_logging": "each replica has metrics of its own",

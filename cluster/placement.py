@@ -1,6 +1,6 @@
 """Whether the nodes of a Ray cluster can ever hold what a config would run on them.
 
-Owns what a replica needs of one node. Pure: a replica that fits no node waits for ever, which Serve
+Owns what a replica needs of its nodes. Pure: a replica that fits none waits for ever, which Serve
 only says as "starting".
 """
 
@@ -17,17 +17,23 @@ _SELECTOR = re.compile(r"(?P<no>!?)(?P<many>in)?\(?(?P<values>[^()]*)\)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaNeeds:
-    """What one replica takes of one node."""
+    """What one replica takes of each of its nodes; mostly it has one."""
 
     deployment: str
     resources: Mapping[str, float]
     """By Ray's names: CPU, GPU, and custom ones."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Ray's label selector: values, `!value`, `in(value, value)`, `!in(value, value)`."""
+    num_nodes: int = 1
 
     def __str__(self) -> str:
         places = [f"{key}={value}" for key, value in self.labels.items()]
         return " and ".join([amounts(self.resources), *places])
+
+    @property
+    def shape(self) -> str:
+        """In words, with how many nodes it takes that of."""
+        return f"{self}, on one node" if self.num_nodes == 1 else f"{self.num_nodes} nodes x {self}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +57,9 @@ def replica_needs(config: ClusterConfig) -> tuple[ReplicaNeeds, ...]:
         *(
             ReplicaNeeds(
                 deployment=name,
-                resources={"GPU": pool.gpus, "CPU": pool.cpus, **pool.resources},
+                resources=pool.resources_per_node,
                 labels=pool.labels,
+                num_nodes=pool.nodes,
             )
             for name, pool in pools
         ),
@@ -62,15 +69,18 @@ def replica_needs(config: ClusterConfig) -> tuple[ReplicaNeeds, ...]:
 def placement_problem(needs: Sequence[ReplicaNeeds], nodes: Sequence[Node]) -> str | None:
     """Why one replica of each deployment cannot run on these nodes; None where it may."""
     for need in needs:
-        if not any(_fits(need, node) for node in nodes):
+        num_fit = sum(_fits(need, node) for node in nodes)
+        if num_fit < need.num_nodes:
+            is_one = need.num_nodes == 1
+            where, each = ("node", "one node") if is_one else (f"{need.num_nodes} nodes", "each")
             return (
-                f"no node can hold a {need.deployment} replica: it needs {need} on one node; "
-                f"{_offers(need, nodes)}"
+                f"no {where} can hold a {need.deployment} replica: it needs {need} on {each}; "
+                f"{_offers(need, nodes, num_fit)}"
             )
     needed: defaultdict[str, float] = defaultdict(float)
     there: defaultdict[str, float] = defaultdict(float)
     for need in needs:
-        _add(needed, need.resources)
+        _add(needed, need.resources, times=need.num_nodes)
     for node in nodes:
         _add(there, node.resources)
     short = {name: amount for name, amount in needed.items() if amount > there[name]}
@@ -92,9 +102,9 @@ def amounts(resources: Mapping[str, float]) -> str:
     )
 
 
-def _add(total: defaultdict[str, float], resources: Mapping[str, float]) -> None:
+def _add(total: defaultdict[str, float], resources: Mapping[str, float], *, times: int = 1) -> None:
     for name, amount in resources.items():
-        total[name] += amount
+        total[name] += times * amount
 
 
 def _fits(need: ReplicaNeeds, node: Node) -> bool:
@@ -112,7 +122,7 @@ def _has(label: str | None, selector: str) -> bool:
     return is_one != bool(match["no"])
 
 
-def _offers(need: ReplicaNeeds, nodes: Sequence[Node]) -> str:
+def _offers(need: ReplicaNeeds, nodes: Sequence[Node], num_fit: int) -> str:
     most = {
         name: max((node.resources.get(name, 0.0) for node in nodes), default=0.0)
         for name, amount in need.resources.items()
@@ -121,7 +131,7 @@ def _offers(need: ReplicaNeeds, nodes: Sequence[Node]) -> str:
     if lacking:
         told = ", ".join(f"{amount:g} {name}" for name, amount in lacking.items())
         return f"the most of {_count(nodes)} is {told}"
-    return f"of {_count(nodes)} none has all of it"
+    return f"of {_count(nodes)} {num_fit or 'none'} has all of it"
 
 
 def _count(nodes: Sequence[Node]) -> str:

@@ -3,6 +3,7 @@
 Owns what a section may say by itself; cluster.config joins them and checks one against another.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -22,6 +23,11 @@ def _resource(name: str) -> str:
     if not name:
         raise ValueError("a resource must have a name")
     return name
+
+
+def _selector(text: str) -> str:
+    # Ray takes `in(a, b)` and then looks for a label " b".
+    return re.sub(r",\s+", ",", text)
 
 
 def _router_resource(name: str) -> str:
@@ -73,6 +79,9 @@ def _ordered(ends: tuple[int, int]) -> tuple[int, int]:
 MAX_REPLICAS = 100_000
 """Of one deployment; Serve counts in 32 bits, and a typing error is found sooner."""
 
+MAX_NODES = 1_000
+"""Of one engine."""
+
 EngineOptions = dict[Annotated[str, AfterValidator(_engine_option)], Any]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_name)]
 Variables = dict[
@@ -84,6 +93,7 @@ Backends = Annotated[tuple[str, ...], AfterValidator(_once)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 _Amount = Annotated[float, Field(gt=0)]
 Resources = dict[Annotated[str, AfterValidator(_resource)], _Amount]
+Labels = dict[str, Annotated[str, AfterValidator(_selector)]]
 RouterResources = dict[Annotated[str, AfterValidator(_router_resource)], _Amount]
 
 
@@ -127,14 +137,22 @@ class PoolConfig(Section):
         description="GPUs of each replica, one per rank: tensor_parallel_size times "
         "pipeline_parallel_size. 0 runs the engine on the CPU.",
     )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES,
+        description="Nodes that the engine of each replica spans, for a model that no node can "
+        "hold. Its ranks, and the `gpus`, `cpus` and `resources` of the replica, are divided "
+        "evenly among them.",
+    )
     cpus: float = Field(default=0.25, gt=0, description="Ray CPUs reserved for each replica.")
     resources: Resources = Field(
         default_factory=dict,
         description="Custom Ray resources reserved for each replica, e.g. `{fast_nic: 1}`.",
     )
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict,
-        description="Ray node labels that a replica's node must have, e.g. "
+        description="Ray node labels that a replica's nodes must have, e.g. "
         "`{ray.io/accelerator-type: H100}`.",
     )
     engine: EngineOptions = Field(
@@ -151,6 +169,12 @@ class PoolConfig(Section):
     env: Variables = Field(
         default_factory=dict, description="Environment variables of each replica."
     )
+
+    @property
+    def resources_per_node(self) -> dict[str, float]:
+        """What a replica reserves on each of its nodes, by Ray's names."""
+        whole = {"GPU": self.gpus, "CPU": self.cpus, **self.resources}
+        return {name: amount / self.nodes for name, amount in whole.items()}
 
 
 class TransferConfig(Section):
@@ -209,7 +233,7 @@ class RouterConfig(Section):
         default_factory=dict,
         description="Custom Ray resources reserved for each router, e.g. `{front_node: 1}`.",
     )
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict,
         description="Ray node labels that a router's node must have. It needs no GPU.",
     )

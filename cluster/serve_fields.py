@@ -99,9 +99,11 @@ def check_ray_options(config: ClusterConfig) -> None:
 
 
 def _ray_options(section: PoolConfig | RouterConfig) -> dict[str, tuple[str, Any]]:
+    num_nodes = section.nodes if isinstance(section, PoolConfig) else 1
+    per_node = {name: amount / num_nodes for name, amount in section.resources.items()}
     return {
-        "cpus": ("num_cpus", section.cpus),
-        "resources": ("resources", section.resources),
+        "cpus": ("num_cpus", section.cpus / num_nodes),
+        "resources": ("resources", per_node),
         "labels": ("label_selector", section.labels),
     }
 

@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep)
-        except (AttributeError, KeyError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, ValueError):
             kind = node.tag.rpartition(":")[2]
             raise _error(f"{node.value} cannot be read as {kind}", node.start_mark) from None
         if isinstance(value, int) and abs(value) > MAX_INT:

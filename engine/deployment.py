@@ -37,6 +37,9 @@ class EngineSettings:
     """How long a replica that leaves may take to finish what it has."""
     tls: TlsFiles | None = None
     """Of the connections between members; None where they are not encrypted."""
+    nodes: int = 1
+    """That the engine spans. With more than one, each is a bundle of the replica's placement group,
+    the first one the replica's own."""
 
 
 class EngineDeployment:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.abstract import Executor
@@ -20,7 +21,7 @@ from vllm.v1.executor.abstract import Executor
 from engine.amx import request_amx
 from engine.errors import EngineEnded, EngineStalled
 from engine.exit_cause import EngineExit, explain_exit, read_own_output
-from engine.guardian import start_guardian
+from engine.guardian import kill_children, start_guardian
 from engine.internals import check_internals
 from engine.outlet import Inlet
 from engine.probe import probe
@@ -33,6 +34,22 @@ _Answer = TypeVar("_Answer")
 
 _FAILED_AT_START = re.compile(r"Failed core proc\(s\): \{(?:'\w+': (-?\d+))?")
 """vLLM's words for an engine core that ended while it started, with its exit code if it has one."""
+
+
+FOLLOWERS_SAY_S = 0.5
+"""How long the news of a rank on another node may take: its end brings ours down, often sooner."""
+_PAUSE_S = 0.2
+"""Between two looks at what an engine that cannot start has started."""
+
+
+class OtherNodes(Protocol):
+    """Where the ranks of an engine are that this process has not started."""
+
+    ended: asyncio.Future[EngineExit]
+    """Done where one of them has ended."""
+
+    def stop(self) -> None:
+        """Ends them; `ended` is not done by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +67,31 @@ class EngineFacts:
 
 
 class EngineHost:
-    """Runs one engine core in processes of its own. Owns them: `stop` or our death ends them."""
+    """Runs one engine core in processes of its own. Owns them: `stop` or our death ends them.
+
+    Where the engine spans nodes, owns its followers as well: none of its parts outlives another.
+    """
 
     def __init__(self, core: AsyncMPClient, config: VllmConfig, inlet: Inlet) -> None:
         self.core = core
         self.config = config
         self._inlet = inlet
+        self._followers: OtherNodes | None = None
         self._num_dropped_tokens = 0
         self._kv_cache_bytes = 0
 
     @classmethod
     async def start(
-        cls, args: AsyncEngineArgs, *, credentials: Credentials | None = None
+        cls,
+        args: AsyncEngineArgs,
+        *,
+        credentials: Credentials | None = None,
+        followers: OtherNodes | None = None,
     ) -> "EngineHost":
         """Starts the engine core and waits until it has loaded the model and answered.
 
-        By its `credentials` an engine that moves KV knows its peers.
+        By its `credentials` an engine that moves KV knows its peers. `followers` are those of an
+        engine that spans nodes; they have begun, and end with this start where it fails.
 
         Raises:
             EngineInternalsChanged: this vLLM is not the one we call into.
@@ -75,8 +101,7 @@ class EngineHost:
         """
         check_internals()
         start_guardian()
-        # In a thread: it takes many seconds and the caller's event loop has other work.
-        host = await asyncio.to_thread(cls._start, args, credentials)
+        host = await cls._started(args, credentials, followers)
         try:
             await host._inlet.open(host.core)
             await host._ask_ranks("accept_output_tokens")
@@ -85,21 +110,37 @@ class EngineHost:
             host._kv_cache_bytes = sum(await host._ask_ranks("kv_cache_bytes"))
             await probe(host.core, host.config)
         except EngineDeadError:
-            raise EngineEnded(host.exit()) from None
+            how = await host.exit()
+            host.stop()
+            raise EngineEnded(how) from None
         except BaseException:
             host.stop()
             raise
         return host
 
     @classmethod
+    async def _started(
+        cls,
+        args: AsyncEngineArgs,
+        credentials: Credentials | None,
+        followers: OtherNodes | None,
+    ) -> "EngineHost":
+        # In a thread: it takes many seconds and the caller's event loop has other work.
+        starting = asyncio.create_task(asyncio.to_thread(cls._start, args, credentials))
+        if followers is None:
+            return await starting
+        try:
+            host = await _unless_others_end(starting, followers)
+        except BaseException:
+            followers.stop()
+            raise
+        host._followers = followers
+        followers.ended.add_done_callback(lambda _: kill_children())
+        return host
+
+    @classmethod
     def _start(cls, args: AsyncEngineArgs, credentials: Credentials | None) -> "EngineHost":
-        # Here as well: the configuration depends on it.
-        request_amx()
-        config = args.create_engine_config()
-        use_resuming_scheduler(config)
-        keep_no_images(config)
-        if credentials is not None:
-            give_credentials(config, credentials)
+        config = engine_config(args, credentials)
         inlet = Inlet(config)
         try:
             core = EngineCoreClient.make_async_mp_client(
@@ -136,8 +177,14 @@ class EngineHost:
     def is_dead(self) -> bool:
         return bool(self.core.resources.engine_dead)
 
-    def exit(self) -> EngineExit:
+    async def exit(self) -> EngineExit:
         """How the engine ended, once it has."""
+        if self._followers is not None:
+            how = await _first_end(self._followers)
+            # They wait for an engine core that is gone.
+            self._followers.stop()
+            if how is not None:
+                return how
         finished = self.core.resources.engine_manager.finished_procs()
         return explain_exit(next(iter(finished.values()), None), read_own_output())
 
@@ -167,8 +214,51 @@ class EngineHost:
 
     def stop(self) -> None:
         """Ends the engine's processes; whatever is still running in them is lost."""
+        if self._followers is not None:
+            self._followers.stop()
         self._inlet.close()
         self.core.shutdown(timeout=0)
+
+
+def engine_config(
+    args: AsyncEngineArgs, credentials: Credentials | None, *, is_headless: bool = False
+) -> VllmConfig:
+    """vLLM's whole configuration of an engine, the same on all nodes that it has."""
+    # Here as well as in the ranks: the configuration depends on it.
+    request_amx()
+    config = args.create_engine_config(headless=is_headless)
+    use_resuming_scheduler(config)
+    keep_no_images(config)
+    if credentials is not None:
+        give_credentials(config, credentials)
+    parallel = config.parallel_config
+    if parallel.nnodes > 1 and current_platform.is_cpu():
+        # By a node's devices vLLM knows which ranks it has, and takes all CPUs for one
+        # (`MessageQueue.create_from_process_group_single_reader`).
+        parallel.assigned_physical_gpu_ids = list(range(parallel.local_world_size))
+    return config
+
+
+async def _unless_others_end(
+    starting: asyncio.Task[EngineHost], followers: OtherNodes
+) -> EngineHost:
+    await asyncio.wait((starting, followers.ended), return_when=asyncio.FIRST_COMPLETED)
+    while not starting.done():
+        # The ranks here wait for those that are gone, and vLLM for them.
+        kill_children()
+        await asyncio.wait((starting,), timeout=_PAUSE_S)
+    try:
+        return starting.result()
+    except Exception:
+        if (how := await _first_end(followers)) is not None:
+            raise EngineEnded(how) from None
+        raise
+
+
+async def _first_end(followers: OtherNodes) -> EngineExit | None:
+    """How the first of them ended, if one has; where it was the first it is heard of in moments."""
+    await asyncio.wait((followers.ended,), timeout=FOLLOWERS_SAY_S)
+    return followers.ended.result() if followers.ended.done() else None
 
 
 def keep_no_images(config: VllmConfig) -> None:

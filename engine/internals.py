@@ -61,7 +61,10 @@ RELIED_ON = {
     "vllm.v1.structured_output.backend_outlines:OutlinesBackend": ("compile_grammar",),
     "vllm.v1.structured_output.backend_xgrammar:XgrammarBackend": ("compile_grammar",),
     "vllm.v1.worker.gpu_model_runner:CachedRequestState": ("__post_init__",),
+    "vllm.v1.executor.multiproc_executor:MultiprocExecutor": ("shutdown",),
+    "vllm.v1.executor.multiproc_executor:WorkerProcHandle": (),
     "vllm.v1.executor.uniproc_executor:UniProcExecutor": ("execute_model",),
+    "torch.distributed.rendezvous:_torchelastic_use_agent_store": (),
     "torch:cpu": ("_init_amx", "_is_amx_fp16_supported", "_is_amx_tile_supported"),
     "ray._private:worker": ("raise_sys_exit_with_custom_error_message",),
 }

@@ -306,7 +306,7 @@ class EngineReplica:
             raise
         except Exception as error:
             # The engine core is gone: every router learns it now, Serve at its next health check.
-            self._engine_ended(error)
+            await self._engine_ended(error)
 
     async def _taken(self) -> None:
         """Waits for routers that take less than the engine puts out for them; so does the engine.
@@ -318,8 +318,8 @@ class EngineReplica:
                 for router in behind:
                     await router.drained()
 
-    def _engine_ended(self, error: Exception) -> None:
-        how = self.host.exit() if isinstance(error, EngineDeadError) else _broken(error)
+    async def _engine_ended(self, error: Exception) -> None:
+        how = await self.host.exit() if isinstance(error, EngineDeadError) else _broken(error)
         logger.error("%s", how.text, exc_info=error)
         how = replace(how, num_requests=len(self._running))
         self.closed_because = self.closed_because or how.text

@@ -6,7 +6,7 @@ Owns the life of one replica. What a phase adds is in its own package.
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -21,15 +21,18 @@ from engine.channel import RouterEnd
 from engine.deployment import EngineSettings
 from engine.errors import EngineEnded, EngineStalled, ReplicaClosed
 from engine.exit_cause import EngineExit
+from engine.follower import Share
+from engine.followers import Followers
 from engine.host import EngineHost
+from engine.meeting import RANK_ENV
 from engine.metrics import RayExporter
 from engine.models import resolve_model
+from engine.node_address import keep_to_address
 from engine.replica import EngineReplica
 from engine.secret import application_secret
 from engine.start_failure import tell_router
-from kvtransfer.config import kv_transfer_config, transfer_env
+from kvtransfer.config import kv_transfer_config
 from kvtransfer.credentials import Credentials
-from kvtransfer.interfaces import interface_env, observe_interfaces
 from kvtransfer.peers import KVPeer
 from kvtransfer.phase import Phase
 from kvtransfer.side_channel import ReservedPort
@@ -134,9 +137,7 @@ class EngineServer:
         host_ip = ray.util.get_node_ip_address()
         tls = new_tls(settings.tls)
         credentials = Credentials(secret=application_secret(self.application), tls=settings.tls)
-        os.environ.update(transfer_env(host_ip))
-        for name, value in interface_env(host_ip, observe_interfaces()).items():
-            os.environ.setdefault(name, value)
+        keep_to_address(host_ip)
         # Routers tell decode engines where to find this one before it has handed anything over.
         with ReservedPort(host_ip) as side_channel:
             transfer = kv_transfer_config(
@@ -150,12 +151,17 @@ class EngineServer:
                 progress_delay_us=settings.progress_delay_us,
                 side_channel_port=side_channel.port,
             )
-            args = engine_args(
-                resolve_model(settings.model),
-                {**settings.options, "kv_transfer_config": transfer},
-            )
+            options: dict[str, Any] = {**settings.options, "kv_transfer_config": transfer}
+            followers = None
+            if settings.nodes > 1:
+                followers = await Followers.start(host_ip, self._share(options))
+                os.environ.update(RANK_ENV)
+                options |= followers.options()
+            args = engine_args(resolve_model(settings.model), options)
             try:
-                self.host = await EngineHost.start(args, credentials=credentials)
+                self.host = await EngineHost.start(
+                    args, credentials=credentials, followers=followers
+                )
             except EngineEnded as end:
                 await tell_router(self.application, self.phase, self.engine_id, end.exit)
                 raise
@@ -166,6 +172,14 @@ class EngineServer:
             host_ip, credentials.secret, tls=tls, stall_timeout_s=settings.stall_timeout_s
         )
         self._exporter = asyncio.create_task(RayExporter(self.metrics.registry).run())
+
+    def _share(self, options: Mapping[str, Any]) -> Share:
+        return Share(
+            application=self.application,
+            model=self.settings.model,
+            options=options,
+            tls=self.settings.tls,
+        )
 
     # What the deployment calls.
 

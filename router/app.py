@@ -30,6 +30,7 @@ from router.clients import ClientIdentityMiddleware
 from router.cluster_llm import ClusterLLM
 from router.core_client import ClusterCoreClient
 from router.errors import RouterInternalsChanged
+from router.first_errors import stop_at_first_errors
 from router.frontend import frontend_args
 from router.frontend_config import front_end_config, has_drafts
 from router.grammar_check import GrammarCheck
@@ -41,8 +42,13 @@ from router.sandbox.queue import Sandbox
 from router.settings import FrontendSettings
 
 TASKS = ("generate",)
-_ONE_ENGINES = ("/scale_elastic_ep", "/is_scaling_elastic_ep")
-"""Paths that change the engine of one vLLM server; the cluster has its own scaling."""
+_ONE_ENGINES = (
+    "/scale_elastic_ep",
+    "/is_scaling_elastic_ep",
+    "/inference/v1/abort_requests",
+)
+"""Paths that change one vLLM server: the cluster has its own scaling, and whoever knows an id, or
+guesses it, would end another client's request, where the router is the same by chance."""
 Layer = Callable[[ASGIApp], ASGIApp]
 
 
@@ -105,6 +111,7 @@ async def build_openai_app(front_end: FrontEnd, routes: Iterable[Route]) -> ASGI
         *routes,
         *(each for each in app.router.routes if getattr(each, "path", None) not in _ONE_ENGINES),
     ]
+    stop_at_first_errors(app)
     # vLLM's error handler stops its server when the engine is dead; ours is Serve's to stop.
     app.state.server = SimpleNamespace(should_exit=False)
     await init_app_state(front_end.llm, app.state, args, TASKS)

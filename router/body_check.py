@@ -197,7 +197,14 @@ def _num_prompts(raw: msgspec.Raw) -> int:
 
 def _whole(value: object) -> int:
     """What vLLM would take it for; 1 where it takes it for nothing."""
+    if not isinstance(value, int | float | str):
+        return 1
     try:
-        return max(1, int(value)) if isinstance(value, int | float | str) else 1
+        return max(1, int(value))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        # A text may have a fraction of zeros.
+        return max(1, int(float(value)))
     except (ValueError, OverflowError):
         return 1

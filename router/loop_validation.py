@@ -43,12 +43,13 @@ def check_lengths(params: SamplingParams) -> None:
 
 def count_prompt_logprobs(params: SamplingParams, num_tokens: int, model: ModelConfig) -> int:
     """How many log probabilities of a prompt's tokens its answers will have."""
-    num_best = params.prompt_logprobs
-    if num_best is None:
-        return 0
+    vocab_size = model.get_vocab_size()
+    num_best = vocab_size if params.prompt_logprobs == -1 else params.prompt_logprobs
+    most = vocab_size if model.max_logprobs == -1 else model.max_logprobs
+    if num_best is None or num_best > most:
+        return 0  # vLLM refuses more, and says why.
     # Beside the best there is the token's own.
-    num_each = model.get_vocab_size() if num_best == -1 else num_best + 1
-    num: int = params.n * num_tokens * num_each
+    num: int = params.n * num_tokens * (num_best + 1)
     return num
 
 

@@ -9,10 +9,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from node_network import why_not
+from node_requests import one_engines_answers
 from servers import Server, Servers, new_client
 
 from benchmarks.audit import audit
@@ -103,6 +106,20 @@ def plain(both_servers: tuple[Server, Server]) -> Server:
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with new_client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def nodes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the logs of all clusters of several nodes, where this machine can make one up."""
+    if reason := why_not():
+        pytest.skip(reason)
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def expected(nodes_folder: Path) -> dict[str, Any]:
+    """What these clusters must answer. They start when the engine has ended: two cores are few."""
+    return await one_engines_answers(nodes_folder / "plain.log")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -42,6 +42,12 @@ def pipeline_parallel_over_nccl(args: dict[str, Any]) -> None:
 
 
 def two_nodes(args: dict[str, Any]) -> None:
+    sixteen_gpus(args)
+    args["decode"]["nodes"] = 2
+    args["decode"]["replicas"] = 1
+
+
+def sixteen_gpus(args: dict[str, Any]) -> None:
     args["decode"]["gpus"] = 16
     args["decode"]["engine"]["tensor_parallel_size"] = 16
 
@@ -103,14 +109,26 @@ ROWS: list[tuple[Callable[[dict[str, Any]], None], Sequence[Node], int, Sequence
     (pipeline_parallel_over_nccl, (HEAD, EIGHT, FOUR), 0,
      ["prefill     2         2          2          1, 2 stages      any node with GPUs",
       "transfer             nccl", "needs                12 GPUs, 14 CPUs", FITS]),
-    (two_nodes, (), 0,
+    (sixteen_gpus, (), 0,
      ["nodes                not asked (see RAY_DASHBOARD_ADDRESS): a decode replica waits for "
-      "ever unless one has 16 GPUs; few have more than 8, and an engine does not span nodes"]),
-    (two_nodes, (HEAD, EIGHT, EIGHT), 1,
+      "ever unless one has 16 GPUs; few have more than 8. decode.nodes has its engine span "
+      "several"]),
+    (sixteen_gpus, (HEAD, EIGHT, EIGHT), 1,
      ["no node can hold a decode replica: it needs 16 GPUs, 2 CPUs on one node; the most of 3 "
       "nodes is 8 GPU"]),
+    (two_nodes, (), 0,
+     ["decode      1         2 x 8      2 x 1      16               any node with GPUs",
+      "one prefill replica  1 GPU, 2 CPUs, on one node",
+      "one decode replica   2 nodes x 8 GPUs, 1 CPU",
+      "needs                18 GPUs, 8 CPUs",
+      "placement            spread over nodes: Serve packs no replicas beside such as span them"]),
+    (two_nodes, (HEAD, EIGHT, EIGHT, FOUR), 0,
+     ["nodes                each replica fits some of the 4 seen"]),
+    (two_nodes, (HEAD, EIGHT, FOUR), 1,
+     ["no 2 nodes can hold a decode replica: it needs 8 GPUs, 1 CPU on each; of 3 nodes 1 has all "
+      "of it"]),
     (two_nodes_of_vllm, (), 2,
-     ["engine.nnodes: may not be set here: a replica runs on one node, with a GPU for each rank"]),
+     ["engine.nnodes: may not be set here: set nodes of the pool instead"]),
     (ranks_over_ray, (), 2,
      ["engine.distributed_executor_backend: ray would have ranks outside of the replica; "]),
     (data_parallel, (), 2,

@@ -79,10 +79,27 @@ WRONG = [
     ("data-parallel-lb", {"decode": {"engine": {"data_parallel_external_lb": True}}},
      "decode.engine.data_parallel_external_lb: may not be set here: raise the pool's replicas "
      "instead"),
-    ("nodes", {"engine": {"nnodes": 2}},
-     "engine.nnodes: may not be set here: a replica runs on one node, with a GPU for each rank"),
+    ("nodes-of-vllm", {"engine": {"nnodes": 2}},
+     "engine.nnodes: may not be set here: set nodes of the pool instead"),
     ("node-rank", {"engine": {"node_rank": 1}},
-     "engine.node_rank: may not be set here: a replica runs on one node, with a GPU for each rank"),
+     "engine.node_rank: may not be set here: set nodes of the pool instead"),
+    ("nodes-without-ranks", {"decode": {"nodes": 2}},
+     "decode.nodes: 2 does not divide 1, its engine's tensor_parallel_size times "
+     "pipeline_parallel_size: each node has as many ranks"),
+    ("nodes-uneven", {"prefill": {"nodes": 3, "engine": {"tensor_parallel_size": 4}}},
+     "prefill.nodes: 3 does not divide 4, its engine's tensor_parallel_size times "
+     "pipeline_parallel_size: each node has as many ranks"),
+    ("nodes-zero", {"decode": {"nodes": 0}}, "decode.nodes: 0 is not at least 1"),
+    ("nodes-executor",
+     {"decode": {"nodes": 2, "engine": {"tensor_parallel_size": 2,
+                                        "distributed_executor_backend": "uni"}}},
+     "decode.nodes: 2 does not go with distributed_executor_backend uni; only mp, which is what it "
+     "is if left out, spans nodes"),
+    ("nodes-address",
+     {"decode": {"nodes": 2, "engine": {"tensor_parallel_size": 2},
+                 "env": {"VLLM_HOST_IP": "::1"}}},
+     "decode.env.VLLM_HOST_IP: would be the same on each of decode.nodes, 2; each takes its own "
+     "from Ray"),
     ("scheduling", {"engine": {"scheduling_policy": "fcfs"}},
      "engine.scheduling_policy: may not be set here: prefill runs prompts in the order of their "
      "latest starts"),

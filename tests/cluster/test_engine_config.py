@@ -64,6 +64,9 @@ GPU = {"gpus": 1}
     [
         pytest.param({"engine": {"max_model_len": 512, "enable_lora": True}}, id="fits"),
         pytest.param({"engine": {"reasoning_parser": "qwen3"}}, id="reasoning-parser"),
+        pytest.param(
+            {"decode": {"nodes": 2, "engine": {"tensor_parallel_size": 2}}}, id="spans-nodes"
+        ),
         pytest.param({"engine": LONG, "model": "org/model"}, id="model-to-be-fetched"),
         pytest.param({"engine": LONG, "prefill": GPU, "decode": GPU}, id="on-gpus"),
         pytest.param(

@@ -26,8 +26,12 @@ LARGE = Node(resources={"CPU": 64.0, "GPU": 8.0, "nic": 1.0}, labels={"rack": "a
 SMALL = Node(resources={"CPU": 4.0})
 
 
-def need(resources: dict[str, float], labels: dict[str, str] | None = None) -> ReplicaNeeds:
-    return ReplicaNeeds(deployment="decode", resources=resources, labels=labels or {})
+def need(
+    resources: dict[str, float], labels: dict[str, str] | None = None, num_nodes: int = 1
+) -> ReplicaNeeds:
+    return ReplicaNeeds(
+        deployment="decode", resources=resources, labels=labels or {}, num_nodes=num_nodes
+    )
 
 
 ROWS = [
@@ -53,6 +57,16 @@ ROWS = [
      [LARGE, Node(resources={"CPU": 1.0}, labels={"rack": "b"})], "of 2 nodes none has all of it"),
     ("each-but-not-all", [need({"CPU": 3}), need({"CPU": 3})], [SMALL],
      "one replica of each deployment needs 6 CPUs in all; 1 node has 4 CPUs"),
+    ("two-nodes", [need({"GPU": 8, "CPU": 1}, num_nodes=2)], [SMALL, LARGE, LARGE], None),
+    ("two-nodes-of-which-one", [need({"GPU": 8, "CPU": 1}, num_nodes=2)], [SMALL, LARGE],
+     "no 2 nodes can hold a decode replica: it needs 8 GPUs, 1 CPU on each; of 2 nodes 1 has all "
+     "of it"),
+    ("two-nodes-of-which-none", [need({"GPU": 9, "CPU": 1}, num_nodes=2)], [LARGE, LARGE],
+     "it needs 9 GPUs, 1 CPU on each; the most of 2 nodes is 8 GPU"),
+    ("two-nodes-with-a-label", [need(NOTHING_ELSE, {"rack": "a"}, 2)], [LARGE, SMALL],
+     "it needs 0.25 CPUs and rack=a on each; of 2 nodes 1 has all of it"),
+    ("two-nodes-and-another", [need({"CPU": 3}, num_nodes=2), need({"CPU": 3})], [SMALL, SMALL],
+     "one replica of each deployment needs 9 CPUs in all; 2 nodes have 8 CPUs"),
     ("each-on-its-own-node", [need({"CPU": 3}), need({"CPU": 3})], [SMALL, SMALL], None),
 ]  # fmt: skip
 
@@ -69,18 +83,30 @@ def test_placement_problem(needs: list[ReplicaNeeds], nodes: list[Node], part: s
         assert part in problem
 
 
+def test_labels_are_told_to_ray_without_spaces() -> None:
+    """Which would look for the space as well, and a replica would wait for ever."""
+    config = parse_args({"decode": {"labels": {"rack": "in(a, b,  c)"}}})
+    assert config.decode.labels == {"rack": "in(a,b,c)"}
+
+
 def test_needs_of_a_config() -> None:
     config = parse_args(
         {
             "router": {"cpus": 2, "labels": {"rack": "b"}, "resources": {"front": 1}},
             "prefill": {"gpus": 2, "engine": {"tensor_parallel_size": 2}, "labels": {"rack": "a"}},
-            "decode": {"cpus": 1, "resources": {"nic": 0.5}},
+            "decode": {
+                "nodes": 2,
+                "gpus": 16,
+                "cpus": 1,
+                "resources": {"nic": 2},
+                "engine": {"tensor_parallel_size": 16},
+            },
         }
     )
-    assert [str(each) for each in replica_needs(config)] == [
-        "2 CPUs, 1 front and rack=b",
-        "2 GPUs, 0.25 CPUs and rack=a",
-        "1 CPU, 0.5 nic",
+    assert [each.shape for each in replica_needs(config)] == [
+        "2 CPUs, 1 front and rack=b, on one node",
+        "2 GPUs, 0.25 CPUs and rack=a, on one node",
+        "2 nodes x 8 GPUs, 0.5 CPUs, 1 nic",
     ]
 
 

@@ -29,6 +29,7 @@ WRONG = [
     ("tag-object", "a: !!python/object:os.system b", "could not determine a constructor"),
     ("no-digits", "a: 0b_", "0b_ cannot be read as int"),
     ("long-number", "a: " + "9" * 5000, "cannot be read as int"),
+    ("too-large", "a: 1:" + "1:" * 400 + "1.0", "cannot be read as float"),
     ("long-hex", "a: 0x" + "f" * 9000, "line 1, column 4: a number beyond 64 bits"),
     ("key-list", "? [a]\n: b", "line 1, column 3: a key must be a plain text"),
     ("two-documents", "a: 1\n---\nb: 2", "line 2, column 1: but found another document"),

@@ -7,13 +7,13 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import psutil
-from node_network import Namespace, Network
-from port_table import openings, read_rows
+from node_network import Connection, Namespace, Network
+from port_table import Row, openings
 from ray_nodes import BIN, ENVIRONMENT, GCS_PORT, RayNode, head_command, started, worker_command
 
 from cluster.health import observe_health
@@ -29,11 +29,14 @@ NUMBERS: Mapping[Name, int] = {"head": 2, "prefill": 3, "decode": 4}
 
 
 class NodeCluster(contextlib.ExitStack):
-    """Ends with its context, and nothing is left of it. Logs go to `folder`."""
+    """Ends with its context, and nothing is left of it. Logs go to `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    The firewalls let in what `rows` say.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Row], config: Path = CONFIG) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder, self._rows, self._config = folder, rows, config
         self._nodes: dict[Name, RayNode] = {}
         self.networks: dict[Name, Namespace] = {}
         self.url = ""
@@ -42,9 +45,8 @@ class NodeCluster(contextlib.ExitStack):
         """Raises RuntimeError where it does not start."""
         network = self.enter_context(Network())
         self.networks = {name: network.add(number) for name, number in NUMBERS.items()}
-        rows = read_rows()
         for name, namespace in self.networks.items():
-            namespace.fence(openings(rows, name, self.addresses))
+            namespace.fence(openings(self._rows, name, self.addresses))
         self.url = f"http://{self.networks['head'].address}:8000"
         self._start("head", head_command(self.networks["head"]))
         until(lambda: bool(self.processes("head", "gcs_server")), "Ray's head")
@@ -65,7 +67,7 @@ class NodeCluster(contextlib.ExitStack):
         address = f"--address={self.networks['head'].address}:{GCS_PORT}"
         with (self._folder / "serve.log").open("wb") as log:
             serve = subprocess.Popen(
-                self._nodes["head"].inside(str(BIN / "serve"), "run", address, str(CONFIG)),
+                self._nodes["head"].inside(str(BIN / "serve"), "run", address, str(self._config)),
                 env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
@@ -80,6 +82,19 @@ class NodeCluster(contextlib.ExitStack):
     def processes(self, name: Name, part: str) -> list[psutil.Process]:
         """Of a node, those whose command line contains `part`."""
         return self._nodes[name].processes(part)
+
+    def unused_rows(self) -> set[Row]:
+        """Those by which nobody has come in."""
+        unused = set(self._rows)
+        for name, network in self.networks.items():
+            for connection in network.accepted():
+                unused -= {row for row in unused if row.covers(connection, name, self.addresses)}
+        return unused
+
+    def refused(self) -> dict[Name, frozenset[Connection]]:
+        """What was asked for at each node and lies beyond the rows; no node where nothing was."""
+        refused = {name: network.refused() for name, network in self.networks.items()}
+        return {name: connections for name, connections in refused.items() if connections}
 
     def engine_core(self, phase: Phase) -> psutil.Process:
         (process,) = self.processes(phase, "VLLM::EngineCore")

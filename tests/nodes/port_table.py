@@ -30,6 +30,8 @@ class Row:
     target: str
     first_port: int
     last_port: int
+    is_for_spans: bool
+    """Whether only engines that span nodes need it."""
 
     def sources(self, addresses: Mapping[str, str]) -> tuple[str, ...]:
         """Those of the nodes' addresses, by what the nodes are called; or the client's."""
@@ -45,18 +47,28 @@ class Row:
         )
 
 
-def read_rows() -> list[Row]:
-    """The table's. Raises ValueError where there is none."""
+def read_rows(*, spans_nodes: bool = False) -> list[Row]:
+    """The table's, with what engines that span nodes need or without.
+
+    Raises ValueError where there is none.
+    """
     found = _TABLE.search(PAGE.read_text())
     if found is None:
         raise ValueError(f"{PAGE} has no table of ports")
     lines = found.group(1).splitlines()[_HEADER:]
-    return [_read_row(*(cell.strip() for cell in line.split("|")[1:4])) for line in lines]
+    rows = [_read_row(*(cell.strip() for cell in line.split("|")[1:5])) for line in lines]
+    return [row for row in rows if spans_nodes or not row.is_for_spans]
 
 
-def _read_row(source: str, target: str, ports: str) -> Row:
+def _read_row(source: str, target: str, ports: str, what: str) -> Row:
     first, _, last = ports.partition("-")
-    return Row(source=source, target=target, first_port=int(first), last_port=int(last or first))
+    return Row(
+        source=source,
+        target=target,
+        first_port=int(first),
+        last_port=int(last or first),
+        is_for_spans="`nodes`" in what,
+    )
 
 
 def _nodes(role: str) -> tuple[str, ...]:

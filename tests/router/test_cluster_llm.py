@@ -210,6 +210,14 @@ async def test_prompt_logprobs_have_a_bound(params: dict[str, Any], is_taken: bo
     llm.shutdown()
 
 
+async def test_what_vllm_refuses_it_names_itself() -> None:
+    cluster = Cluster()
+    llm = front_end(cluster.core, Checks())
+    with pytest.raises(VLLMValidationError, match="greater than max allowed: 20"):
+        await ask(llm, prompt_logprobs=21)
+    llm.shutdown()
+
+
 async def test_all_prompts_of_one_request_have_one_bound() -> None:
     cluster = Cluster()
     llm = front_end(cluster.core, Checks())
