@@ -20,6 +20,8 @@ MAX_TEXTS = 128
 """Stop strings, or bad words, of one request; vLLM takes as many bad words."""
 MAX_TEXT_CHARS = 1024
 MAX_ID_CHARS = 256
+MAX_TEMPLATE_KWARGS = 64
+"""vLLM looks at each for milliseconds, in the one thread that renders everybody's prompts."""
 MAX_SCHEMA_BYTES = 256 * 1024
 INT64 = range(-(2**63), 2**63)
 
@@ -58,6 +60,7 @@ class _Asked(msgspec.Struct):
     tools: msgspec.Raw = _ABSENT
     text: msgspec.Raw = _ABSENT
     output_config: msgspec.Raw = _ABSENT
+    chat_template_kwargs: msgspec.Raw = _ABSENT
 
 
 def check_body(body: bytes, *, max_choices: int) -> Excess | None:
@@ -169,6 +172,9 @@ def _check_fields(asked: _Asked, max_choices: int) -> Excess | None:
     for name in _WITH_SCHEMAS:
         if len(bytes(getattr(asked, name))) > MAX_SCHEMA_BYTES:
             return Excess(message=f"{name} is larger than {MAX_SCHEMA_BYTES} bytes.", param=name)
+    if _num_fields(asked.chat_template_kwargs) > MAX_TEMPLATE_KWARGS:
+        told = f"chat_template_kwargs has more than {MAX_TEMPLATE_KWARGS} entries."
+        return Excess(message=told, param="chat_template_kwargs")
     num_prompts = max(map(_num_prompts, (asked.prompt, asked.messages, asked.items)))
     if (num_choices := num_prompts * _whole(asked.n)) > max_choices:
         told = f"{num_choices} choices are asked for, prompts times n; at most {max_choices} may be"
@@ -193,6 +199,13 @@ def _num_prompts(raw: msgspec.Raw) -> int:
     if _MANY.match(raw) is None:
         return 1
     return len(msgspec.json.decode(raw, type=list[msgspec.Raw]))
+
+
+def _num_fields(raw: msgspec.Raw) -> int:
+    """How many an object has; 0 of what is none."""
+    if not bytes(raw).lstrip().startswith(b"{"):
+        return 0
+    return len(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]))
 
 
 def _whole(value: object) -> int:

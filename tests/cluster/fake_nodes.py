@@ -7,6 +7,7 @@ GPUs in use on each node.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +33,10 @@ TIMEOUT_S = 150.0
 @contextmanager
 def fake_nodes() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="fake-nodes-", dir="/tmp") as folder:
-        # Of its own, so that it tells no other program on this machine about itself.
+        # Of its own, so that it tells no other program on this machine about itself: in it goes the
+        # address too, which Ray writes below the default folder, whether that is there or not.
+        os.environ["RAY_TMPDIR"] = folder
+        (Path(folder) / "ray").mkdir()
         head = {"num_cpus": 4, "num_gpus": 0, "temp_dir": folder, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:

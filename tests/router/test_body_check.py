@@ -88,6 +88,10 @@ EXCESSIVE = {
     "tools": (body(tools=["y" * MAX_SCHEMA_BYTES]), "tools"),
     "n": (body(n=1025), "n"),
     "n-as-a-text": (body(n="1025"), "n"),
+    "template-kwargs": (
+        body(chat_template_kwargs={str(number): 1 for number in range(65)}),
+        "chat_template_kwargs",
+    ),
     "n-as-a-text-with-a-fraction": (body(n=" 1025.0 "), "n"),
     "prompts": (body(prompt=["a"] * 1025), "n"),
     "prompts-of-tokens": (body(prompt=[[5]] * 513, n=2), "n"),
