@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fault-every",
         type=_positive,
         default=0.6,
-        help="from one fault to the next, in starts of an engine, which is measured first",
+        help="from one fault to the next, in the time in which two engines start, measured first",
     )
     parser.add_argument(
         "--burst", type=int, default=4, help="requests more in the second before each fault"
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--patience",
         type=_positive,
         default=5.0,
-        help="how long a client waits for a whole answer, in starts of an engine",
+        help="how long a client waits for a whole answer, in the time in which two engines start",
     )
     parser.add_argument("--seed", type=int, default=0, help="of arrivals, requests and faults")
     parser.add_argument(
